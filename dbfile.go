@@ -1,0 +1,242 @@
+package main
+
+// The database file as bytes: what is looked at before bbolt may map it, and the
+// one thing that is written to it beside bbolt, its own two meta pages again.
+// The layout is bbolt's internal/common: integers in the machine's byte order,
+// page ids counted in pages from the start of the file.
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// formatKey in bucketMeta says who wrote the file and in which form: formatName,
+// a slash, formatVersion. A reader refuses a version that it does not know.
+const (
+	formatKey     = "format"
+	formatName    = "energy-contracts"
+	formatVersion = 1
+)
+
+// lockTimeout is how long a file that another process holds is asked for: that
+// process may be about to end.
+const lockTimeout = 900 * time.Millisecond
+
+// ErrInUse is returned by Open when another process has the database open.
+var ErrInUse = errors.New("another process has it open; stop that one (a running server?) or name another file with --db")
+
+// meta is one of bbolt's two meta pages. The valid one with the higher txid says
+// which transaction stands.
+type meta struct {
+	page     []byte // the whole page, as it is in the file
+	valid    bool
+	pageSize int64
+	root     uint64 // page id of the root bucket
+	pages    uint64 // how many pages the file holds (bbolt's pgid, the high water mark)
+	txid     uint64
+}
+
+const (
+	metaMagic      = 0xED0CDAED
+	metaVersion    = 2
+	metaSize       = 64
+	pageHeaderSize = 16
+	minPageSize    = 1 << 10
+	maxPageSize    = 16 << 20
+)
+
+// openFile opens and locks an existing database file and checks what can be
+// checked without reading all of it. With resync it then writes both meta pages
+// again as they are, and syncs: a meta page whose sync failed, or was cut short
+// by the end of its process, is only in the page cache, where the kernel may
+// hold it for clean. It returns the file, locked, and the id of the transaction
+// that stands in it.
+func openFile(path string, resync bool, log *slog.Logger) (f *os.File, standing uint64, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, 0, fmt.Errorf("%s is not a file", path)
+	}
+	f, err = os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			err = fmt.Errorf("database %s: %w", path, err)
+		}
+	}()
+	if err := lock(f); err != nil {
+		return nil, 0, err
+	}
+	metas, err := readMetas(f)
+	if err != nil {
+		return nil, 0, err
+	}
+	m := metas[0]
+	if !m.valid || metas[1].valid && metas[1].txid > m.txid {
+		m = metas[1]
+	}
+	if !metas[0].valid || !metas[1].valid {
+		log.Warn("one of the database's two meta pages is broken, the other one is used; back the file up", "file", path)
+	}
+	if err := checkFile(f, m); err != nil {
+		return nil, 0, err
+	}
+	if resync {
+		for i := range metas {
+			if _, err := f.WriteAt(metas[i].page, int64(i)*m.pageSize); err != nil {
+				return nil, 0, fmt.Errorf("write meta page: %w", err)
+			}
+		}
+		if err := f.Sync(); err != nil {
+			return nil, 0, fmt.Errorf("sync: %w", err)
+		}
+	}
+	return f, m.txid, nil
+}
+
+// lock takes the lock that bbolt will take once more, on the same open file.
+func lock(f *os.File) error {
+	for deadline := time.Now().Add(lockTimeout); ; time.Sleep(20 * time.Millisecond) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, syscall.EWOULDBLOCK):
+			return fmt.Errorf("lock: %w", err)
+		case time.Now().After(deadline):
+			return ErrInUse
+		}
+	}
+}
+
+// readMetas reads both meta pages, of which at least one is valid.
+func readMetas(f *os.File) (metas [2]meta, err error) {
+	info, err := f.Stat()
+	if err != nil {
+		return metas, err
+	}
+	if info.Size() == 0 {
+		return metas, errors.New("is empty, so it is no database; remove it, or name another file with --db")
+	}
+	var pageSize int64
+	if first := readMeta(f, 0, minPageSize); first.valid {
+		pageSize = first.pageSize
+	}
+	// The first tells where the second is. When it is broken, look for the second
+	// where bbolt looks too.
+	for at := int64(minPageSize); pageSize == 0 && at <= maxPageSize; at *= 2 {
+		if second := readMeta(f, at, minPageSize); second.valid && second.pageSize == at {
+			pageSize = at
+		}
+	}
+	if pageSize == 0 {
+		return metas, errors.New("is not a database, or both its meta pages are broken; restore a backup, or name another file with --db")
+	}
+	for i := range metas {
+		metas[i] = readMeta(f, int64(i)*pageSize, pageSize)
+	}
+	return metas, nil
+}
+
+// readMeta reads size bytes at an offset as a meta page.
+func readMeta(f *os.File, offset, size int64) meta {
+	m := meta{page: make([]byte, size)}
+	if n, _ := f.ReadAt(m.page, offset); n < pageHeaderSize+metaSize {
+		return m
+	}
+	b := m.page[pageHeaderSize : pageHeaderSize+metaSize]
+	u32 := func(at int) uint32 { return binary.NativeEndian.Uint32(b[at:]) }
+	u64 := func(at int) uint64 { return binary.NativeEndian.Uint64(b[at:]) }
+	m.pageSize, m.root, m.pages, m.txid = int64(u32(8)), u64(16), u64(40), u64(48)
+	sum := fnv.New64a()
+	sum.Write(b[:56])
+	m.valid = u32(0) == metaMagic && u32(4) == metaVersion && u64(56) == sum.Sum64() &&
+		m.pageSize >= minPageSize && m.pageSize <= maxPageSize
+	return m
+}
+
+// checkFile compares the file with the meta page that stands: its length, and
+// that it is a file in our format.
+func checkFile(f *os.File, m meta) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if want := int64(m.pages) * m.pageSize; info.Size() < want {
+		return fmt.Errorf("is cut off: it has %d bytes, its meta page says %d; restore a backup", info.Size(), want)
+	}
+	root := make([]byte, m.pageSize)
+	if m.root >= m.pages {
+		return errors.New("is broken: its root is outside of it; restore a backup")
+	}
+	if _, err := f.ReadAt(root, int64(m.root)*m.pageSize); err != nil {
+		return fmt.Errorf("read root page: %w", err)
+	}
+	// A bucket this small stands inline in its parent: a header of a root id and
+	// a sequence, then a page of its own.
+	const bucketHeaderSize = 16
+	var format []byte
+	if inline := leafValue(root, bucketMeta); len(inline) > bucketHeaderSize {
+		format = leafValue(inline[bucketHeaderSize:], []byte(formatKey))
+	}
+	name, version, _ := strings.Cut(string(format), "/")
+	n, err := strconv.Atoi(version)
+	switch {
+	case name != formatName || err != nil:
+		return errors.New("is a bbolt database, but not one of this program (or its root is broken); name another file with --db, or restore a backup")
+	case n != formatVersion:
+		return fmt.Errorf("has format version %d, this program reads version %d; use the program that wrote it", n, formatVersion)
+	}
+	return nil
+}
+
+// leafValue finds a key in a leaf page and returns its value, or nil where the
+// page is none or ends too early.
+func leafValue(page, key []byte) []byte {
+	const (
+		leafPageFlag = 0x02
+		elementSize  = 16
+	)
+	if len(page) < pageHeaderSize || binary.NativeEndian.Uint16(page[8:]) != leafPageFlag {
+		return nil
+	}
+	count := int(binary.NativeEndian.Uint16(page[10:]))
+	for i := range count {
+		at := pageHeaderSize + i*elementSize
+		if at+elementSize > len(page) {
+			return nil
+		}
+		pos := uint64(binary.NativeEndian.Uint32(page[at+4:])) + uint64(at)
+		keyEnd := pos + uint64(binary.NativeEndian.Uint32(page[at+8:]))
+		end := keyEnd + uint64(binary.NativeEndian.Uint32(page[at+12:]))
+		if end > uint64(len(page)) {
+			return nil
+		}
+		if bytes.Equal(page[pos:keyEnd], key) {
+			return page[keyEnd:end]
+		}
+	}
+	return nil
+}
+
+// exists tells whether there is anything at path. A path that cannot be looked
+// at counts, so that opening it says why.
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return !errors.Is(err, fs.ErrNotExist)
+}

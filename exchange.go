@@ -1,0 +1,237 @@
+package main
+
+// One request and its answer: what is the same for every endpoint. The request
+// id, the body, the bytes of the answer, the line in the log.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
+)
+
+// exchange is one request and what became of it.
+type exchange struct {
+	http.ResponseWriter
+	r *http.Request
+
+	id     string  // the request id
+	route  string  // the pattern that matched, or ""
+	client string  // the client id, once it is known
+	free   *buffer // holds the answer's content, or nil
+
+	status int   // of the answer; 0: none was sent
+	bytes  int64 // of the answer's content
+	err    error // why the answer is a 5xx, or broke off
+}
+
+// answer is a success.
+type answer struct {
+	status      int
+	contentType string // "" is application/json
+	etag        string
+	location    string
+	link        string
+	acceptPatch string
+	noStore     bool // RFC 6749 §5.1
+
+	content []byte
+	// more gives content that did not fit, until it gives none.
+	more func(buf []byte) ([]byte, error)
+}
+
+// ServeHTTP answers with next, and logs one line.
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	start := time.Now()
+	x := &exchange{ResponseWriter: w, r: r, id: uuid.New().String()}
+	defer func() {
+		if x.err == nil && x.status == 0 {
+			x.err = errors.New("no answer")
+		}
+		level, attrs := slog.LevelInfo, []slog.Attr{
+			slog.String("method", r.Method),
+			slog.String("route", x.route),
+			slog.Int("status", x.status),
+			slog.Int64("bytes", x.bytes),
+			slog.Duration("duration", time.Since(start)),
+			slog.String("request", x.id),
+			slog.String("client", x.client),
+		}
+		if x.err != nil {
+			level = slog.LevelError
+			attrs = append(attrs, slog.Any("err", x.err))
+		}
+		a.log.LogAttrs(context.Background(), level, "request", attrs...)
+	}()
+	h := w.Header()
+	h.Set("X-Request-ID", x.id)
+	h.Set("X-Content-Type-Options", "nosniff")
+	if n := len(r.Header["Authorization"]); n > 1 {
+		x.fail(&malformed{fault{Parameter: "Authorization", Detail: fmt.Sprintf("stands %d times; send it once", n)}})
+		return
+	}
+	routed(r.URL)
+	a.router.ServeHTTP(x, r)
+	if x.free != nil {
+		x.free.free()
+	}
+}
+
+// panicked answers a request whose handler panicked.
+func (x *exchange) panicked(p any) {
+	if p == http.ErrAbortHandler {
+		panic(p) // net/http's way to break a connection off
+	}
+	x.fail(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
+}
+
+// send writes an answer.
+func (x *exchange) send(a answer) {
+	h := x.Header()
+	set := func(name, value string) {
+		if value != "" {
+			h.Set(name, value)
+		}
+	}
+	set("ETag", a.etag)
+	set("Location", a.location)
+	set("Link", a.link)
+	set("Accept-Patch", a.acceptPatch)
+	if a.noStore {
+		h.Set("Cache-Control", "no-store")
+		h.Set("Pragma", "no-cache")
+	}
+	if a.status != http.StatusNoContent && a.status != http.StatusNotModified {
+		if a.contentType == "" {
+			a.contentType = "application/json"
+		}
+		h.Set("Content-Type", a.contentType)
+		if a.more == nil {
+			h.Set("Content-Length", strconv.Itoa(len(a.content)))
+		}
+	}
+	x.status = a.status
+	x.WriteHeader(a.status)
+	if x.r.Method == http.MethodHead {
+		return
+	}
+	x.write(a.content)
+	for a.more != nil && x.err == nil {
+		content, err := a.more(a.content[:0])
+		if err != nil {
+			x.abort(err)
+		}
+		if len(content) == 0 {
+			return
+		}
+		x.write(content)
+	}
+}
+
+func (x *exchange) write(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	n, err := x.Write(b)
+	x.bytes += int64(n)
+	if err != nil {
+		x.abort(err)
+	}
+}
+
+// abort breaks the connection off, where half an answer could be taken for a
+// whole one, or no answer is true.
+func (x *exchange) abort(err error) {
+	x.err = err
+	panic(http.ErrAbortHandler)
+}
+
+// fail writes an error as the answer.
+func (x *exchange) fail(err error) {
+	if x.status != 0 {
+		x.abort(err)
+	}
+	// Nobody is there to be answered; or what became of the change is not known,
+	// and no answer says just that.
+	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
+		x.abort(err)
+	}
+	a := answer{}
+	var header [2]string
+	var body any
+	var oerr *oauthError
+	if errors.As(err, &oerr) {
+		a.status, a.noStore, header, body = oerr.status, true, oerr.header, oerr
+	} else {
+		p := *problemOf(err)
+		p.Instance = x.id
+		a.status, a.contentType, header, body = p.Status, "application/problem+json", p.header, &p
+	}
+	if header[0] != "" {
+		x.Header().Set(header[0], header[1])
+	}
+	if a.status >= 500 {
+		x.err = err
+	}
+	content, err := json.Marshal(body)
+	if err != nil {
+		x.abort(fmt.Errorf("encode error: %w", err))
+	}
+	a.content = content
+	x.send(a)
+}
+
+// body reads the request's content into a buffer from the pool, at most maxBytes
+// of it.
+func (x *exchange) body(maxBytes int64) (*buffer, error) {
+	tooLarge := newProblem(http.StatusRequestEntityTooLarge,
+		fmt.Sprintf("The content may have at most %d bytes; send fewer prices, or start the service with a larger --max-body.", maxBytes))
+	if x.r.ContentLength > maxBytes {
+		return nil, tooLarge
+	}
+	b := buffers.Get().(*buffer)
+	w := bytes.NewBuffer(b.b[:0])
+	_, err := w.ReadFrom(http.MaxBytesReader(x.ResponseWriter, x.r.Body, maxBytes))
+	b.b = w.Bytes()
+	var exceeded *http.MaxBytesError
+	switch {
+	case err == nil:
+		return b, nil
+	case errors.As(err, &exceeded):
+		err = tooLarge
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = newProblem(http.StatusRequestTimeout, "The content took too long to arrive; send it within 30 seconds.")
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		err = &malformed{fault{Pointer: "#", Detail: "the content ends before its Content-Length"}}
+	default:
+		err = &malformed{fault{Pointer: "#", Detail: "the content cannot be read: " + err.Error()}}
+	}
+	b.free()
+	return nil, err
+}
+
+// buffer is a piece of memory that requests take turns with.
+type buffer struct{ b []byte }
+
+var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, 4<<10)} }}
+
+// maxPooled is the largest buffer that is kept, in bytes: a list's page, or a
+// year of hourly prices.
+const maxPooled = 1 << 20
+
+func (b *buffer) free() {
+	if cap(b.b) <= maxPooled {
+		buffers.Put(b)
+	}
+}

@@ -1,0 +1,432 @@
+package main
+
+// The endpoints: what is routed where, and what each does. A handler reads as the
+// specification does, and returns its answer or an error.
+
+import (
+	"errors"
+	"log/slog"
+	"mime"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/julienschmidt/httprouter"
+)
+
+const (
+	contractsPath  = "/api/partners/v2.0/org/:org_id/users/:user_id/energy-contracts"
+	contractPath   = contractsPath + "/:energy_contract_id"
+	mergePatchType = "application/merge-patch+json"
+)
+
+// api serves the endpoints. It is an http.Handler.
+type api struct {
+	store     *Store
+	validator *Validator
+	now       func() time.Time
+	log       *slog.Logger
+	maxBody   int64 // bytes of a request's content
+	router    *httprouter.Router
+	running   running
+}
+
+func newAPI(store *Store, now func() time.Time, log *slog.Logger, maxBody int64) (*api, error) {
+	v, err := newValidator()
+	if err != nil {
+		return nil, err
+	}
+	a := &api{store: store, validator: v, now: now, log: log, maxBody: maxBody, router: httprouter.New()}
+
+	read, write := Scopes{Read: true}, Scopes{Write: true}
+	a.contract(http.MethodGet, contractsPath, read, a.listContracts)
+	a.contract(http.MethodHead, contractsPath, read, a.listContracts)
+	a.contract(http.MethodPost, contractsPath, write, a.postContract)
+	a.contract(http.MethodGet, contractPath, read, a.getContract)
+	a.contract(http.MethodHead, contractPath, read, a.getContract)
+	a.contract(http.MethodPut, contractPath, write, a.putContract)
+	a.contract(http.MethodPatch, contractPath, write, a.patchContract)
+	a.contract(http.MethodDelete, contractPath, write, a.deleteContract)
+	a.public(http.MethodPost, "/oauth2/token", a.postToken) // httprouter would redirect
+	a.public(http.MethodPost, "/oauth2/token/", a.postToken)
+	for _, method := range []string{http.MethodGet, http.MethodHead} {
+		a.public(method, "/healthz", a.getHealth)
+		a.public(method, "/readyz", a.getReady)
+	}
+
+	// A client is told what is wrong with its path, not sent to another.
+	a.router.RedirectTrailingSlash, a.router.RedirectFixedPath = false, false
+	a.router.NotFound = fixed(newProblem(http.StatusNotFound, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts."))
+	a.router.MethodNotAllowed = fixed(newProblem(http.StatusMethodNotAllowed, "This path has no such method; Allow names those that it has."))
+	a.router.GlobalOPTIONS = http.HandlerFunc(options)
+	a.router.PanicHandler = func(w http.ResponseWriter, _ *http.Request, p any) { w.(*exchange).panicked(p) }
+	return a, nil
+}
+
+// target is what the path of a contract endpoint names, and who asks.
+type target struct {
+	Key    // Contract is "" for the collection
+	client string
+}
+
+// contract registers an endpoint that needs a token with a scope.
+func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange, target) (answer, error)) {
+	a.handle(method, pattern, func(x *exchange, ps httprouter.Params) (answer, error) {
+		token, err := a.authorize(x, need, ps.ByName("org_id"))
+		if err != nil {
+			return answer{}, err
+		}
+		t := target{Key: Key{Owner: Owner{Org: token.Org}}, client: token.Client}
+		var faults invalid
+		for _, p := range ps {
+			id, err := parseID(p.Value)
+			if err != nil {
+				faults.faults = append(faults.faults, fault{Parameter: p.Key, Detail: err.Error()})
+			}
+			switch p.Key {
+			case "user_id":
+				t.User = id
+			case "energy_contract_id":
+				t.Contract = id
+			}
+		}
+		if len(faults.faults) > 0 {
+			return answer{}, &faults
+		}
+		return serve(x, t)
+	})
+}
+
+// public registers an endpoint that needs no token.
+func (a *api) public(method, pattern string, serve func(*exchange) (answer, error)) {
+	a.handle(method, pattern, func(x *exchange, _ httprouter.Params) (answer, error) { return serve(x) })
+}
+
+// handle registers an endpoint under a pattern that the log can name.
+func (a *api) handle(method, pattern string, serve func(*exchange, httprouter.Params) (answer, error)) {
+	a.router.Handle(method, pattern, func(w http.ResponseWriter, _ *http.Request, ps httprouter.Params) {
+		x := w.(*exchange)
+		x.route = pattern
+		ans, err := serve(x, ps)
+		if err != nil {
+			x.fail(err)
+			return
+		}
+		x.send(ans)
+	})
+}
+
+func fixed(p *problem) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.(*exchange).fail(p) })
+}
+
+// options answers OPTIONS; the router has set Allow.
+func options(w http.ResponseWriter, _ *http.Request) {
+	a := answer{status: http.StatusNoContent}
+	if strings.Contains(w.Header().Get("Allow"), http.MethodPatch) {
+		a.acceptPatch = mergePatchType // RFC 5789 §3.1
+	}
+	w.(*exchange).send(a)
+}
+
+// routed gives the router a path in which an encoded slash is part of an id, and
+// so a wrong one, rather than a way to another route.
+func routed(u *url.URL) {
+	if strings.Contains(strings.ToUpper(u.RawPath), "%2F") {
+		u.Path = u.RawPath
+	}
+}
+
+func (a *api) getContract(x *exchange, t target) (answer, error) {
+	pre, err := parsePreconditions(x.r.Header)
+	if err != nil {
+		return answer{}, err
+	}
+	buf := buffers.Get().(*buffer)
+	x.free = buf
+	doc, version, err := a.current(buf, t.Key, pre)
+	switch {
+	case errors.Is(err, errMatched):
+		return answer{status: http.StatusNotModified, etag: etag(version)}, nil
+	case err != nil:
+		return answer{}, err
+	}
+	return answer{status: http.StatusOK, etag: etag(version), content: doc}, nil
+}
+
+// current gets a contract into buf and checks the preconditions against it.
+func (a *api) current(buf *buffer, k Key, pre preconditions) ([]byte, Version, error) {
+	doc, version, err := a.store.Get(buf.b[:0], k)
+	buf.b = doc
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, 0, err
+	}
+	if failed := pre.check(version, err == nil); failed != nil {
+		return nil, version, failed
+	}
+	return doc, version, err
+}
+
+func (a *api) listContracts(x *exchange, t target) (answer, error) {
+	r, err := parseRange(x.r.URL.RawQuery)
+	if err != nil {
+		return answer{}, err
+	}
+	buf := buffers.Get().(*buffer)
+	x.free = buf
+	page, err := a.store.List(append(buf.b[:0], '['), t.Owner, r)
+	buf.b = page.Documents
+	if err != nil {
+		return answer{}, err
+	}
+	ans := answer{status: http.StatusOK, content: page.Documents}
+	if page.Last != "" {
+		// A path and query, so that it is right behind any proxy (RFC 8288 §3.1).
+		next := url.URL{Path: x.r.URL.Path, RawQuery: url.Values{"after": {string(page.Last)}, "limit": {strconv.Itoa(r.Limit)}}.Encode()}
+		ans.link = "<" + next.String() + `>; rel="next"`
+	}
+	if !page.More {
+		buf.b = append(buf.b, ']')
+		ans.content = buf.b
+		return ans, nil
+	}
+	ans.more = func(b []byte) ([]byte, error) {
+		if !page.More {
+			return nil, nil
+		}
+		page, err = a.store.List(append(b, ','), t.Owner, page.Rest)
+		if err != nil {
+			return nil, err
+		}
+		b = page.Documents
+		if len(b) == 1 { // the rest was deleted meanwhile
+			b = b[:0]
+		}
+		if !page.More {
+			b = append(b, ']')
+		}
+		return b, nil
+	}
+	return ans, nil
+}
+
+// parseRange reads limit and after. It returns a *malformed or an *invalid.
+func parseRange(query string) (r Range, err error) {
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return r, &malformed{fault{Parameter: "query", Detail: "is not percent-encoded as a URL is"}}
+	}
+	var faults invalid
+	wrong := func(name, detail string) {
+		faults.faults = append(faults.faults, fault{Parameter: name, Detail: detail})
+	}
+	for _, name := range []string{"limit", "after"} {
+		switch v := values[name]; {
+		case len(v) == 0:
+		case len(v) > 1:
+			wrong(name, "stands more than once")
+		case name == "limit":
+			if r.Limit, err = strconv.Atoi(v[0]); err != nil || r.Limit < 1 || r.Limit > maxLimit {
+				wrong(name, "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", is "+shown(v[0]))
+			}
+		default:
+			if r.After, err = parseID(v[0]); err != nil {
+				wrong(name, err.Error())
+			}
+		}
+	}
+	if len(faults.faults) > 0 {
+		return r, &faults
+	}
+	return r, nil
+}
+
+// maxLimit is the most contracts that a client may ask for at once.
+const maxLimit = 1000
+
+func (a *api) postContract(x *exchange, t target) (answer, error) {
+	if err := checkMediaType(x.r.Header, "application/json"); err != nil {
+		return answer{}, err
+	}
+	key, err := parseIdempotencyKey(x.r.Header)
+	if err != nil {
+		return answer{}, err
+	}
+	if key != "" {
+		done, ok := a.running.start(string(t.Org+"/"+t.User+"/") + t.client + "\x00" + key)
+		if !ok {
+			return answer{}, newProblem(http.StatusConflict, "A request with this Idempotency-Key is still running; send it again when that one is answered.").with("Retry-After", retryAfter)
+		}
+		defer done()
+	}
+	body, err := x.body(a.maxBody)
+	if err != nil {
+		return answer{}, err
+	}
+	defer body.free()
+	c, err := a.validator.Contract(body.b)
+	if err != nil {
+		return answer{}, err
+	}
+	t.Contract = newID()
+	doc, err := c.encode(t.Contract)
+	if err != nil {
+		return answer{}, err
+	}
+	var once *Idempotency
+	if key != "" {
+		once = &Idempotency{Client: t.client, Key: key, Body: hashOf(string(body.b))}
+	}
+	created, err := a.store.Create(x.r.Context(), t.Key, doc, once)
+	if err != nil {
+		return answer{}, err
+	}
+	t.Contract = created.ID
+	// The source says 200, where another API would say 201.
+	return answer{status: http.StatusOK, etag: etag(created.Version), location: location(t.Key), content: created.Document}, nil
+}
+
+func (a *api) putContract(x *exchange, t target) (answer, error) {
+	body, err := a.content(x, "application/json")
+	if err != nil {
+		return answer{}, err
+	}
+	defer body.free()
+	c, err := a.validator.Contract(body.b)
+	if err != nil {
+		return answer{}, err
+	}
+	pre, err := parsePreconditions(x.r.Header)
+	if err != nil {
+		return answer{}, err
+	}
+	doc, err := c.encode(t.Contract)
+	if err != nil {
+		return answer{}, err
+	}
+	created := false
+	version, err := a.store.Put(x.r.Context(), t.Key, doc, func(current Version, exists bool) error {
+		if err := pre.check(current, exists); err != nil {
+			return err
+		}
+		created = !exists
+		if created && !pre.ifNoneMatch.any {
+			return ErrNotFound
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return answer{}, err
+	case created:
+		return answer{status: http.StatusCreated, etag: etag(version), location: location(t.Key), content: doc}, nil
+	}
+	return answer{status: http.StatusOK, etag: etag(version), content: doc}, nil
+}
+
+// errChanged: another write came between reading a contract and patching it.
+var errChanged = errors.New("changed meanwhile")
+
+func (a *api) patchContract(x *exchange, t target) (answer, error) {
+	body, err := a.content(x, mergePatchType)
+	if err != nil {
+		return answer{}, err
+	}
+	defer body.free()
+	if err := a.validator.Patch(body.b); err != nil {
+		return answer{}, err
+	}
+	pre, err := parsePreconditions(x.r.Header)
+	if err != nil {
+		return answer{}, err
+	}
+	buf := buffers.Get().(*buffer)
+	defer buf.free()
+	for {
+		old, version, err := a.current(buf, t.Key, pre)
+		if err != nil {
+			return answer{}, err
+		}
+		c, err := decodeDocument(old)
+		if err != nil {
+			return answer{}, err
+		}
+		if c, err = a.validator.Patched(*c, body.b); err != nil {
+			return answer{}, err
+		}
+		doc, err := c.encode(t.Contract)
+		if err != nil {
+			return answer{}, err
+		}
+		patched, err := a.store.Put(x.r.Context(), t.Key, doc, func(current Version, exists bool) error {
+			if !exists || current != version {
+				return errChanged
+			}
+			return nil
+		})
+		switch {
+		case err == nil:
+			return answer{status: http.StatusOK, etag: etag(patched), content: doc}, nil
+		case !errors.Is(err, errChanged):
+			return answer{}, err
+		}
+	}
+}
+
+func (a *api) deleteContract(x *exchange, t target) (answer, error) {
+	pre, err := parsePreconditions(x.r.Header)
+	if err != nil {
+		return answer{}, err
+	}
+	err = a.store.Delete(x.r.Context(), t.Key, func(current Version, exists bool) error {
+		if err := pre.check(current, exists); err != nil {
+			return err
+		}
+		if !exists {
+			return ErrNotFound
+		}
+		return nil
+	})
+	return answer{status: http.StatusNoContent}, err
+}
+
+func (a *api) getHealth(*exchange) (answer, error) {
+	return answer{status: http.StatusOK, content: []byte(`{"status":"ok"}`)}, nil
+}
+
+func (a *api) getReady(x *exchange) (answer, error) {
+	return answer{status: http.StatusOK, content: []byte(`{"status":"ready"}`)}, a.store.Ready(x.r.Context())
+}
+
+// content reads a body of a media type. The caller frees it.
+func (a *api) content(x *exchange, mediaType string) (*buffer, error) {
+	if err := checkMediaType(x.r.Header, mediaType); err != nil {
+		return nil, err
+	}
+	return x.body(a.maxBody)
+}
+
+func checkMediaType(h http.Header, want string) error {
+	is := h.Get("Content-Type")
+	media, params, err := mime.ParseMediaType(is)
+	charset := params["charset"]
+	if err != nil || media != want || charset != "" && !strings.EqualFold(charset, "utf-8") {
+		p := newProblem(http.StatusUnsupportedMediaType, "Content-Type must be "+want+" in UTF-8, is "+shown(is)+".")
+		if want == mergePatchType {
+			return p.with("Accept-Patch", mergePatchType) // RFC 5789 §2.2
+		}
+		return p
+	}
+	if coding := h.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return newProblem(http.StatusUnsupportedMediaType, "Content-Encoding must be identity, is "+shown(coding)+".").
+			with("Accept-Encoding", "identity") // RFC 9110 §12.5.3
+	}
+	return nil
+}
+
+// location is the path of a contract.
+func location(k Key) string {
+	return strings.NewReplacer(":org_id", string(k.Org), ":user_id", string(k.User), ":energy_contract_id", string(k.Contract)).Replace(contractPath)
+}

@@ -1,0 +1,232 @@
+// Energy-contracts serves a partner API's energy contracts from one binary: what
+// a user of an organization pays for electricity.
+//
+// Calls run one way: main.go reads the command line and wires; handler.go has the
+// endpoints, on top of exchange.go (one request and its answer), auth.go,
+// condition.go, idempotency.go and problem.go; parse.go and validate.go turn
+// bodies into the contracts of model.go; store.go keeps them, and knows nothing
+// of HTTP.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/google/uuid"
+)
+
+// cli is the command line. Each flag is an environment variable too.
+type cli struct {
+	Serve  serveCmd `cmd:"" help:"Serve the API until a signal ends it."`
+	Client struct {
+		Add clientAddCmd `cmd:"" help:"Make a client for an organization and print its id and secret, once. Stop the server first."`
+	} `cmd:"" help:"Manage the clients that may get tokens."`
+}
+
+// app is what a command gets from its surroundings.
+type app struct {
+	stdout io.Writer
+	log    *slog.Logger
+	now    func() time.Time
+	// listening is told the address once connections are taken.
+	listening func(net.Addr)
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	a := &app{
+		stdout:    os.Stdout,
+		log:       slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		now:       time.Now,
+		listening: func(net.Addr) {},
+	}
+	if err := a.run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "energy-contracts: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// run does what the command line says.
+func (a *app) run(ctx context.Context, args []string) error {
+	parser, err := kong.New(&cli{},
+		kong.Name("energy-contracts"),
+		kong.Description("Serve a partner API's energy contracts from one binary and one file."),
+		kong.DefaultEnvars("ENERGY_CONTRACTS"),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+		kong.Bind(a))
+	if err != nil {
+		return fmt.Errorf("command line: %w", err)
+	}
+	command, err := parser.Parse(args)
+	if err != nil {
+		return fmt.Errorf("%w; --help explains the commands and flags", err)
+	}
+	return command.Run()
+}
+
+const defaultDB = "energy-contracts.db"
+
+type serveCmd struct {
+	Addr    string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Listen on this address (default: ${default}). Port 0 takes a free one; the log says which."`
+	DB      string `name:"db" placeholder:"FILE" help:"The database file, made if there is none (default: energy-contracts.db; with --demo: a temporary one)."`
+	Demo    bool   `help:"Load sample data and print a request to paste. Its secrets are known to everyone, so it is for a loopback address only."`
+	MaxBody int64  `default:"4194304" placeholder:"BYTES" help:"The largest request body, in bytes (default: ${default})."`
+}
+
+// Validate is called by kong.
+func (c *serveCmd) Validate() error {
+	if c.MaxBody < 1 || c.MaxBody > 1<<30 {
+		return errors.New("--max-body must be from 1 byte to 1 GiB")
+	}
+	return nil
+}
+
+// The server's limits on a connection. How long an answer may take is not
+// limited: a list is as long as its client takes to read it.
+const (
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 30 * time.Second
+	idleTimeout       = 2 * time.Minute
+	// maxHeaderBytes is 16 KiB, of which net/http adds the last 4 itself.
+	maxHeaderBytes = 16<<10 - 4<<10
+	// shutdownTimeout is for the requests in flight.
+	shutdownTimeout = 10 * time.Second
+)
+
+// Run serves until ctx ends. It stops in this order: no new connections, the
+// requests in flight, the writes that wait, the file.
+func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
+	addr, err := net.ResolveTCPAddr("tcp", c.Addr)
+	if err != nil {
+		return fmt.Errorf("--addr %s: %w", c.Addr, err)
+	}
+	loopback := addr.IP.IsLoopback()
+	if c.Demo && !loopback {
+		return fmt.Errorf("--demo is refused on %s: everyone knows its secrets, so it listens on a loopback address only, such as 127.0.0.1:8080", c.Addr)
+	}
+	if c.DB == "" {
+		c.DB = defaultDB
+		if c.Demo {
+			dir, err := os.MkdirTemp("", "energy-contracts-demo-")
+			if err != nil {
+				return fmt.Errorf("directory for the demo database: %w", err)
+			}
+			defer os.RemoveAll(dir)
+			c.DB = filepath.Join(dir, defaultDB)
+		}
+	}
+	store, err := Open(c.DB, a.now, a.log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	if err := c.prepare(ctx, a, store, loopback); err != nil {
+		return err
+	}
+	handler, err := newAPI(store, a.now, a.log, c.MaxBody)
+	if err != nil {
+		return err
+	}
+	listener, err := net.ListenTCP("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("%w; stop what listens there or name another address with --addr", err)
+	}
+	server := &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+	}
+	a.log.Info("listening", "addr", listener.Addr().String(), "db", c.DB)
+	if c.Demo {
+		fmt.Fprint(a.stdout, demoCommands(listener.Addr().String()))
+	}
+	a.listening(listener.Addr())
+	return a.serve(ctx, server, listener)
+}
+
+// prepare looks at what is in the store before anybody else can.
+func (c *serveCmd) prepare(ctx context.Context, a *app, store *Store, loopback bool) error {
+	if c.Demo {
+		return loadDemo(ctx, store, a.now())
+	}
+	demo, err := hasDemoClient(store)
+	if err != nil {
+		return fmt.Errorf("look for demo clients: %w", err)
+	}
+	if demo && !loopback {
+		return fmt.Errorf("%s has the clients of --demo, whose secrets everyone knows, so it is refused on %s; listen on a loopback address or start with a new file", c.DB, c.Addr)
+	}
+	has, err := store.HasClients()
+	if err != nil {
+		return fmt.Errorf("look for clients: %w", err)
+	}
+	if !has {
+		a.log.Warn("there is no client yet, so nobody can get a token; stop the server and add one",
+			"command", fmt.Sprintf("energy-contracts client add --org ORGANIZATION_UUID --db %q", c.DB))
+	}
+	return nil
+}
+
+// serve returns when the server has stopped, and nil if ctx was the reason.
+func (a *app) serve(ctx context.Context, server *http.Server, listener net.Listener) error {
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("serve: %w", err)
+	case <-ctx.Done():
+	}
+	a.log.Info("stopping: finishing the requests in flight")
+	grace, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	if err := server.Shutdown(grace); err != nil {
+		a.log.Warn("requests were still in flight and are broken off", "err", err)
+		return server.Close()
+	}
+	a.log.Info("stopped")
+	return nil
+}
+
+type clientAddCmd struct {
+	Org   string `required:"" placeholder:"UUID" help:"The organization that the client acts for."`
+	Scope string `default:"read write" placeholder:"SCOPES" help:"What the client may do (default: \"${default}\")."`
+	DB    string `name:"db" default:"energy-contracts.db" placeholder:"FILE" help:"The database file, made if there is none (default: ${default})."`
+}
+
+// Run makes a client and prints its secret, of which only a hash is kept.
+func (c *clientAddCmd) Run(ctx context.Context, a *app) (err error) {
+	org, err := parseID(c.Org)
+	if err != nil {
+		return fmt.Errorf("--org %w", err)
+	}
+	client, secret := Client{ID: uuid.NewString(), Org: org, Created: a.now()}, newSecret()
+	client.Secret = hashOf(secret)
+	if err := client.Scopes.UnmarshalText([]byte(c.Scope)); err != nil {
+		return fmt.Errorf("--scope: %w", err)
+	}
+	store, err := Open(c.DB, a.now, a.log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	if err := store.AddClient(ctx, client); err != nil {
+		return fmt.Errorf("add client: %w", err)
+	}
+	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again.\n", client.ID, secret)
+	return nil
+}

@@ -1,0 +1,222 @@
+package main
+
+// What a contract is, and the one JSON form in which it is stored and answered.
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
+)
+
+// ID is a UUID in the form it is stored, keyed and answered in: 36 characters,
+// lower case (RFC 9562 §4). Only parseID and newID make one.
+type ID string
+
+// parseID accepts the 36-character form in either case, and nothing else:
+// uuid.Parse alone would also take braces, URNs and the form without dashes.
+func parseID(s string) (ID, error) {
+	if len(s) != 36 {
+		return "", fmt.Errorf("must be a UUID of 36 characters, has %d", len([]rune(s)))
+	}
+	if _, err := uuid.Parse(s); err != nil {
+		return "", fmt.Errorf("must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a")
+	}
+	return ID(strings.ToLower(s)), nil
+}
+
+// newID returns a UUIDv7: ids made later sort later, so the order by id is the
+// order of registration.
+func newID() ID {
+	return ID(uuid.Must(uuid.NewV7()).String()) // fails with crypto/rand only, which never does
+}
+
+// Owner is the user of an organization whom contracts belong to.
+type Owner struct {
+	Org, User ID
+}
+
+// Key names one contract.
+type Key struct {
+	Owner
+	Contract ID
+}
+
+// Version identifies what a document says: it is the checksum that the store
+// keeps beside it, so equal documents of a contract have equal versions.
+type Version uint64
+
+// Scopes is what a client or a token may do. Its text form is RFC 6749 §3.3's.
+type Scopes struct {
+	Read, Write bool
+}
+
+var errUnknownScope = errors.New("the scopes are read and write, separated by a space")
+
+// UnmarshalText accepts at least one scope, in any order.
+func (s *Scopes) UnmarshalText(text []byte) error {
+	var got Scopes
+	for name := range strings.FieldsSeq(string(text)) {
+		switch name {
+		case "read":
+			got.Read = true
+		case "write":
+			got.Write = true
+		default:
+			return errUnknownScope
+		}
+	}
+	if got == (Scopes{}) {
+		return errUnknownScope
+	}
+	*s = got
+	return nil
+}
+
+// MarshalText writes the scopes in one order, always the same.
+func (s Scopes) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+func (s Scopes) String() string {
+	switch {
+	case s.Read && s.Write:
+		return "read write"
+	case s.Read:
+		return "read"
+	case s.Write:
+		return "write"
+	default:
+		return ""
+	}
+}
+
+// Within tells whether other allows all that s allows.
+func (s Scopes) Within(other Scopes) bool {
+	return (!s.Read || other.Read) && (!s.Write || other.Write)
+}
+
+// Client is a program that acts for one organization (RFC 6749 §1.1).
+type Client struct {
+	ID      string    `json:"-"`
+	Org     ID        `json:"org_id"`
+	Scopes  Scopes    `json:"scope"`
+	Secret  Hash      `json:"secret_sha256"`
+	Created time.Time `json:"created"`
+}
+
+// Token is what a client was granted. The store knows it by its Hash only.
+type Token struct {
+	Client  string    `json:"client_id"`
+	Org     ID        `json:"org_id"`
+	Scopes  Scopes    `json:"scope"`
+	Expires time.Time `json:"-"`
+}
+
+// Hash is the SHA-256 of a secret of at least 256 random bits: nothing that
+// needs a slow hash.
+type Hash [sha256.Size]byte
+
+func hashOf(secret string) Hash { return sha256.Sum256([]byte(secret)) }
+
+// Equal takes the same time whatever differs.
+func (h Hash) Equal(other Hash) bool { return subtle.ConstantTimeCompare(h[:], other[:]) == 1 }
+
+// MarshalText and UnmarshalText use hexadecimal.
+func (h Hash) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
+
+func (h *Hash) UnmarshalText(text []byte) error {
+	if n, err := hex.Decode(h[:], text); err != nil || n != len(h) {
+		return fmt.Errorf("hash of %d characters: %w", len(text), errBadHash)
+	}
+	return nil
+}
+
+var errBadHash = errors.New("not the hexadecimal form of a SHA-256")
+
+// Contract is an energy contract as a client sends it. A nil member was absent
+// or null. The validate tags are the rules of the specification's "Resource"
+// table; validate.go says what each tag means.
+type Contract struct {
+	EnergyContractType                    *string `json:"energy_contract_type" validate:"omitnil,oneof=spot_hourly monthly yearly"`
+	EnergyPrices                          []Price `json:"energy_prices" validate:"-"` // checked by checkPrices, in one loop
+	BuildingID                            *string `json:"building_id" validate:"omitnil,uuid_rfc4122"`
+	MeterID                               *string `json:"meter_id" validate:"omitnil,max=19"`
+	Supplier                              *string `json:"supplier" validate:"omitnil,max=100"`
+	CurrencyEnergyPrice                   *string `json:"currency_energy_price" validate:"currency_required,omitnil,max=100,currency"`
+	EnergyPriceIncludesExternalComponents *bool   `json:"energy_price_includes_external_components"`
+}
+
+// Price is what a kilowatt-hour costs from an instant on. Both members keep the
+// JSON text that was sent, so that a price comes back as the same number however
+// many digits it has; nil is absent.
+type Price struct {
+	// Price is a number in currency/kWh; spot markets go below zero.
+	Price jsontext.Value `json:"price"`
+	// Timestamp is the start of the interval, RFC 3339 with an offset.
+	Timestamp jsontext.Value `json:"timestamp"`
+
+	// notObject: the entry was something else, which the parser has reported.
+	notObject bool
+}
+
+// document is a contract as it is stored and answered: all eight members, always,
+// in the order of the specification.
+type document struct {
+	EnergyContractType                    *string `json:"energy_contract_type"`
+	EnergyPrices                          []Price `json:"energy_prices"`
+	ID                                    ID      `json:"id"`
+	Building                              *ID     `json:"building"`
+	MeterID                               *string `json:"meter_id"`
+	Supplier                              *string `json:"supplier"`
+	CurrencyEnergyPrice                   *string `json:"currency_energy_price"`
+	EnergyPriceIncludesExternalComponents *bool   `json:"energy_price_includes_external_components"`
+}
+
+// encode returns the document of a validated contract under an id.
+func (c *Contract) encode(id ID) ([]byte, error) {
+	d := document{
+		EnergyContractType:                    c.EnergyContractType,
+		EnergyPrices:                          c.EnergyPrices,
+		ID:                                    id,
+		MeterID:                               c.MeterID,
+		Supplier:                              c.Supplier,
+		CurrencyEnergyPrice:                   c.CurrencyEnergyPrice,
+		EnergyPriceIncludesExternalComponents: c.EnergyPriceIncludesExternalComponents,
+	}
+	if c.BuildingID != nil {
+		building, err := parseID(*c.BuildingID)
+		if err != nil {
+			return nil, fmt.Errorf("encode contract: building %w", err)
+		}
+		d.Building = &building
+	}
+	b, err := json.Marshal(&d)
+	if err != nil {
+		return nil, fmt.Errorf("encode contract: %w", err)
+	}
+	return b, nil
+}
+
+// decodeDocument is the reverse of encode: the contract that a stored document
+// says, as its client could have sent it.
+func decodeDocument(doc []byte) (*Contract, error) {
+	var d document
+	if err := json.Unmarshal(doc, &d); err != nil {
+		return nil, fmt.Errorf("decode stored contract: %w", err)
+	}
+	return &Contract{
+		EnergyContractType:                    d.EnergyContractType,
+		EnergyPrices:                          d.EnergyPrices,
+		BuildingID:                            (*string)(d.Building),
+		MeterID:                               d.MeterID,
+		Supplier:                              d.Supplier,
+		CurrencyEnergyPrice:                   d.CurrencyEnergyPrice,
+		EnergyPriceIncludesExternalComponents: d.EnergyPriceIncludesExternalComponents,
+	}, nil
+}

@@ -1,0 +1,342 @@
+package main
+
+// From the bytes of a request body to a Contract, member by member, so that one
+// answer reports every fault of the body and not only the first.
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/agnivade/levenshtein"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// maxDepth is how deep a contract nests: the contract, its prices, one price.
+// Anything deeper is refused as malformed, before it costs a stack.
+const maxDepth = 3
+
+// maxNameShown is the longest member name that an answer repeats, in bytes.
+const maxNameShown = 100
+
+var errTooDeep = fmt.Errorf("nested deeper than %d levels; a contract never is", maxDepth)
+
+// form is the kind of body: a whole contract, or a merge patch of one.
+type form int
+
+const (
+	wholeContract form = iota
+	// mergePatch: a null removes the member (RFC 7396 §2), energy_prices too.
+	mergePatch
+)
+
+// parser reads one body. Its methods return an error only when the body is not
+// JSON; everything else it finds is collected in faults.
+type parser struct {
+	dec    *jsontext.Decoder
+	body   []byte
+	form   form
+	faults invalid
+}
+
+// parseOver reads body and sets the members that it names in c; of a contract
+// without nested objects that is all that a merge patch does (RFC 7396 §2). It
+// returns a *malformed when the body is not JSON, an *invalid when its shape is
+// not a contract's. The rules of the members are validate.go's.
+//
+// c keeps slices of body.
+func parseOver(c *Contract, body []byte, f form) (invalid, error) {
+	p := parser{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), body: body, form: f}
+	err := p.contract(c)
+	if err == nil {
+		err = p.end()
+	}
+	if err != nil {
+		return invalid{}, p.malformed(err)
+	}
+	return p.faults, nil
+}
+
+func (p *parser) contract(c *Contract) error {
+	if k := p.dec.PeekKind(); k != jsontext.KindBeginObject {
+		return p.wrong("", k, "an object")
+	}
+	if _, err := p.dec.ReadToken(); err != nil {
+		return err
+	}
+	for p.dec.PeekKind() != jsontext.KindEndObject {
+		name, err := p.name()
+		if err != nil {
+			return err
+		}
+		switch string(name) {
+		case "energy_contract_type":
+			err = p.string(&c.EnergyContractType)
+		case "energy_prices":
+			err = p.prices(&c.EnergyPrices)
+		case "building_id":
+			err = p.string(&c.BuildingID)
+		case "meter_id":
+			err = p.string(&c.MeterID)
+		case "supplier":
+			err = p.string(&c.Supplier)
+		case "currency_energy_price":
+			err = p.string(&c.CurrencyEnergyPrice)
+		case "energy_price_includes_external_components":
+			err = p.bool(&c.EnergyPriceIncludesExternalComponents)
+		default:
+			err = p.unknown(string(name), contractMembers)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	_, err := p.dec.ReadToken()
+	return err
+}
+
+// The members that a typing error is compared with.
+var (
+	contractMembers = []string{
+		"energy_contract_type", "energy_prices", "building_id", "meter_id", "supplier",
+		"currency_energy_price", "energy_price_includes_external_components",
+	}
+	priceMembers = []string{"price", "timestamp"}
+)
+
+func (p *parser) prices(into *[]Price) error {
+	*into = nil
+	switch k := p.dec.PeekKind(); {
+	case k == jsontext.KindNull && p.form == mergePatch:
+		return p.skip()
+	case k == jsontext.KindNull:
+		p.faults.add(pointer(p.dec.StackPointer()), "must be an array, is null; leave it out or send []")
+		return p.skip()
+	case k != jsontext.KindBeginArray:
+		return p.wrong(p.dec.StackPointer(), k, "an array")
+	}
+	if _, err := p.dec.ReadToken(); err != nil {
+		return err
+	}
+	for p.dec.PeekKind() != jsontext.KindEndArray {
+		price, err := p.price(len(*into))
+		if err != nil {
+			return err
+		}
+		*into = append(*into, price)
+	}
+	_, err := p.dec.ReadToken()
+	return err
+}
+
+// price reads the entry at index i. What stands in its members is checked with
+// the rules, whatever its type.
+func (p *parser) price(i int) (price Price, err error) {
+	if k := p.dec.PeekKind(); k != jsontext.KindBeginObject {
+		price.notObject = true
+		return price, p.wrong(jsontext.Pointer("/energy_prices/"+strconv.Itoa(i)), k, "an object")
+	}
+	if _, err := p.dec.ReadToken(); err != nil {
+		return price, err
+	}
+	for p.dec.PeekKind() != jsontext.KindEndObject {
+		name, err := p.name()
+		if err != nil {
+			return price, err
+		}
+		switch string(name) {
+		case "price":
+			price.Price, err = p.raw()
+		case "timestamp":
+			price.Timestamp, err = p.raw()
+		default:
+			err = p.unknown(string(name), priceMembers)
+		}
+		if err != nil {
+			return price, err
+		}
+	}
+	_, err = p.dec.ReadToken()
+	return price, err
+}
+
+// name reads a member's name. It dies with the next read.
+func (p *parser) name() ([]byte, error) {
+	raw, err := p.dec.ReadValue()
+	if err != nil {
+		return nil, err
+	}
+	if bytes.IndexByte(raw, '\\') < 0 {
+		return raw[1 : len(raw)-1], nil
+	}
+	return jsontext.AppendUnquote(nil, raw)
+}
+
+func (p *parser) string(into **string) error {
+	*into = nil
+	switch k := p.dec.PeekKind(); k {
+	case jsontext.KindNull:
+		return p.skip()
+	case jsontext.KindString:
+		t, err := p.dec.ReadToken()
+		if err != nil {
+			return err
+		}
+		s := t.String()
+		*into = &s
+		return nil
+	default:
+		return p.wrong(p.dec.StackPointer(), k, "a string or null")
+	}
+}
+
+func (p *parser) bool(into **bool) error {
+	*into = nil
+	switch k := p.dec.PeekKind(); k {
+	case jsontext.KindNull:
+		return p.skip()
+	case jsontext.KindTrue, jsontext.KindFalse:
+		t, err := p.dec.ReadToken()
+		if err != nil {
+			return err
+		}
+		b := t.Bool()
+		*into = &b
+		return nil
+	default:
+		return p.wrong(p.dec.StackPointer(), k, "true, false or null")
+	}
+}
+
+// raw reads a value as it stands in the body. Of an object or an array it gives
+// an empty one: its kind is all that the rules look at.
+func (p *parser) raw() (jsontext.Value, error) {
+	switch p.dec.PeekKind() {
+	case jsontext.KindBeginObject:
+		return jsontext.Value("{}"), p.skip()
+	case jsontext.KindBeginArray:
+		return jsontext.Value("[]"), p.skip()
+	}
+	v, err := p.dec.ReadValue()
+	if err != nil {
+		return nil, err
+	}
+	// The decoder's own slice dies with the next read.
+	end := p.dec.InputOffset()
+	return p.body[end-int64(len(v)) : end : end], nil
+}
+
+// skip passes over a value that is of no use, however large, and holds it to the
+// grammar all the same.
+func (p *parser) skip() error {
+	base := p.dec.StackDepth()
+	for {
+		if _, err := p.dec.ReadToken(); err != nil {
+			return err
+		}
+		switch depth := p.dec.StackDepth(); {
+		case depth > maxDepth:
+			return errTooDeep
+		case depth == base:
+			return nil
+		}
+	}
+}
+
+func (p *parser) wrong(at jsontext.Pointer, is jsontext.Kind, want string) error {
+	if is != jsontext.KindInvalid { // else it is not JSON, as skip will say
+		p.faults.add(pointer(at), "must be "+want+", is "+kindName(is))
+	}
+	return p.skip()
+}
+
+func (p *parser) unknown(name string, known []string) error {
+	at := p.dec.StackPointer()
+	if len(name) > maxNameShown {
+		p.faults.add(pointer(at.Parent()), fmt.Sprintf("unknown member, with a name of %d bytes; known are %s", len(name), strings.Join(known, ", ")))
+		return p.skip()
+	}
+	detail := "unknown member; known are " + strings.Join(known, ", ")
+	if near := nearest(name, known); near != "" {
+		detail = "unknown member; did you mean " + near + "?"
+	} else if name == "id" {
+		detail = "unknown member; the id stands in the path, or is given by the server"
+	}
+	p.faults.add(pointer(at), detail)
+	return p.skip()
+}
+
+// end makes sure that nothing follows the contract.
+func (p *parser) end() error {
+	_, err := p.dec.ReadToken()
+	switch {
+	case err == io.EOF:
+		return nil
+	case err != nil:
+		return err
+	}
+	return errors.New("something follows the end of the JSON; send one JSON value")
+}
+
+// malformed says where and why the body is not JSON (or not for us).
+func (p *parser) malformed(err error) error {
+	at, offset := p.dec.StackPointer(), p.dec.InputOffset()
+	var syntax *jsontext.SyntacticError
+	if errors.As(err, &syntax) {
+		at, offset, err = syntax.JSONPointer, syntax.ByteOffset, syntax.Err
+	}
+	if len(at) > maxNameShown {
+		at = ""
+	}
+	var detail string
+	switch {
+	case err == io.EOF:
+		return &malformed{fault{Pointer: "#", Detail: "the body is empty; send a JSON object"}}
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		detail = "the JSON is cut off"
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		detail = "this member stands twice; send it once"
+	default:
+		detail = err.Error()
+	}
+	return &malformed{fault{Pointer: pointer(at), Detail: fmt.Sprintf("at byte %d: %s", offset, detail)}}
+}
+
+// pointer writes a JSON Pointer as a URI fragment (RFC 6901 §6).
+func pointer(p jsontext.Pointer) string {
+	return "#" + (&url.URL{Fragment: string(p)}).EscapedFragment()
+}
+
+// kindName is what a person calls a JSON value of this kind.
+func kindName(k jsontext.Kind) string {
+	switch k {
+	case jsontext.KindNull:
+		return "null"
+	case jsontext.KindTrue, jsontext.KindFalse:
+		return "a boolean"
+	case jsontext.KindString:
+		return "a string"
+	case jsontext.KindNumber:
+		return "a number"
+	case jsontext.KindBeginObject:
+		return "an object"
+	default:
+		return "an array"
+	}
+}
+
+// nearest returns the known name that name is probably a misspelling of, or "".
+func nearest(name string, known []string) string {
+	best, bestDistance := "", 0
+	for _, k := range known {
+		d := levenshtein.ComputeDistance(strings.ToLower(name), k)
+		if d <= len(k)/3 && (best == "" || d < bestDistance) {
+			best, bestDistance = k, d
+		}
+	}
+	return best
+}

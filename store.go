@@ -1,0 +1,930 @@
+package main
+
+// The store: contracts, clients and tokens in one bbolt file, written by one
+// committer. Nothing outside of this file knows of buckets or transactions.
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/go-json-experiment/json"
+	"go.etcd.io/bbolt"
+)
+
+// What the store's methods return, wrapped, where a caller must branch.
+var (
+	// ErrNotFound: there is no such contract, client or token.
+	ErrNotFound = errors.New("not found")
+	// ErrKeyReused: the idempotency key stands for another request.
+	ErrKeyReused = errors.New("idempotency key used for another request")
+	// ErrUnavailable: the change is not made, since the disk refuses writes.
+	ErrUnavailable = errors.New("the store cannot write")
+	// ErrBusy: the change is not made, since too many others wait.
+	ErrBusy = errors.New("the store has too many writes waiting")
+	// ErrCorrupt: a stored value does not have its checksum.
+	ErrCorrupt = errors.New("stored value fails its checksum")
+	// ErrDamaged: a page of the file is broken. The store goes on reading what
+	// it can and writes no more.
+	ErrDamaged = errors.New("the database file is damaged")
+	// ErrClosed: the store was closed.
+	ErrClosed = errors.New("the store is closed")
+)
+
+// errTx wraps what bbolt itself refuses. Nothing of such a transaction stands.
+var errTx = errors.New("transaction failed")
+
+// The buckets; the comment of Store says what is in each.
+var (
+	bucketMeta        = []byte("meta")
+	bucketContracts   = []byte("contracts")
+	bucketClients     = []byte("clients")
+	bucketTokens      = []byte("tokens")
+	bucketIdempotency = []byte("idempotency")
+	bucketExpiry      = []byte("expiry")
+
+	buckets = [][]byte{bucketMeta, bucketContracts, bucketClients, bucketTokens, bucketIdempotency, bucketExpiry}
+)
+
+const (
+	// initialMmapSize lets the file grow to 1 GiB before bbolt must map it anew,
+	// for which it waits for every open read transaction. It is address space,
+	// not memory.
+	initialMmapSize = 1 << 30
+	// queueLength bounds the writes that wait, and so the writes of one commit.
+	queueLength = 1024
+	// queueTimeout is how long a write waits for a place in the queue.
+	queueTimeout = 5 * time.Second
+	// mendInterval is the time between two attempts to mend a store whose disk
+	// goes on failing.
+	mendInterval = time.Second
+	// failurePause is how long writes are refused after a second failed commit
+	// in a row, so that a full disk does not keep the readers waiting.
+	failurePause = 100 * time.Millisecond
+	// readyInterval is how long the answer of Ready holds.
+	readyInterval = time.Second
+	// pageBytes is what a list copies in one transaction, give or take a document.
+	pageBytes = 256 << 10
+	// idempotencyLifetime is how long the first answer to a key is repeated.
+	idempotencyLifetime = 24 * time.Hour
+)
+
+// Store is a bbolt file of format version 1:
+//
+//	bucket       key                            value
+//	meta         format                         energy-contracts/1
+//	contracts    org_id/user_id/contract_id     sum, the contract as it is answered
+//	clients      client_id                      sum, JSON of Client
+//	tokens       SHA-256 of the token           sum, expiry, JSON of Token
+//	idempotency  org_id/user_id/client_id␀key   sum, expiry, SHA-256 of the body, contract_id, document
+//	expiry       expiry, bucket, ␀, key         nothing: where to look for what has expired
+//
+// A sum is the XXH64 of key and value, an expiry the seconds since 1970; both
+// are 8 bytes, big-endian. Keys are canonical: UUIDs in lower case.
+//
+// Writes go through a queue to one committer, which puts all that wait into one
+// transaction and answers them when it is synced. Reads copy what they need and
+// leave their transaction before anything else happens.
+type Store struct {
+	path string
+	now  func() time.Time
+	log  *slog.Logger
+
+	queue   chan *write
+	closing chan struct{} // closed by Close
+	stopped chan struct{} // closed by the committer, as its last act
+
+	// gate is held for reading by every read transaction, and for writing while
+	// db is closed and opened again.
+	gate sync.RWMutex
+	db   *bbolt.DB // nil while the file cannot be opened
+
+	// txMu is held around the start and the end of a read transaction. bbolt
+	// takes its own lock there, and never lets go of it when it panics on a meta
+	// page that is gone. Then dead is closed, and db not touched again.
+	txMu sync.Mutex
+	dead chan struct{}
+
+	// damaged is set for good by the first broken page: no more writes.
+	damaged atomic.Bool
+
+	ready struct {
+		sync.Mutex
+		at  time.Time
+		err error
+	}
+
+	// The rest is the committer's own.
+
+	// failures counts the commits that failed since the last that did not.
+	failures int
+	// mending: a commit failed, and the file has not been opened again yet.
+	mending bool
+	// pausedUntil: writes are refused without an attempt.
+	pausedUntil time.Time
+	// undecided are the writes of a failed commit whose meta page is in the file
+	// and may or may not be on the disk; undecidedTx is its transaction.
+	undecided   []*write
+	undecidedTx uint64
+}
+
+// write is one change on its way to the committer.
+type write struct {
+	// do makes the change. It changes nothing when it returns an error, unless
+	// that is an errTx.
+	do   func(*bbolt.Tx) error
+	err  error         // the outcome, valid when done is closed
+	done chan struct{} // closed when the outcome is known
+}
+
+func (w *write) finish(err error) {
+	w.err = err
+	close(w.done)
+}
+
+// Open opens the database file at path, or makes it if there is nothing. The
+// error says what is wrong with the file, and leaves it as it was; it wraps
+// ErrInUse when another process has it.
+func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
+	if !exists(path) {
+		if err := create(path); err != nil {
+			return nil, fmt.Errorf("create database %s: %w", path, err)
+		}
+	}
+	s := &Store{
+		path:    path,
+		now:     now,
+		log:     log,
+		queue:   make(chan *write, queueLength),
+		closing: make(chan struct{}),
+		stopped: make(chan struct{}),
+		dead:    make(chan struct{}),
+	}
+	if _, err := s.open(true); err != nil {
+		return nil, err
+	}
+	go s.commitLoop()
+	return s, nil
+}
+
+// create makes the file beside its place and links it there when it is whole, so
+// that a start that is cut short leaves none, and two starts make one.
+func create(path string) (err error) {
+	dir := filepath.Dir(path)
+	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name())
+	if err := tmp.Close(); err != nil {
+		return err
+	}
+	db, err := bbolt.Open(tmp.Name(), 0o600, &bbolt.Options{Timeout: lockTimeout})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range buckets {
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
+		}
+		format := fmt.Sprintf("%s/%d", formatName, formatVersion)
+		return tx.Bucket(bucketMeta).Put([]byte(formatKey), []byte(format))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(tmp.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// open opens the file, which openFile checks and, with resync, syncs first. It
+// returns the transaction that stands. When it fails, db is nil.
+func (s *Store) open(resync bool) (standing uint64, err error) {
+	var f *os.File
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if p := recover(); p != nil { // the freelist's page
+			f.Close()
+			err = fmt.Errorf("database %s: %w: %v; restore a backup", s.path, ErrDamaged, p)
+		}
+	}()
+	s.db = nil
+	db, err := bbolt.Open(s.path, 0o600, &bbolt.Options{
+		Timeout:         lockTimeout,
+		InitialMmapSize: initialMmapSize,
+		// Its cost does not grow with the number of free pages.
+		FreelistType: bbolt.FreelistMapType,
+		OpenFile: func(path string, _ int, _ os.FileMode) (_ *os.File, err error) {
+			f, standing, err = openFile(path, resync, s.log)
+			return f, err
+		},
+	})
+	if err != nil {
+		return standing, err
+	}
+	s.db = db
+	return standing, nil
+}
+
+// Close commits what waits, and closes the file. No method may be called after.
+func (s *Store) Close() error {
+	close(s.closing)
+	select {
+	case <-s.stopped:
+	case <-s.dead:
+		return nil
+	}
+	if s.damaged.Load() {
+		return nil // bbolt may hold a lock for good; the process's end closes the file
+	}
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	if s.db == nil {
+		return nil
+	}
+	return s.db.Close()
+}
+
+// Get appends the document of a contract to buf.
+func (s *Store) Get(buf []byte, k Key) ([]byte, Version, error) {
+	var version Version
+	key := k.bytes()
+	err := s.view(func(tx *bbolt.Tx) error {
+		value := tx.Bucket(bucketContracts).Get(key)
+		if value == nil {
+			return ErrNotFound
+		}
+		doc, sum, err := unseal(key, value)
+		if err != nil {
+			return fmt.Errorf("contract %s: %w", key, err)
+		}
+		buf, version = append(buf, doc...), sum
+		return nil
+	})
+	return buf, version, err
+}
+
+// Range is a part of a user's contracts, in the order of their ids.
+type Range struct {
+	After   ID  // exclusive; "" is the start
+	Through ID  // inclusive; "" is the end
+	Limit   int // at most so many; 0 is no limit
+}
+
+// Page is as much of a Range as one transaction copies.
+type Page struct {
+	Documents []byte // separated by commas
+	Rest      Range  // what of the range is not in this page, when More
+	More      bool
+	// Last is the last contract of the range, when contracts follow it that the
+	// limit excludes; else "".
+	Last ID
+}
+
+// List appends documents to buf, about pageBytes of them.
+func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
+	prefix := o.prefix()
+	err = s.view(func(tx *bbolt.Tx) error {
+		c := tx.Bucket(bucketContracts).Cursor()
+		start := append(bytes.Clone(prefix), r.After...)
+		k, v := c.Seek(start)
+		if bytes.Equal(k, start) {
+			k, v = c.Next()
+		}
+		var last, copied []byte
+		empty := len(buf)
+		for n := 0; bytes.HasPrefix(k, prefix); k, v = c.Next() {
+			id := k[len(prefix):]
+			if r.Through != "" && string(id) > string(r.Through) {
+				break
+			}
+			if n++; r.Limit > 0 && n > r.Limit {
+				page.Last = ID(last)
+				break
+			}
+			last = id
+			if len(buf)-empty >= pageBytes {
+				page.More = true
+				if r.Limit == 0 {
+					break
+				}
+				continue // on to the last one, by the keys alone
+			}
+			doc, _, err := unseal(k, v)
+			if err != nil {
+				return fmt.Errorf("contract %s: %w", k, err)
+			}
+			if len(buf) > empty {
+				buf = append(buf, ',')
+			}
+			buf, copied = append(buf, doc...), id
+		}
+		if page.More {
+			page.Rest = Range{After: ID(copied), Through: r.Through}
+			if r.Limit > 0 {
+				page.Rest.Through = ID(last)
+			}
+		}
+		return nil
+	})
+	page.Documents = buf
+	return page, err
+}
+
+// Check decides whether a change may be made to what the writes before it left.
+// It is called on the committer, with exists false where there is no contract.
+type Check func(current Version, exists bool) error
+
+// Put replaces a contract, or makes it, if check returns nil.
+func (s *Store) Put(ctx context.Context, k Key, doc []byte, check Check) (Version, error) {
+	key := k.bytes()
+	value := seal(key, doc)
+	return versionOf(value), s.update(ctx, func(tx *bbolt.Tx) error {
+		if err := checked(tx, key, check); err != nil {
+			return err
+		}
+		return put(tx, bucketContracts, key, value)
+	})
+}
+
+// Delete removes a contract, if check returns nil.
+func (s *Store) Delete(ctx context.Context, k Key, check Check) error {
+	key := k.bytes()
+	return s.update(ctx, func(tx *bbolt.Tx) error {
+		if err := checked(tx, key, check); err != nil {
+			return err
+		}
+		return remove(tx, bucketContracts, key)
+	})
+}
+
+// checked asks check about the contract under key. The sum is what the document
+// should be, and suffices: what is about to be replaced need not be whole.
+func checked(tx *bbolt.Tx, key []byte, check Check) error {
+	value := tx.Bucket(bucketContracts).Get(key)
+	if value == nil {
+		return check(0, false)
+	}
+	if len(value) < sumSize {
+		return fmt.Errorf("contract %s: %w", key, ErrCorrupt)
+	}
+	return check(versionOf(value), true)
+}
+
+// Idempotency makes a Create happen once (draft-ietf-httpapi-idempotency-key-header).
+type Idempotency struct {
+	Client string
+	Key    string
+	Body   Hash
+}
+
+// Created is a contract as Create first made it.
+type Created struct {
+	ID       ID
+	Document []byte
+	Version  Version
+}
+
+// Create makes a contract under a new id. With a key that made one in the last
+// 24 hours it returns that one as it was, or ErrKeyReused if the body was
+// another.
+func (s *Store) Create(ctx context.Context, k Key, doc []byte, once *Idempotency) (Created, error) {
+	key := k.bytes()
+	value := seal(key, doc)
+	created := Created{k.Contract, doc, versionOf(value)}
+	err := s.update(ctx, func(tx *bbolt.Tx) error {
+		if once != nil {
+			record := slices.Concat(k.prefix(), []byte(once.Client), []byte{0}, []byte(once.Key))
+			now := s.now()
+			first, expires, err := getExpiring(tx, bucketIdempotency, record)
+			switch {
+			case err == nil && now.Before(expires):
+				return created.replay(k.Owner, once, first)
+			case err != nil && !errors.Is(err, ErrNotFound):
+				return err
+			}
+			first = slices.Concat(once.Body[:], []byte(k.Contract), doc)
+			if err := putExpiring(tx, bucketIdempotency, record, now.Add(idempotencyLifetime), first); err != nil {
+				return err
+			}
+		}
+		return put(tx, bucketContracts, key, value)
+	})
+	return created, err
+}
+
+// replay turns c into what an idempotency record says was created first.
+func (c *Created) replay(o Owner, once *Idempotency, record []byte) error {
+	n := len(once.Body)
+	if !bytes.Equal(record[:n], once.Body[:]) {
+		return ErrKeyReused
+	}
+	c.ID, c.Document = ID(record[n:n+36]), bytes.Clone(record[n+36:])
+	c.Version = versionOf(seal(Key{o, c.ID}.bytes(), c.Document))
+	return nil
+}
+
+// Client returns ErrNotFound for an unknown id.
+func (s *Store) Client(id string) (c Client, err error) {
+	key := []byte(id)
+	err = s.view(func(tx *bbolt.Tx) error {
+		value := tx.Bucket(bucketClients).Get(key)
+		if value == nil {
+			return ErrNotFound
+		}
+		return unsealJSON(key, value, &c)
+	})
+	c.ID = id
+	return c, err
+}
+
+// HasClients tells whether there is a client at all.
+func (s *Store) HasClients() (has bool, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		k, _ := tx.Bucket(bucketClients).Cursor().First()
+		has = k != nil
+		return nil
+	})
+	return has, err
+}
+
+// AddClient stores a client under its id, in place of the one there was.
+func (s *Store) AddClient(ctx context.Context, c Client) error {
+	return s.update(ctx, func(tx *bbolt.Tx) error { return putClient(tx, c) })
+}
+
+func putClient(tx *bbolt.Tx, c Client) error {
+	b, err := json.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("encode client: %w", err)
+	}
+	return put(tx, bucketClients, []byte(c.ID), seal([]byte(c.ID), b))
+}
+
+// AddToken stores a token under the hash of its text.
+func (s *Store) AddToken(ctx context.Context, h Hash, t Token) error {
+	b, err := json.Marshal(t)
+	if err != nil {
+		return fmt.Errorf("encode token: %w", err)
+	}
+	return s.update(ctx, func(tx *bbolt.Tx) error {
+		return putExpiring(tx, bucketTokens, h[:], t.Expires, b)
+	})
+}
+
+// Token returns ErrNotFound for an unknown token, and expired ones for as long
+// as they are in the file.
+func (s *Store) Token(h Hash) (t Token, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		b, expires, err := getExpiring(tx, bucketTokens, h[:])
+		if err != nil {
+			return err
+		}
+		if err := json.Unmarshal(b, &t); err != nil {
+			return fmt.Errorf("decode token: %w", err)
+		}
+		t.Expires = expires
+		return nil
+	})
+	return t, err
+}
+
+// Samples are clients and documents to start with.
+type Samples struct {
+	Clients   []Client
+	Documents map[Key][]byte
+}
+
+// AddSamples stores the samples in one transaction, unless the first of their
+// clients is there already.
+func (s *Store) AddSamples(ctx context.Context, samples Samples) error {
+	return s.update(ctx, func(tx *bbolt.Tx) error {
+		if tx.Bucket(bucketClients).Get([]byte(samples.Clients[0].ID)) != nil {
+			return nil
+		}
+		for _, c := range samples.Clients {
+			if err := putClient(tx, c); err != nil {
+				return err
+			}
+		}
+		for k, doc := range samples.Documents {
+			if err := put(tx, bucketContracts, k.bytes(), seal(k.bytes(), doc)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Ready tells whether the file can be written, by a commit without changes, at
+// most once in a readyInterval. Its error wraps ErrUnavailable or ErrBusy.
+func (s *Store) Ready(ctx context.Context) error {
+	s.ready.Lock()
+	defer s.ready.Unlock()
+	if time.Since(s.ready.at) < readyInterval {
+		return s.ready.err
+	}
+	// The answer is not only for the one who asked.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queueTimeout)
+	defer cancel()
+	err := s.update(ctx, func(*bbolt.Tx) error { return nil })
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = ErrUnavailable
+	}
+	s.ready.at, s.ready.err = time.Now(), err
+	return err
+}
+
+// view runs fn in a read transaction. fn copies what it needs: bbolt's bytes are
+// the mapped file, and gone with the transaction.
+func (s *Store) view(fn func(*bbolt.Tx) error) (err error) {
+	s.gate.RLock()
+	defer s.gate.RUnlock()
+	// A file that was cut off while it is mapped is a fault, not a panic.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	tx, err := s.begin()
+	if err != nil {
+		return err
+	}
+	defer s.end(tx)
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.damage(p)
+		}
+	}()
+	return fn(tx)
+}
+
+func (s *Store) begin() (tx *bbolt.Tx, err error) {
+	s.txMu.Lock()
+	defer s.txMu.Unlock()
+	if s.isDead() {
+		return nil, ErrDamaged
+	}
+	if s.db == nil {
+		return nil, ErrUnavailable
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			close(s.dead)
+			err = s.damage(p)
+		}
+	}()
+	tx, err = s.db.Begin(false)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return tx, nil
+}
+
+func (s *Store) end(tx *bbolt.Tx) {
+	s.txMu.Lock()
+	defer s.txMu.Unlock()
+	if !s.isDead() {
+		_ = tx.Rollback() // of a read transaction: cannot fail
+	}
+}
+
+func (s *Store) isDead() bool {
+	select {
+	case <-s.dead:
+		return true
+	default:
+		return false
+	}
+}
+
+// damage turns bbolt's panic on a broken page into an error, and stops writes.
+func (s *Store) damage(p any) error {
+	if s.damaged.CompareAndSwap(false, true) {
+		s.log.Error("the database file is damaged and no longer written to; stop the service, then run check or restore a backup",
+			"file", s.path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	}
+	return fmt.Errorf("%w: %v", ErrDamaged, p)
+}
+
+// update gives a change to the committer and waits until it is on disk. do runs
+// there, in one transaction with others, in the order of arrival. When the
+// caller's context ends first, the change may yet be made.
+func (s *Store) update(ctx context.Context, do func(*bbolt.Tx) error) error {
+	if s.damaged.Load() {
+		return fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged)
+	}
+	w := &write{do: do, done: make(chan struct{})}
+	select {
+	case s.queue <- w:
+	default:
+		timeout := time.NewTimer(queueTimeout)
+		defer timeout.Stop()
+		select {
+		case s.queue <- w:
+		case <-timeout.C:
+			return ErrBusy
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.stopped:
+			return ErrClosed
+		}
+	}
+	select {
+	case <-w.done:
+		return w.err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.dead:
+		return ErrDamaged
+	case <-s.stopped:
+		select {
+		case <-w.done:
+			return w.err
+		default:
+			return ErrClosed
+		}
+	}
+}
+
+// commitLoop is the committer: no timer, so that an idle store commits at once
+// and a busy one shares the sync.
+func (s *Store) commitLoop() {
+	defer close(s.stopped)
+	debug.SetPanicOnFault(true)
+	batch := make([]*write, 0, queueLength)
+	for {
+		var retry <-chan time.Time
+		if len(s.undecided) > 0 {
+			retry = time.After(time.Until(s.pausedUntil))
+		}
+		select {
+		case w := <-s.queue:
+			batch = s.waiting(append(batch[:0], w))
+			s.commit(batch)
+		case <-retry:
+			s.mend()
+		case <-s.closing:
+			if batch = s.waiting(batch[:0]); len(batch) > 0 {
+				s.commit(batch)
+			}
+			return
+		}
+	}
+}
+
+// waiting appends the writes that wait.
+func (s *Store) waiting(batch []*write) []*write {
+	for len(batch) < queueLength {
+		select {
+		case w := <-s.queue:
+			batch = append(batch, w)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// commit makes the changes of a batch and answers each when it is known to stand
+// or known not to.
+func (s *Store) commit(batch []*write) {
+	if s.damaged.Load() {
+		finish(batch, fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged))
+		return
+	}
+	if time.Now().Before(s.pausedUntil) || s.mending && !s.mend() {
+		finish(batch, ErrUnavailable)
+		return
+	}
+	txid, err := s.apply(batch)
+	switch {
+	case err == nil:
+		s.failures = 0
+		for _, w := range batch {
+			w.finish(w.err)
+		}
+	case errors.Is(err, ErrDamaged):
+		finish(batch, err)
+	default:
+		s.log.Error("commit failed", "err", err, "transaction", txid, "writes", len(batch))
+		s.failures++
+		s.mending, s.undecided, s.undecidedTx = true, slices.Clone(batch), txid
+		if s.mend() && s.failures > 1 {
+			s.pausedUntil = time.Now().Add(failurePause)
+		}
+	}
+}
+
+// apply runs the writes of a batch in one transaction and commits it, if there
+// is anything to commit. Each write that succeeded or failed alone has its err.
+func (s *Store) apply(batch []*write) (txid uint64, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.damage(p)
+		}
+	}()
+	tx, err := s.db.Begin(true)
+	if err != nil {
+		return 0, err
+	}
+	txid = uint64(tx.ID())
+	changed := false
+	for _, w := range batch {
+		w.err = w.do(tx)
+		if errors.Is(w.err, errTx) {
+			return txid, errors.Join(w.err, tx.Rollback())
+		}
+		changed = changed || w.err == nil
+	}
+	if !changed {
+		return txid, tx.Rollback()
+	}
+	// More than the batch can have added, so that what expires does not pile up.
+	if err := purge(tx, s.now(), 2*len(batch)); err != nil {
+		return txid, errors.Join(err, tx.Rollback())
+	}
+	return txid, tx.Commit()
+}
+
+// mend opens the file again after a failed commit, and answers its writes by
+// what stands then. It tells whether the store can write again.
+//
+// bbolt writes the meta page before the last sync. When that sync fails, the
+// transaction is refused and yet visible, the kernel holds the page for clean
+// though it is not on disk, and the next transaction overwrites pages that what
+// is on disk still needs. Hence openFile with resync.
+func (s *Store) mend() bool {
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	var closeErr error
+	if s.db != nil {
+		closeErr = s.db.Close()
+	}
+	standing, err := s.open(true)
+	if err == nil {
+		s.log.Info("database opened again", "transaction", standing)
+		s.mending, s.pausedUntil = false, time.Time{}
+		s.decide(standing)
+		return true
+	}
+	s.pausedUntil = time.Now().Add(mendInterval)
+	s.log.Error("the disk goes on failing: writes are refused and the database is opened again in a second at the soonest; see to the disk, no restart is needed",
+		"err", errors.Join(closeErr, err))
+	// For the readers; and what is not even in the page cache cannot stand.
+	standing, err = s.open(false)
+	if err == nil && standing < s.undecidedTx {
+		s.decide(standing)
+	}
+	return false
+}
+
+// decide answers the writes of a failed commit.
+func (s *Store) decide(standing uint64) {
+	for _, w := range s.undecided {
+		if standing >= s.undecidedTx {
+			w.finish(w.err)
+		} else {
+			w.finish(ErrUnavailable)
+		}
+	}
+	s.undecided = nil
+}
+
+func finish(batch []*write, err error) {
+	for _, w := range batch {
+		w.finish(err)
+	}
+}
+
+// purge removes what has expired, at most n values. A value says itself when it
+// expires; the index only says where to look.
+func purge(tx *bbolt.Tx, now time.Time, n int) error {
+	c := tx.Bucket(bucketExpiry).Cursor()
+	for k, _ := c.First(); k != nil && n > 0; k, _ = c.First() {
+		if now.Before(expiryOf(k)) {
+			return nil
+		}
+		bucket, key, _ := bytes.Cut(k[expirySize:], []byte{0})
+		if tx.Bucket(bucket) != nil {
+			_, expires, err := getExpiring(tx, bucket, key)
+			if err == nil && !now.Before(expires) || errors.Is(err, ErrCorrupt) {
+				if err := remove(tx, bucket, key); err != nil {
+					return err
+				}
+			}
+		}
+		if err := remove(tx, bucketExpiry, bytes.Clone(k)); err != nil {
+			return err
+		}
+		n--
+	}
+	return nil
+}
+
+const (
+	sumSize    = 8
+	expirySize = 8
+)
+
+// putExpiring stores a value that purge removes once it has expired, at the next
+// whole second.
+func putExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time, value []byte) error {
+	stamp := binary.BigEndian.AppendUint64(nil, uint64(expires.Add(time.Second-1).Unix()))
+	if err := put(tx, bucket, key, seal(key, append(stamp, value...))); err != nil {
+		return err
+	}
+	return put(tx, bucketExpiry, slices.Concat(stamp, bucket, []byte{0}, key), nil)
+}
+
+// getExpiring returns a value and when it expires, which may be long ago, or
+// ErrNotFound. The value dies with the transaction.
+func getExpiring(tx *bbolt.Tx, bucket, key []byte) ([]byte, time.Time, error) {
+	value := tx.Bucket(bucket).Get(key)
+	if value == nil {
+		return nil, time.Time{}, ErrNotFound
+	}
+	b, _, err := unseal(key, value)
+	if err == nil && len(b) < expirySize {
+		err = ErrCorrupt
+	}
+	if err != nil {
+		return nil, time.Time{}, fmt.Errorf("%s %x: %w", bucket, key, err)
+	}
+	return b[expirySize:], expiryOf(b), nil
+}
+
+func expiryOf(b []byte) time.Time {
+	return time.Unix(int64(binary.BigEndian.Uint64(b)), 0)
+}
+
+func put(tx *bbolt.Tx, bucket, key, value []byte) error {
+	if err := tx.Bucket(bucket).Put(key, value); err != nil {
+		return fmt.Errorf("%w: put %s: %w", errTx, bucket, err)
+	}
+	return nil
+}
+
+func remove(tx *bbolt.Tx, bucket, key []byte) error {
+	if err := tx.Bucket(bucket).Delete(key); err != nil {
+		return fmt.Errorf("%w: delete %s: %w", errTx, bucket, err)
+	}
+	return nil
+}
+
+// seal puts the checksum of key and value before the value.
+func seal(key, value []byte) []byte {
+	sealed := make([]byte, sumSize, sumSize+len(value))
+	binary.BigEndian.PutUint64(sealed, sum(key, value))
+	return append(sealed, value...)
+}
+
+// unseal returns what was sealed, where it stands, or ErrCorrupt when it is not
+// what it was.
+func unseal(key, sealed []byte) ([]byte, Version, error) {
+	if len(sealed) < sumSize || sum(key, sealed[sumSize:]) != uint64(versionOf(sealed)) {
+		return nil, 0, ErrCorrupt
+	}
+	return sealed[sumSize:], versionOf(sealed), nil
+}
+
+func unsealJSON(key, sealed []byte, into any) error {
+	b, _, err := unseal(key, sealed)
+	if err == nil {
+		err = json.Unmarshal(b, into)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	return nil
+}
+
+func versionOf(sealed []byte) Version { return Version(binary.BigEndian.Uint64(sealed)) }
+
+func sum(key, value []byte) uint64 {
+	var d xxhash.Digest
+	d.Reset()
+	_, _ = d.Write(key) // a hash's Write cannot fail
+	_, _ = d.Write(value)
+	return d.Sum64()
+}
+
+func (o Owner) prefix() []byte { return []byte(o.Org + "/" + o.User + "/") }
+
+func (k Key) bytes() []byte { return []byte(k.Org + "/" + k.User + "/" + k.Contract) }
