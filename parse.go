@@ -16,14 +16,14 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxDepth is how deep a contract nests: the contract, its prices, one price.
-// Anything deeper is refused as malformed, before it costs a stack.
-const maxDepth = 3
+// maxDepth is how deep a body may nest: a contract, its prices, one price, and
+// one more so that an object for a number is told to be just that.
+const maxDepth = 4
 
 // maxNameShown is the longest member name that an answer repeats, in bytes.
 const maxNameShown = 100
 
-var errTooDeep = fmt.Errorf("nested deeper than %d levels; a contract never is", maxDepth)
+var errTooDeep = errors.New("nested deeper than a contract ever is")
 
 // form is the kind of body: a whole contract, or a merge patch of one.
 type form int

@@ -1,0 +1,289 @@
+package main
+
+// How the tests run the service: as main does, over TCP, on a real file, in this
+// process or in one of its own.
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/oauth2/clientcredentials"
+)
+
+// The demo data that the tests rely on, as clients may.
+const (
+	demoOrg      = "5f0c2b9e-6f7a-4f0e-9b1d-2a4c8e6d0f11"
+	demoOtherOrg = "c2a7e5d4-3b1f-4e8a-8f60-7d9b5a1c3e22"
+	demoUser     = "016b78a7-0c7c-4241-a277-015c3ad3cb90"
+	demoContract = "3c90c3cc-0d44-4b50-8888-8dd25736052a"
+)
+
+func contractsURL(base, org, user string) string {
+	return base + "/api/partners/v2.0/org/" + org + "/users/" + user + "/energy-contracts"
+}
+
+// service is the service, running in this process.
+type service struct {
+	url   string
+	db    string
+	clock *clock
+	log   *lockedBuffer
+	stop  func() // ends it as SIGTERM does, and waits
+}
+
+// start runs "serve" on a free port until the test ends. Then the file must be
+// sound.
+func start(t testing.TB, args ...string) *service {
+	t.Helper()
+	s := &service{db: filepath.Join(t.TempDir(), "test.db"), clock: &clock{}, log: &lockedBuffer{}}
+	ctx, cancel := context.WithCancel(context.Background())
+	addr, ended := make(chan net.Addr, 1), make(chan error, 1)
+	a := &app{
+		stdout:    io.Discard,
+		log:       slog.New(slog.NewTextHandler(s.log, nil)),
+		now:       s.clock.now,
+		listening: func(a net.Addr) { addr <- a },
+	}
+	go func() { ended <- a.run(ctx, append([]string{"serve", "--addr", "127.0.0.1:0", "--db", s.db}, args...)) }()
+	select {
+	case a := <-addr:
+		s.url = "http://" + a.String()
+	case err := <-ended:
+		t.Fatalf("serve ended at once: %v", err)
+	}
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+		checkFileSound(t, s.db)
+	})
+	t.Cleanup(s.stop)
+	return s
+}
+
+// checkFileSound runs bbolt's consistency check.
+func checkFileSound(t testing.TB, path string) {
+	t.Helper()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true, PreLoadFreelist: true})
+	if err != nil {
+		t.Errorf("open %s: %v", path, err)
+		return
+	}
+	defer db.Close()
+	_ = db.View(func(tx *bbolt.Tx) error {
+		for err := range tx.Check() {
+			t.Errorf("check %s: %v", path, err)
+		}
+		return nil
+	})
+}
+
+// client is a client of an organization, with tokens got by a library that is
+// not ours.
+func client(url, id, secret string, scopes ...string) *http.Client {
+	c := clientcredentials.Config{ClientID: id, ClientSecret: secret, TokenURL: url + "/oauth2/token/", Scopes: scopes}
+	return c.Client(context.Background())
+}
+
+// token gets an access token for a client.
+func token(t testing.TB, url, id, secret string, scopes ...string) string {
+	t.Helper()
+	c := clientcredentials.Config{ClientID: id, ClientSecret: secret, TokenURL: url + "/oauth2/token/", Scopes: scopes}
+	got, err := c.Token(context.Background())
+	if err != nil {
+		t.Fatalf("token for %s: %v", id, err)
+	}
+	return got.AccessToken
+}
+
+// do sends a request and reads the whole answer.
+func do(t testing.TB, c *http.Client, method, url string, header http.Header, body string) (*http.Response, string) {
+	t.Helper()
+	req, err := http.NewRequest(method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if header != nil {
+		req.Header = header.Clone()
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, url, err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatalf("%s %s: read answer: %v", method, url, err)
+	}
+	return resp, string(b)
+}
+
+var jsonBody = http.Header{"Content-Type": {"application/json"}}
+
+// clock is the time, moved by a test.
+type clock struct {
+	mu    sync.Mutex
+	moved time.Duration
+}
+
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return time.Now().Add(c.moved)
+}
+
+func (c *clock) move(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.moved += d
+}
+
+// lockedBuffer is a bytes.Buffer that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
+// program builds the program, once.
+var program = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(buildDir, "energy-contracts")
+	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+var buildDir string
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "energy-contracts-test-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	buildDir = dir
+	code := m.Run()
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// process is the service in a process of its own.
+type process struct {
+	url    string
+	cmd    *exec.Cmd
+	stdout *lockedBuffer
+	stderr *lockedBuffer
+	ended  chan error // gets what Wait returns
+}
+
+// command is the built program with arguments, behind a wrapper such as strace.
+func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	line := append(append(wrapper[:len(wrapper):len(wrapper)], path), args...)
+	cmd := exec.Command(line[0], line[1:]...)
+	cmd.Dir = t.TempDir()
+	return cmd
+}
+
+var listeningLine = regexp.MustCompile(`msg=listening addr=(\S+)`)
+
+// startProcess runs "serve" on a free port and waits until it listens. The test
+// ends it, or its cleanup kills it.
+func startProcess(t testing.TB, wrapper []string, args ...string) *process {
+	t.Helper()
+	p := &process{
+		cmd:    command(t, wrapper, append([]string{"serve", "--addr", "127.0.0.1:0"}, args...)...),
+		stdout: &lockedBuffer{}, stderr: &lockedBuffer{}, ended: make(chan error, 1),
+	}
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that a wrapper's child is killed too
+	p.cmd.Stdout = p.stdout
+	pipe, err := p.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatalf("%v: %v", p.cmd.Args, err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) })
+	listening := make(chan string, 1)
+	go func() {
+		lines := bufio.NewScanner(pipe)
+		lines.Buffer(nil, 1<<20)
+		for lines.Scan() {
+			fmt.Fprintln(p.stderr, lines.Text())
+			if m := listeningLine.FindStringSubmatch(lines.Text()); m != nil {
+				listening <- m[1]
+			}
+		}
+		p.ended <- p.cmd.Wait()
+	}()
+	select {
+	case addr := <-listening:
+		p.url = "http://" + addr
+	case err := <-p.ended:
+		t.Fatalf("%v ended at once: %v\n%s", p.cmd.Args, err, p.stderr)
+	case <-time.After(30 * time.Second):
+		t.Fatalf("%v does not listen after 30 s\n%s", p.cmd.Args, p.stderr)
+	}
+	return p
+}
+
+// terminate sends SIGTERM and returns what the process ended with.
+func (p *process) terminate(t testing.TB) error {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-p.ended:
+		return err
+	case <-time.After(30 * time.Second):
+		t.Fatalf("still running 30 s after SIGTERM\n%s", p.stderr)
+		return nil
+	}
+}
+
+// needTool skips a test without the tool; where CI=true it fails.
+func needTool(t testing.TB, name string) {
+	t.Helper()
+	if _, err := exec.LookPath(name); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("%s is not installed, and CI needs it", name)
+		}
+		t.Skipf("%s is not installed; apt-get install %s, or let .ci/run do so", name, name)
+	}
+}
