@@ -110,7 +110,7 @@ type tokenResponse struct {
 func (a *api) postToken(x *exchange) (answer, error) {
 	body, err := x.body(maxTokenRequest)
 	if err != nil {
-		return answer{}, invalidRequest("the body cannot be read, or has more than 64 KiB")
+		return answer{}, newOAuthError(problemOf(err).Status, "invalid_request", "the body cannot be read, or has more than 64 KiB")
 	}
 	defer body.free()
 	req, err := parseTokenRequest(x.r.Header.Get("Content-Type"), body.b)
@@ -200,7 +200,7 @@ func parseTokenRequest(contentType string, body []byte) (req tokenRequest, err e
 		if err := json.Unmarshal(body, &req); err != nil {
 			description := "the body must be a JSON object whose members are strings"
 			if errors.Is(err, jsontext.ErrDuplicateName) {
-				description = "a parameter stands twice"
+				description = "a parameter appears twice"
 			}
 			return tokenRequest{}, invalidRequest(description)
 		}
@@ -211,7 +211,7 @@ func parseTokenRequest(contentType string, body []byte) (req tokenRequest, err e
 		}
 		for name, values := range form {
 			if len(values) > 1 {
-				return req, invalidRequest("a parameter stands twice")
+				return req, invalidRequest("a parameter appears twice")
 			}
 			if field := fields[name]; field != nil {
 				*field = &values[0]

@@ -78,7 +78,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("X-Request-ID", x.id)
 	h.Set("X-Content-Type-Options", "nosniff")
 	if n := len(r.Header["Authorization"]); n > 1 {
-		x.fail(&malformed{fault{Parameter: "Authorization", Detail: fmt.Sprintf("stands %d times; send it once", n)}})
+		x.fail(&malformed{fault{Parameter: "Authorization", Detail: fmt.Sprintf("appears %d times; send it once", n)}})
 		return
 	}
 	routed(r.URL)

@@ -226,7 +226,7 @@ func parseRange(query string) (r Range, err error) {
 		switch v := values[name]; {
 		case len(v) == 0:
 		case len(v) > 1:
-			wrong(name, "stands more than once")
+			wrong(name, "appears more than once")
 		case name == "limit":
 			if r.Limit, err = strconv.Atoi(v[0]); err != nil || r.Limit < 1 || r.Limit > maxLimit {
 				wrong(name, "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", is "+shown(v[0]))
@@ -413,7 +413,10 @@ func checkMediaType(h http.Header, want string) error {
 	media, params, err := mime.ParseMediaType(is)
 	charset := params["charset"]
 	if err != nil || media != want || charset != "" && !strings.EqualFold(charset, "utf-8") {
-		p := newProblem(http.StatusUnsupportedMediaType, "Content-Type must be "+want+" in UTF-8, is "+shown(is)+".")
+		if is = shown(is); is == `""` {
+			is = "missing"
+		}
+		p := newProblem(http.StatusUnsupportedMediaType, "Content-Type must be "+want+" in UTF-8, is "+is+".")
 		if want == mergePatchType {
 			return p.with("Accept-Patch", mergePatchType) // RFC 5789 §2.2
 		}

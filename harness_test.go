@@ -47,11 +47,17 @@ type service struct {
 	stop  func() // ends it as SIGTERM does, and waits
 }
 
-// start runs "serve" on a free port until the test ends. Then the file must be
-// sound.
+// start runs "serve" on a new file.
 func start(t testing.TB, args ...string) *service {
 	t.Helper()
-	s := &service{db: filepath.Join(t.TempDir(), "test.db"), clock: &clock{}, log: &lockedBuffer{}}
+	return startOn(t, filepath.Join(t.TempDir(), "test.db"), args...)
+}
+
+// startOn runs "serve" on a free port until the test ends. Then the file must be
+// sound.
+func startOn(t testing.TB, db string, args ...string) *service {
+	t.Helper()
+	s := &service{db: db, clock: &clock{}, log: &lockedBuffer{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	addr, ended := make(chan net.Addr, 1), make(chan error, 1)
 	a := &app{

@@ -99,7 +99,8 @@ const (
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 30 * time.Second
 	idleTimeout       = 2 * time.Minute
-	// maxHeaderBytes is 16 KiB, of which net/http adds the last 4 itself.
+	// maxHeaderBytes is 16 KiB, of which net/http adds the last 4 itself (and up to
+	// 4 more that it read along with the request before).
 	maxHeaderBytes = 16<<10 - 4<<10
 	// shutdownTimeout is for the requests in flight.
 	shutdownTimeout = 10 * time.Second

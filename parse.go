@@ -264,7 +264,7 @@ func (p *parser) unknown(name string, known []string) error {
 	if near := nearest(name, known); near != "" {
 		detail = "unknown member; did you mean " + near + "?"
 	} else if name == "id" {
-		detail = "unknown member; the id stands in the path, or is given by the server"
+		detail = "unknown member; the id is in the path, or given by the server"
 	}
 	p.faults.add(pointer(at), detail)
 	return p.skip()
@@ -299,7 +299,7 @@ func (p *parser) malformed(err error) error {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		detail = "the JSON is cut off"
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		detail = "this member stands twice; send it once"
+		detail = "this member appears twice; send it once"
 	default:
 		detail = err.Error()
 	}

@@ -307,10 +307,25 @@ func instant(timestamp jsontext.Value) (time.Time, bool) {
 		text = bytes.ToUpper([]byte(unquoted(timestamp)))
 	}
 	var t time.Time
-	if err := t.UnmarshalText(text); err != nil {
+	if err := t.UnmarshalText(text); err != nil || !isRFC3339(text) {
 		return time.Time{}, false
 	}
 	return t.UTC(), true
+}
+
+// isRFC3339 refuses what package time takes beside RFC 3339 §5.6 (go.dev/issue/54580):
+// an hour of one digit, a comma before the fraction, an offset of 24 hours or of
+// 60 minutes.
+func isRFC3339(text []byte) bool {
+	const seconds = len("2006-01-02T15:04:05")
+	if len(text) <= seconds || text[13] != ':' || text[16] != ':' || text[seconds] == ',' {
+		return false
+	}
+	if text[len(text)-1] == 'Z' {
+		return true
+	}
+	offset := text[len(text)-len("+24:00"):]
+	return (offset[1] != '2' || offset[2] < '4') && offset[4] < '6'
 }
 
 func unquoted(s jsontext.Value) string {

@@ -1,0 +1,539 @@
+package main
+
+// What a story cannot tell: the seed page's own files, large bodies, requests at
+// the same time, half of a request, and answers that are longer than a page.
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/oauth2/clientcredentials"
+)
+
+// problemDoc is a problem document as a client reads it.
+type problemDoc struct {
+	Type, Title, Detail, Instance string
+	Status                        int
+	Errors                        []struct{ Pointer, Parameter, Detail string }
+}
+
+// wantProblem fails unless the answer is a problem document of a status.
+func wantProblem(t testing.TB, resp *http.Response, body string, status int) problemDoc {
+	t.Helper()
+	var p problemDoc
+	d := json.NewDecoder(strings.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&p); err != nil {
+		t.Fatalf("status %s: not a problem document: %v\n%s", resp.Status, err, body)
+	}
+	if resp.StatusCode != status || p.Status != status || p.Type != "about:blank" || p.Title != http.StatusText(status) ||
+		p.Detail == "" || p.Instance != resp.Header.Get("X-Request-ID") || resp.Header.Get("Content-Type") != "application/problem+json" {
+		t.Fatalf("got %s, want a problem document of status %d\n%v\n%s", resp.Status, status, resp.Header, body)
+	}
+	return p
+}
+
+func readFile(t testing.TB, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func TestSeedPageRequestGetsItsAnswer(t *testing.T) {
+	s := start(t, "--demo")
+	c := client(s.url, "demo", "demo-secret")
+	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+	resp, got := do(t, c, "PUT", url, jsonBody, readFile(t, "testdata/seed.request.json"))
+	// The page's building and contract are one id, as its placeholders are.
+	var want bytes.Buffer
+	if err := json.Compact(&want, []byte(readFile(t, "testdata/seed.answer.json"))); err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != 200 || got != want.String() {
+		t.Errorf("got %s\n%s\nwant 200\n%s", resp.Status, got, &want)
+	}
+}
+
+func TestDemoDataIsWhatClientsRelyOn(t *testing.T) {
+	s := start(t, "--demo")
+	_, list := do(t, client(s.url, "demo", "demo-secret"), "GET", contractsURL(s.url, demoOrg, demoUser), nil, "")
+	var contracts []struct {
+		Type     string `json:"energy_contract_type"`
+		ID       string
+		Building *string
+		Currency string `json:"currency_energy_price"`
+		Prices   []struct{ Price float64 } `json:"energy_prices"`
+	}
+	if err := json.Unmarshal([]byte(list), &contracts); err != nil {
+		t.Fatal(err)
+	}
+	var yearly, monthly, day bool
+	for _, c := range contracts {
+		negative := 0
+		for _, p := range c.Prices {
+			if p.Price < 0 {
+				negative++
+			}
+		}
+		yearly = yearly || c.Type == "yearly" && len(c.Prices) == 1
+		monthly = monthly || c.Type == "monthly"
+		day = day || c.Type == "spot_hourly" && len(c.Prices) == 24 && negative == 2 && c.Currency == "EUR" && c.Building != nil
+	}
+	if contracts[0].ID != demoContract || len(contracts) < 4 || !yearly || !monthly || !day {
+		t.Errorf("the first user's contracts: yearly %v, monthly %v, a day of spot prices %v\n%s", yearly, monthly, day, list)
+	}
+	resp, list := do(t, client(s.url, "demo", "demo-secret"), "GET", contractsURL(s.url, demoOrg, "7b1d9f0e-2c44-4d5a-8f3b-90ce51a7d6b2"), nil, "")
+	if resp.StatusCode != 200 || strings.Count(list, `"id"`) != 1 {
+		t.Errorf("the second user's contracts: %s\n%s", resp.Status, list)
+	}
+}
+
+// year is a contract with n hourly prices.
+func year(n int) string {
+	var b strings.Builder
+	b.WriteString(`{"energy_contract_type":"spot_hourly","currency_energy_price":"EUR","energy_prices":[`)
+	at := time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+	for i := range n {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"price":%.4f,"timestamp":%q}`, float64(i%400)/1000-0.05, at.Add(time.Duration(i)*time.Hour).Format(time.RFC3339))
+	}
+	b.WriteString("]}")
+	return b.String()
+}
+
+func TestYearOfHourlyPricesComesBack(t *testing.T) {
+	s := start(t, "--demo")
+	c := client(s.url, "demo", "demo-secret")
+	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+	resp, put := do(t, c, "PUT", url, jsonBody, year(8760))
+	if resp.StatusCode != 200 {
+		t.Fatalf("PUT: %s\n%.500s", resp.Status, put)
+	}
+	resp, got := do(t, c, "GET", url, nil, "")
+	if resp.StatusCode != 200 || got != put || strings.Count(got, `"price"`) != 8760 {
+		t.Errorf("GET: %s, %d bytes, %d prices; PUT answered %d bytes", resp.Status, len(got), strings.Count(got, `"price"`), len(put))
+	}
+}
+
+func TestBodyThatIsTooLarge(t *testing.T) {
+	s := start(t, "--demo", "--max-body", "1000")
+	c := client(s.url, "demo", "demo-secret")
+	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+	exact := `{"supplier":"a"` + strings.Repeat(" ", 1000-len(`{"supplier":"a"}`)) + "}"
+	for _, tt := range []struct {
+		name   string
+		body   io.Reader
+		status int
+	}{
+		{"at the limit", strings.NewReader(exact), 200},
+		{"by its Content-Length", strings.NewReader(exact + " "), 413},
+		{"at the limit, in chunks", io.MultiReader(strings.NewReader(exact)), 200},
+		{"in chunks", io.MultiReader(strings.NewReader(exact), strings.NewReader(" ")), 413},
+		{"before its JSON is looked at", strings.NewReader(strings.Repeat("?", 1001)), 413},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			req, err := http.NewRequest("PUT", url, tt.body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header = jsonBody.Clone()
+			resp, err := c.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			got, _ := io.ReadAll(resp.Body)
+			if tt.status == 200 && resp.StatusCode == 200 {
+				return
+			}
+			p := wantProblem(t, resp, string(got), tt.status)
+			if want := "The content may have at most 1000 bytes; send fewer prices, or start the service with a larger --max-body."; p.Detail != want {
+				t.Errorf("detail %q, want %q", p.Detail, want)
+			}
+		})
+	}
+}
+
+func TestFaultsBeyondHundredAreCounted(t *testing.T) {
+	s := start(t, "--demo")
+	c := client(s.url, "demo", "demo-secret")
+	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+	for _, tt := range []struct {
+		name, entry string
+		entries     int
+		more        string
+	}{
+		{"exactly a hundred", `{"price":"1","timestamp":"2023-11-01T00:00:00Z"}`, 51, ""},
+		{"by the rules", `{"price":"1","timestamp":1}`, 2000, "and 3900 more faults"},
+		{"by the types", `7`, 2000, "and 1900 more faults"},
+		{"by both", `{"price":"1","timestamp":1,"x":1}`, 2000, "and 5900 more faults"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			body := `{"energy_prices":[` + strings.Repeat(tt.entry+",", tt.entries-1) + tt.entry + "]}"
+			resp, got := do(t, c, "PUT", url, jsonBody, body)
+			p := wantProblem(t, resp, got, 422)
+			switch {
+			case tt.more == "" && len(p.Errors) > 101:
+				t.Errorf("%d errors", len(p.Errors))
+			case tt.more != "" && (len(p.Errors) != 101 || p.Errors[100].Detail != tt.more || p.Errors[100].Pointer != "#"):
+				t.Errorf("%d errors, the last is %+v, want %q", len(p.Errors), p.Errors[len(p.Errors)-1], tt.more)
+			}
+		})
+	}
+}
+
+func TestIdempotencyKeyIsForgottenAfterADay(t *testing.T) {
+	s := start(t, "--demo")
+	url := contractsURL(s.url, demoOrg, demoUser)
+	header := http.Header{"Content-Type": {"application/json"}, "Idempotency-Key": {`"a"`}}
+	post := func() string {
+		resp, got := do(t, http.DefaultClient, "POST", url, with(header, "Authorization", "Bearer "+token(t, s.url, "demo", "demo-secret")), `{}`)
+		if resp.StatusCode != 200 {
+			t.Fatalf("POST: %s\n%s", resp.Status, got)
+		}
+		return got
+	}
+	first := post()
+	s.clock.move(24*time.Hour - time.Minute)
+	if again := post(); again != first {
+		t.Errorf("after 23 h 59 min: got another answer\n%s\nfirst\n%s", again, first)
+	}
+	s.clock.move(2 * time.Minute)
+	if again := post(); again == first {
+		t.Errorf("after 24 h 1 min: got the first answer again\n%s", again)
+	}
+}
+
+func with(h http.Header, name, value string) http.Header {
+	h = h.Clone()
+	h.Set(name, value)
+	return h
+}
+
+func TestIdempotencyKeyOfARunningRequestConflicts(t *testing.T) {
+	s := start(t, "--demo")
+	url := contractsURL(s.url, demoOrg, demoUser)
+	header := http.Header{
+		"Content-Type": {"application/json"}, "Idempotency-Key": {`"a"`},
+		"Authorization": {"Bearer " + token(t, s.url, "demo", "demo-secret")},
+	}
+	body, half := io.Pipe()
+	first := make(chan *http.Response, 1)
+	go func() {
+		req, _ := http.NewRequest("POST", url, body)
+		req.Header = header.Clone()
+		// The server says so once the handler has the key and asks for the body.
+		req.Header.Set("Expect", "100-continue")
+		resp, err := (&http.Client{Transport: &http.Transport{ExpectContinueTimeout: time.Minute}}).Do(req)
+		if err != nil {
+			t.Error(err)
+		}
+		first <- resp
+	}()
+	if _, err := half.Write([]byte("{")); err != nil { // returns when the body is asked for
+		t.Fatal(err)
+	}
+	resp, got := do(t, http.DefaultClient, "POST", url, header, `{}`)
+	wantProblem(t, resp, got, 409)
+	if resp.Header.Get("Retry-After") != "1" {
+		t.Errorf("Retry-After: %q", resp.Header.Get("Retry-After"))
+	}
+	if _, err := half.Write([]byte("}")); err != nil {
+		t.Fatal(err)
+	}
+	half.Close()
+	r := <-first
+	if r == nil {
+		t.FailNow()
+	}
+	defer r.Body.Close()
+	want, _ := io.ReadAll(r.Body)
+	if resp, got := do(t, http.DefaultClient, "POST", url, header, `{}`); r.StatusCode != 200 || resp.StatusCode != 200 || got != string(want) {
+		t.Errorf("first %s\n%s\nagain %s\n%s", r.Status, want, resp.Status, got)
+	}
+}
+
+func TestListLongerThanAPage(t *testing.T) {
+	s := start(t, "--demo")
+	c := client(s.url, "demo", "demo-secret")
+	url := contractsURL(s.url, demoOrg, "00000000-0000-4000-8000-000000000001")
+	body := year(500) // about 27 KB
+	var want []string
+	for range 40 {
+		resp, got := do(t, c, "POST", url, jsonBody, body)
+		if resp.StatusCode != 200 {
+			t.Fatalf("POST: %s\n%.300s", resp.Status, got)
+		}
+		want = append(want, got)
+	}
+	for _, tt := range []struct {
+		query string
+		want  []string
+		next  bool
+	}{
+		{"", want, false}, {"?limit=1000", want, false}, {"?limit=40", want, false}, {"?limit=39", want[:39], true}, {"?limit=1", want[:1], true},
+	} {
+		t.Run("list"+tt.query, func(t *testing.T) {
+			resp, got := do(t, c, "GET", url+tt.query, nil, "")
+			if resp.StatusCode != 200 || got != "["+strings.Join(tt.want, ",")+"]" || (resp.Header.Get("Link") != "") != tt.next {
+				t.Errorf("%s, Link %q, %d bytes, want %d contracts", resp.Status, resp.Header.Get("Link"), len(got), len(tt.want))
+			}
+			head, _ := do(t, c, "HEAD", url+tt.query, nil, "")
+			if head.StatusCode != 200 || head.Header.Get("Link") != resp.Header.Get("Link") {
+				t.Errorf("HEAD: %s, Link %q", head.Status, head.Header.Get("Link"))
+			}
+		})
+	}
+	t.Run("by its links", func(t *testing.T) {
+		var got []string
+		for at := url + "?limit=7"; at != ""; {
+			resp, page := do(t, c, "GET", at, nil, "")
+			var docs []json.RawMessage
+			if err := json.Unmarshal([]byte(page), &docs); err != nil || resp.StatusCode != 200 {
+				t.Fatalf("%s: %s, %v", at, resp.Status, err)
+			}
+			for _, d := range docs {
+				got = append(got, string(d))
+			}
+			at = ""
+			if link := regexp.MustCompile(`^<(.+)>; rel="next"$`).FindStringSubmatch(resp.Header.Get("Link")); link != nil {
+				at = s.url + link[1]
+			}
+		}
+		if strings.Join(got, ",") != strings.Join(want, ",") {
+			t.Errorf("got %d contracts, want %d", len(got), len(want))
+		}
+	})
+}
+
+func TestNoUpdateIsLost(t *testing.T) {
+	s := start(t, "--demo")
+	c := client(s.url, "demo", "demo-secret")
+	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+	const writers, each = 16, 10
+	for _, tt := range []struct {
+		name  string
+		write func(t *testing.T, n *int)
+	}{
+		{"among clients that use ETags", func(t *testing.T, won *int) {
+			resp, got := do(t, c, "GET", url, nil, "")
+			var doc struct{ Supplier string }
+			if err := json.Unmarshal([]byte(got), &doc); err != nil {
+				t.Error(err)
+			}
+			resp, got = do(t, c, "PUT", url, with(jsonBody, "If-Match", resp.Header.Get("ETag")), fmt.Sprintf(`{"supplier":"%sx"}`, doc.Supplier))
+			switch resp.StatusCode {
+			case 200:
+				*won++
+			case 412:
+			default:
+				t.Errorf("PUT: %s\n%s", resp.Status, got)
+			}
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			do(t, c, "PUT", url, jsonBody, `{"supplier":""}`)
+			won := make([]int, writers)
+			var wg sync.WaitGroup
+			for w := range writers {
+				wg.Go(func() {
+					for range each {
+						tt.write(t, &won[w])
+					}
+				})
+			}
+			wg.Wait()
+			total := 0
+			for _, n := range won {
+				total += n
+			}
+			_, got := do(t, c, "GET", url, nil, "")
+			if want := fmt.Sprintf(`"supplier":"%s"`, strings.Repeat("x", total)); total == 0 || !strings.Contains(got, want) {
+				t.Errorf("%d writes were answered 200\n%s", total, got)
+			}
+		})
+	}
+	t.Run("among patches of different members", func(t *testing.T) {
+		do(t, c, "PUT", url, jsonBody, `{}`)
+		var wg sync.WaitGroup
+		patch := http.Header{"Content-Type": {"application/merge-patch+json"}}
+		for _, member := range []string{"supplier", "meter_id", "currency_energy_price"} {
+			wg.Go(func() {
+				for i := range 20 {
+					body := fmt.Sprintf(`{"%s":"%d"}`, member, i)
+					if resp, got := do(t, c, "PATCH", url, patch, body); resp.StatusCode != 200 || !strings.Contains(got, strings.Trim(body, "{}")) {
+						t.Errorf("PATCH %s: %s\n%s", body, resp.Status, got)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		_, got := do(t, c, "GET", url, nil, "")
+		if !strings.Contains(got, `"meter_id":"19","supplier":"19","currency_energy_price":"19"`) {
+			t.Errorf("a patch is lost\n%s", got)
+		}
+	})
+}
+
+func TestTokensOfALibraryNotOurs(t *testing.T) {
+	s := start(t, "--demo")
+	for _, tt := range []struct {
+		name           string
+		id, secret     string
+		scopes         []string
+		get, put       int
+		tokenErrorCode string
+	}{
+		{"all scopes", "demo", "demo-secret", nil, 200, 200, ""},
+		{"read only", "demo", "demo-secret", []string{"read"}, 200, 403, ""},
+		{"write only", "demo", "demo-secret", []string{"write"}, 403, 200, ""},
+		{"another organization", "demo-other", "demo-other-secret", nil, 403, 403, ""},
+		{"wrong secret", "demo", "demo-other-secret", nil, 0, 0, "invalid_client"},
+		{"unknown scope", "demo", "demo-secret", []string{"read", "admin"}, 0, 0, "invalid_scope"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := clientcredentials.Config{ClientID: tt.id, ClientSecret: tt.secret, Scopes: tt.scopes, TokenURL: s.url + "/oauth2/token/"}
+			_, err := c.Token(context.Background())
+			if tt.tokenErrorCode != "" {
+				if err == nil || !strings.Contains(err.Error(), `"`+tt.tokenErrorCode+`"`) {
+					t.Errorf("got error %v, want %s", err, tt.tokenErrorCode)
+				}
+				return
+			}
+			url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+			if resp, got := do(t, c.Client(context.Background()), "GET", url, nil, ""); resp.StatusCode != tt.get {
+				t.Errorf("GET: %s, want %d\n%s", resp.Status, tt.get, got)
+			}
+			if resp, got := do(t, c.Client(context.Background()), "PUT", url, jsonBody, "{}"); resp.StatusCode != tt.put {
+				t.Errorf("PUT: %s, want %d\n%s", resp.Status, tt.put, got)
+			}
+		})
+	}
+}
+
+func TestTokenRequestThatIsTooLarge(t *testing.T) {
+	s := start(t, "--demo")
+	resp, got := do(t, http.DefaultClient, "POST", s.url+"/oauth2/token/", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}, strings.Repeat("a", 64<<10+1))
+	if want := `{"error":"invalid_request","error_description":"the body cannot be read, or has more than 64 KiB"}`; resp.StatusCode != 413 || got != want {
+		t.Errorf("got %s\n%s\nwant 413\n%s", resp.Status, got, want)
+	}
+}
+
+func TestHeaderOfMoreThan16KiBIsRefused(t *testing.T) {
+	s := start(t, "--demo")
+	for size, status := range map[int]int{12 << 10: 200, 21 << 10: 431} {
+		resp, _ := do(t, http.DefaultClient, "GET", s.url+"/healthz", http.Header{"X-Long": {strings.Repeat("a", size)}}, "")
+		if resp.StatusCode != status {
+			t.Errorf("a field of %d bytes: %s, want %d", size, resp.Status, status)
+		}
+	}
+}
+
+func TestBodyThatEndsEarlyChangesNothing(t *testing.T) {
+	s := start(t, "--demo")
+	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "PUT %s/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{}",
+		contractsURL("", demoOrg, demoUser), demoContract, token(t, s.url, "demo", "demo-secret"))
+	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err == nil { // net/http may also hang up at once
+		got, _ := io.ReadAll(resp.Body)
+		wantProblem(t, resp, string(got), 400)
+	}
+	_, got := do(t, client(s.url, "demo", "demo-secret"), "GET", contractsURL(s.url, demoOrg, demoUser)+"/"+demoContract, nil, "")
+	if !strings.Contains(got, "Nordlys") {
+		t.Errorf("the contract changed\n%s", got)
+	}
+}
+
+func TestBrokenDocumentIsA500ThatTheLogExplains(t *testing.T) {
+	s := start(t, "--demo")
+	s.stop()
+	key := demoOrg + "/" + demoUser + "/" + demoContract
+	db, err := bbolt.Open(s.db, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketContracts)
+		broken := bytes.Replace(b.Get([]byte(key)), []byte("0.1523"), []byte("0.1522"), 1)
+		return b.Put([]byte(key), broken)
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	again := startOn(t, s.db, "--demo")
+	c := client(again.url, "demo", "demo-secret")
+	for _, path := range []string{"", "/" + demoContract} {
+		resp, got := do(t, c, "GET", contractsURL(again.url, demoOrg, demoUser)+path, nil, "")
+		p := wantProblem(t, resp, got, 500)
+		if strings.Contains(got, again.db) || strings.Contains(got, key) {
+			t.Errorf("the answer says what the log is for\n%s", got)
+		}
+		line := regexp.MustCompile(`(?m)^.*request=` + p.Instance + `.*$`).FindString(again.log.String())
+		if !strings.Contains(line, key) || !strings.Contains(line, "level=ERROR") {
+			t.Errorf("the log does not name the key under the request id\n%s", again.log)
+		}
+	}
+	resp, got := do(t, c, "PUT", contractsURL(again.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, "{}")
+	if resp.StatusCode != 200 {
+		t.Errorf("PUT in its place: %s\n%s", resp.Status, got)
+	}
+}
+
+func TestLogHasOneLineARequestAndNoSecret(t *testing.T) {
+	s := start(t, "--demo")
+	text := token(t, s.url, "demo", "demo-secret")
+	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+	header := http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + text}}
+	before := strings.Count(s.log.String(), "msg=request")
+	do(t, http.DefaultClient, "PUT", url+"?access_token="+text, header, `{"supplier":"In Confidence AB"}`)
+	do(t, http.DefaultClient, "PUT", url, header, `{"supplier":7,"In Confidence AB":1}`)
+	do(t, http.DefaultClient, "GET", s.url+"/"+text, nil, "")
+	resp, _ := do(t, http.DefaultClient, "GET", url, header, "")
+	s.stop()
+	log := s.log.String()
+	if n := strings.Count(log, "msg=request") - before; n != 4 {
+		t.Errorf("%d lines for 4 requests", n)
+	}
+	want := regexp.MustCompile(`msg=request method=GET route=` + regexp.QuoteMeta(contractPath) + ` status=200 bytes=\d+ duration=\S+ request=` + resp.Header.Get("X-Request-ID") + ` client=demo\n`)
+	if !want.MatchString(log) {
+		t.Errorf("no line like %s", want)
+	}
+	for _, secret := range []string{text, "demo-secret", "In Confidence", "ZGVtbzpkZW1vLXNlY3JldA"} {
+		if strings.Contains(log, secret) {
+			t.Errorf("the log has %q", secret)
+		}
+	}
+	file := readFile(t, s.db)
+	for _, secret := range []string{text, "demo-secret"} {
+		if strings.Contains(file, secret) {
+			t.Errorf("the database has %q", secret)
+		}
+	}
+}
