@@ -78,7 +78,7 @@ func TestDemoDataIsWhatClientsRelyOn(t *testing.T) {
 		Type     string `json:"energy_contract_type"`
 		ID       string
 		Building *string
-		Currency string `json:"currency_energy_price"`
+		Currency string                    `json:"currency_energy_price"`
 		Prices   []struct{ Price float64 } `json:"energy_prices"`
 	}
 	if err := json.Unmarshal([]byte(list), &contracts); err != nil {

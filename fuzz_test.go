@@ -1,0 +1,155 @@
+package main
+
+// Fuzz targets for what parses the bytes of strangers.
+
+import (
+	"errors"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"golang.org/x/tools/txtar"
+)
+
+// storyRequests are the requests of all stories, as heads and bodies.
+func storyRequests(t testing.TB) (heads, bodies []string) {
+	t.Helper()
+	files, err := filepath.Glob("testdata/stories/*.txt")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no stories: %v", err)
+	}
+	for _, name := range files {
+		story, err := txtar.ParseFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range story.Files {
+			if head, body, ok := strings.Cut(string(f.Data), "\n\n"); ok && strings.HasSuffix(f.Name, "request") {
+				heads, bodies = append(heads, head), append(bodies, strings.TrimSuffix(body, "\n"))
+			}
+		}
+	}
+	return heads, bodies
+}
+
+// FuzzBody: what is accepted re-encodes, decodes to the same, and passes
+// validation; what is not says why, and where.
+func FuzzBody(f *testing.F) {
+	_, bodies := storyRequests(f)
+	for _, b := range bodies {
+		f.Add([]byte(b))
+	}
+	f.Add([]byte(year(30)))
+	v, err := newValidator()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		c, err := v.Contract(body)
+		if err != nil {
+			wantExplained(t, err)
+			if err := v.Patch(body); err != nil {
+				wantExplained(t, err)
+			}
+			return
+		}
+		doc, err := c.encode(demoContract)
+		if err != nil || !jsontext.Value(doc).IsValid() {
+			t.Fatalf("accepted, but encodes to %q, %v", doc, err)
+		}
+		decoded, err := decodeDocument(doc)
+		if err != nil {
+			t.Fatalf("%s does not decode: %v", doc, err)
+		}
+		if again, err := decoded.encode(demoContract); err != nil || string(again) != string(doc) {
+			t.Fatalf("%s\nis another when decoded and encoded, %v\n%s", doc, err, again)
+		}
+		request, err := json.Marshal(decoded)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sent, err := v.Contract(request)
+		if err != nil {
+			t.Fatalf("accepted, but not again as\n%s\n%v", request, err)
+		}
+		if again, err := sent.encode(demoContract); err != nil || string(again) != string(doc) {
+			t.Fatalf("%s\nis another when sent again, %v\n%s", doc, err, again)
+		}
+		// A contract without nulls is a merge patch to itself.
+		if patched, err := v.Patched(Contract{}, request); err != nil {
+			t.Fatalf("accepted, but not as a patch of nothing\n%s\n%v", request, err)
+		} else if again, err := patched.encode(demoContract); err != nil || string(again) != string(doc) {
+			t.Fatalf("%s\nis another as a patch of nothing, %v\n%s", doc, err, again)
+		}
+	})
+}
+
+// wantExplained fails unless a person could act on the error.
+func wantExplained(t *testing.T, err error) {
+	t.Helper()
+	var (
+		bad    *malformed
+		inv    *invalid
+		faults []fault
+	)
+	switch {
+	case errors.As(err, &bad):
+		faults = []fault{bad.fault}
+	case errors.As(err, &inv):
+		faults = inv.list()
+	default:
+		t.Fatalf("refused with %v", err)
+	}
+	if len(faults) == 0 || len(faults) > maxFaults+1 {
+		t.Fatalf("%d faults", len(faults))
+	}
+	for _, f := range faults {
+		if !strings.HasPrefix(f.Pointer, "#") || f.Detail == "" || len(f.Pointer)+len(f.Detail) > 1000 {
+			t.Fatalf("fault %+v", f)
+		}
+	}
+}
+
+// FuzzEntityTags: what is accepted is written as a list that reads the same.
+func FuzzEntityTags(f *testing.F) {
+	heads, _ := storyRequests(f)
+	for _, head := range heads {
+		for line := range strings.Lines(head) {
+			if name, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), ": "); ok && strings.HasSuffix(name, "-Match") {
+				f.Add(value)
+			}
+		}
+	}
+	f.Add(`"a", W/"b" ,, "\"`)
+	f.Fuzz(func(t *testing.T, value string) {
+		tags, err := parseEntityTags("If-Match", []string{value})
+		if err != nil {
+			var bad *malformed
+			if !errors.As(err, &bad) || bad.Parameter != "If-Match" {
+				t.Fatalf("refused with %v", err)
+			}
+			return
+		}
+		if !tags.present || tags.any == (len(tags.tags) > 0) {
+			t.Fatalf("%q is %+v", value, tags)
+		}
+		lines := []string{"*"}
+		if !tags.any {
+			lines = nil
+			for _, tag := range tags.tags {
+				line := tag.opaque
+				if tag.weak {
+					line = "W/" + line
+				}
+				lines = append(lines, line)
+			}
+		}
+		again, err := parseEntityTags("If-Match", lines)
+		if err != nil || !reflect.DeepEqual(again, tags) {
+			t.Fatalf("%q is %+v, but %q is %+v, %v", value, tags, lines, again, err)
+		}
+	})
+}

@@ -1,0 +1,315 @@
+package main
+
+// The command line, as a person uses it.
+
+import (
+	"bufio"
+	"fmt"
+	goparser "go/parser"
+	gotoken "go/token"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// fails runs the program and returns what it says when it exits 1.
+func fails(t testing.TB, args ...string) string {
+	t.Helper()
+	cmd := command(t, nil, args...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	err := cmd.Run()
+	if err == nil || cmd.ProcessState.ExitCode() != 1 || strings.Contains(stderr.String(), "goroutine ") {
+		t.Fatalf("%v: %v, want exit status 1\n%s", args, err, &stderr)
+	}
+	return stderr.String()
+}
+
+func TestCommandLineRefusesWithASentence(t *testing.T) {
+	db := filepath.Join(t.TempDir(), "x.db")
+	for _, tt := range []struct {
+		name string
+		args []string
+		want string
+	}{
+		{"nothing", nil, `expected one of "serve", "client"`},
+		{"an unknown flag", []string{"serve", "--port", "80"}, "--help explains"},
+		{"demo on all addresses", []string{"serve", "--demo", "--addr", ":0"}, "everyone knows its secrets, so it listens on a loopback address only"},
+		{"demo on another address", []string{"serve", "--demo", "--addr", "0.0.0.0:0"}, "everyone knows its secrets"},
+		{"an address that is none", []string{"serve", "--db", db, "--addr", "127.0.0.1:http:"}, "--addr"},
+		{"a body limit of nothing", []string{"serve", "--db", db, "--max-body", "0"}, "--max-body must be from 1 byte to 1 GiB"},
+		{"an organization that is none", []string{"client", "add", "--org", "x", "--db", db}, "--org must be a UUID of 36 characters, has 1"},
+		{"no organization", []string{"client", "add", "--db", db}, "missing flags: --org"},
+		{"an unknown scope", []string{"client", "add", "--org", demoOrg, "--scope", "admin", "--db", db}, "the scopes are read and write"},
+		{"a directory that is not there", []string{"serve", "--db", filepath.Join(db, "y")}, "no such file or directory"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if got := fails(t, tt.args...); !strings.Contains(got, tt.want) {
+				t.Errorf("got %q, want %q in it", got, tt.want)
+			}
+		})
+	}
+	if exists(db) {
+		t.Errorf("a refused command made %s", db)
+	}
+}
+
+func TestHelpExplainsEachFlagAndItsVariable(t *testing.T) {
+	out, err := command(t, nil, "serve", "--help").CombinedOutput()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"--addr", "$ENERGY_CONTRACTS_ADDR", "--db", "$ENERGY_CONTRACTS_DB",
+		"--demo", "$ENERGY_CONTRACTS_DEMO", "--max-body", "$ENERGY_CONTRACTS_MAX_BODY",
+	} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("--help does not say %s\n%s", want, out)
+		}
+	}
+}
+
+func TestFlagsAreVariablesToo(t *testing.T) {
+	t.Setenv("ENERGY_CONTRACTS_DEMO", "true")
+	t.Setenv("ENERGY_CONTRACTS_MAX_BODY", "10")
+	db := filepath.Join(t.TempDir(), "env.db")
+	t.Setenv("ENERGY_CONTRACTS_DB", db)
+	p := startProcess(t, nil)
+	resp, got := do(t, client(p.url, "demo", "demo-secret"), "PUT", contractsURL(p.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, `{"supplier":"a"}`)
+	wantProblem(t, resp, got, 413)
+	if !exists(db) {
+		t.Errorf("%s is not there", db)
+	}
+}
+
+func TestClientAddMakesAClientWhoseSecretWorks(t *testing.T) {
+	db := filepath.Join(t.TempDir(), "clients.db")
+	add := func(args ...string) (id, secret string) {
+		t.Helper()
+		out, err := command(t, nil, append([]string{"client", "add", "--db", db, "--org", strings.ToUpper(demoOrg)}, args...)...).Output()
+		m := regexp.MustCompile(`^client_id:     (\S+)\nclient_secret: (\S{43})\n\nThe secret is not shown again.\n$`).FindStringSubmatch(string(out))
+		if err != nil || m == nil {
+			t.Fatalf("client add: %v\n%s", err, out)
+		}
+		return m[1], m[2]
+	}
+	all, allSecret := add()
+	reader, readerSecret := add("--scope", "read")
+	p := startProcess(t, nil, "--db", db)
+	if strings.Contains(p.stderr.String(), "no client") {
+		t.Errorf("the log says that there is no client\n%s", p.stderr)
+	}
+	url := contractsURL(p.url, demoOrg, demoUser)
+	if resp, got := do(t, client(p.url, all, allSecret), "POST", url, jsonBody, `{}`); resp.StatusCode != 200 {
+		t.Errorf("POST: %s\n%s", resp.Status, got)
+	}
+	if resp, got := do(t, client(p.url, reader, readerSecret), "GET", url, nil, ""); resp.StatusCode != 200 || !strings.Contains(got, `"id"`) {
+		t.Errorf("GET: %s\n%s", resp.Status, got)
+	}
+	resp, got := do(t, client(p.url, reader, readerSecret), "POST", url, jsonBody, `{}`)
+	wantProblem(t, resp, got, 403)
+	started := time.Now()
+	if got := fails(t, "client", "add", "--db", db, "--org", demoOrg); !strings.Contains(got, db) || !strings.Contains(got, "another process has it open") {
+		t.Errorf("beside a running server: %q", got)
+	}
+	if d := time.Since(started); d > 3*time.Second { // a second, and the start of a process on a busy machine
+		t.Errorf("it took %s to say so", d)
+	}
+	info, err := os.Stat(db)
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file's mode is %v, %v", info.Mode(), err)
+	}
+	if err := p.terminate(t); err != nil {
+		t.Errorf("SIGTERM: %v", err)
+	}
+	checkFileSound(t, db)
+}
+
+func TestFirstStartSaysHowToAddAClient(t *testing.T) {
+	db := filepath.Join(t.TempDir(), "new.db")
+	p := startProcess(t, nil, "--db", db)
+	want := `command="energy-contracts client add --org ORGANIZATION_UUID --db \"` + db + `\""`
+	if !strings.Contains(p.stderr.String(), want) {
+		t.Errorf("the log does not say %s\n%s", want, p.stderr)
+	}
+}
+
+func TestDemo(t *testing.T) {
+	t.Run("keeps its file in a directory that goes with it", func(t *testing.T) {
+		tmp := t.TempDir()
+		t.Setenv("TMPDIR", tmp)
+		p := startProcess(t, nil, "--demo")
+		if files, _ := filepath.Glob(tmp + "/*/*"); len(files) != 1 {
+			t.Errorf("files: %v", files)
+		}
+		if err := p.terminate(t); err != nil {
+			t.Errorf("SIGTERM: %v", err)
+		}
+		if files, _ := filepath.Glob(tmp + "/*"); len(files) != 0 {
+			t.Errorf("left behind: %v", files)
+		}
+	})
+	t.Run("loads its data into a file once", func(t *testing.T) {
+		db := filepath.Join(t.TempDir(), "demo.db")
+		for round := range 2 {
+			s := startOn(t, db, "--demo")
+			url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+			method, want := "DELETE", 204
+			if round == 1 {
+				method, want = "GET", 404
+			}
+			if resp, got := do(t, client(s.url, "demo", "demo-secret"), method, url, nil, ""); resp.StatusCode != want {
+				t.Errorf("%s in round %d: %s\n%s", method, round, resp.Status, got)
+			}
+			s.stop()
+		}
+	})
+	t.Run("and its secrets are refused on other addresses later", func(t *testing.T) {
+		db := filepath.Join(t.TempDir(), "demo.db")
+		startOn(t, db, "--demo").stop()
+		if got := fails(t, "serve", "--db", db, "--addr", "0.0.0.0:0"); !strings.Contains(got, "has the clients of --demo, whose secrets everyone knows") {
+			t.Errorf("got %q", got)
+		}
+	})
+}
+
+func TestDemoCommandsWorkAsPasted(t *testing.T) {
+	needTool(t, "curl")
+	p := startProcess(t, nil, "--demo")
+	blocks := strings.SplitAfter(p.stdout.String(), "\n\n")
+	var script string
+	for _, b := range blocks { // without the sentences between them
+		if strings.HasPrefix(b, "TOKEN=") || strings.HasPrefix(b, "curl ") {
+			script += b
+		}
+	}
+	cmd := exec.Command("sh", "-eu")
+	cmd.Stdin = strings.NewReader(script)
+	out, err := cmd.CombinedOutput()
+	want := `{"energy_contract_type":"spot_hourly","energy_prices":[{"price":0.2134,"timestamp":"2026-11-23T17:00:00+01:00"},{"price":0.1875,"timestamp":"2026-11-23T18:00:00+01:00"}],"id":"3c90c3cc-0d44-4b50-8888-8dd25736052a","building":"8d6f2f4a-51c6-4a0b-9d3e-6b1f0c7a2e94","meter_id":"735999102100010234","supplier":"Nordlys Energi AB","currency_energy_price":"EUR","energy_price_includes_external_components":true}`
+	if err != nil || !strings.HasSuffix(string(out), want) {
+		t.Errorf("%v\n%s\nwant\n%s\nof\n%s", err, out, want, script)
+	}
+}
+
+// halfRequest sends the start of a PUT, and returns its connection once the
+// handler has asked for the body.
+func halfRequest(t testing.TB, url, token string) *net.TCPConn {
+	t.Helper()
+	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	fmt.Fprintf(conn, "PUT %s/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 25\r\nExpect: 100-continue\r\n\r\n",
+		contractsURL("", demoOrg, demoUser), demoContract, token)
+	const want = "HTTP/1.1 100 Continue\r\n\r\n"
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(conn, got); err != nil || string(got) != want {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	return conn.(*net.TCPConn)
+}
+
+func TestSignal(t *testing.T) {
+	for _, sig := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
+		t.Run(fmt.Sprint(sig, " finishes the request in flight"), func(t *testing.T) {
+			db := filepath.Join(t.TempDir(), "test.db")
+			p := startProcess(t, nil, "--demo", "--db", db)
+			conn := halfRequest(t, p.url, token(t, p.url, "demo", "demo-secret"))
+			if err := p.cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.stderr.String(), "stopping") })
+			fmt.Fprint(conn, `{"supplier":"last to go"}`)
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, _ := io.ReadAll(resp.Body)
+			if resp.StatusCode != 200 || !strings.Contains(string(got), "last to go") {
+				t.Errorf("%s\n%s", resp.Status, got)
+			}
+			if err := <-p.ended; err != nil {
+				t.Errorf("%v\n%s", err, p.stderr)
+			}
+			again := startOn(t, db, "--demo")
+			_, kept := do(t, client(again.url, "demo", "demo-secret"), "GET", contractsURL(again.url, demoOrg, demoUser)+"/"+demoContract, nil, "")
+			if kept != string(got) {
+				t.Errorf("answered %s\nkept %s", got, kept)
+			}
+		})
+	}
+	t.Run("the second one ends it at once", func(t *testing.T) {
+		p := startProcess(t, nil, "--demo")
+		halfRequest(t, p.url, token(t, p.url, "demo", "demo-secret"))
+		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.stderr.String(), "stopping") })
+		// Else it would take all of shutdownTimeout, and exit 0.
+		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		<-p.ended
+		if status := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGTERM {
+			t.Errorf("ended with %v\n%s", p.cmd.ProcessState, p.stderr)
+		}
+	})
+}
+
+// waitFor waits for something outside of this process.
+func waitFor(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited 20 s until %s", what)
+		}
+	}
+}
+
+// Calls run one way, which the compiler cannot see to inside of one package.
+func TestEachLibraryHasItsRoom(t *testing.T) {
+	rooms := map[string][]string{
+		"go.etcd.io/bbolt":                       {"store.go"},
+		"github.com/go-playground/validator/v10": {"validate.go"},
+		"github.com/julienschmidt/httprouter":    {"handler.go"},
+		"github.com/alecthomas/kong":             {"main.go"},
+		"net/http":                               {"main.go", "handler.go", "exchange.go", "auth.go", "condition.go", "idempotency.go", "problem.go"},
+	}
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		f, err := goparser.ParseFile(gotoken.NewFileSet(), name, nil, goparser.ImportsOnly)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, i := range f.Imports {
+			path := strings.Trim(i.Path.Value, `"`)
+			seen[path] = true
+			if allowed, ok := rooms[path]; ok && !slices.Contains(allowed, name) {
+				t.Errorf("%s imports %s, which is for %v", name, path, allowed)
+			}
+		}
+	}
+	for path := range rooms {
+		if !seen[path] {
+			t.Errorf("no file imports %s; take it off the list", path)
+		}
+	}
+}

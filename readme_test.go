@@ -1,0 +1,77 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os/exec"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+)
+
+// blocks are the fenced blocks of the README in a language.
+func blocks(t testing.TB, language string) (found []string) {
+	t.Helper()
+	for _, m := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(readFile(t, "README.md"), -1) {
+		found = append(found, m[1])
+	}
+	return found
+}
+
+func TestREADMECommandsGetTheAnswerItShows(t *testing.T) {
+	printed := demoCommands("127.0.0.1:8080")
+	var script string
+	for _, b := range blocks(t, "sh") {
+		if strings.HasPrefix(b, "TOKEN=") || strings.HasPrefix(b, "curl ") {
+			script += b
+			if !strings.Contains(printed, b) {
+				t.Errorf("--demo does not print what the README shows\n%s", b)
+			}
+		}
+	}
+	var want bytes.Buffer
+	if err := json.Compact(&want, []byte(blocks(t, "json")[0])); err != nil {
+		t.Fatal(err)
+	}
+	needTool(t, "curl")
+	s := start(t, "--demo")
+	cmd := exec.Command("sh", "-eu", "-c", strings.ReplaceAll(script, "http://127.0.0.1:8080", s.url))
+	out, err := cmd.Output()
+	if err != nil || string(out) != want.String() {
+		t.Errorf("%v\ngot\n%s\nwant\n%s", err, out, &want)
+	}
+}
+
+func TestREADMENamesEachFlagFileAndDependency(t *testing.T) {
+	readme := readFile(t, "README.md")
+	k, err := kong.New(&cli{}, kong.DefaultEnvars("ENERGY_CONTRACTS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var flags int
+	for _, command := range k.Model.Leaves(true) {
+		for _, f := range command.Flags {
+			flags++
+			name := strings.TrimPrefix(command.Path(), "energy-contracts ") + " --" + f.Name
+			row := regexp.MustCompile("(?m)^\\|.*`" + name + "`.*\\| `" + strings.Join(f.Envs, "") + "` \\|")
+			if !row.MatchString(readme) {
+				t.Errorf("the README has no row for %s and %v", name, f.Envs)
+			}
+		}
+	}
+	if want := reflect.TypeFor[serveCmd]().NumField() + reflect.TypeFor[clientAddCmd]().NumField(); flags != want {
+		t.Errorf("looked at %d flags of %d", flags, want)
+	}
+	direct := regexp.MustCompile(`(?m)^\t(\S+) v\S+$`).FindAllStringSubmatch(readFile(t, "go.mod"), -1)
+	if len(direct) == 0 {
+		t.Error("no dependency found in go.mod")
+	}
+	for _, m := range direct {
+		if !strings.Contains(readme, "| "+m[1]) && !strings.Contains(readme, ", "+m[1]+" |") {
+			t.Errorf("the README does not say why %s", m[1])
+		}
+	}
+}
