@@ -61,7 +61,7 @@ const (
 // by the end of its process, is only in the page cache, where the kernel may
 // hold it for clean. It returns the file, locked, and the id of the transaction
 // that stands in it.
-func openFile(path string, resync bool, log *slog.Logger) (f *os.File, standing uint64, err error) {
+func openFile(path string, resync bool, log *slog.Logger) (f *os.File, txid uint64, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, 0, err
@@ -86,10 +86,7 @@ func openFile(path string, resync bool, log *slog.Logger) (f *os.File, standing 
 	if err != nil {
 		return nil, 0, err
 	}
-	m := metas[0]
-	if !m.valid || metas[1].valid && metas[1].txid > m.txid {
-		m = metas[1]
-	}
+	m := standing(metas)
 	if !metas[0].valid || !metas[1].valid {
 		log.Warn("one of the database's two meta pages is broken, the other one is used; back the file up", "file", path)
 	}
@@ -151,6 +148,14 @@ func readMetas(f *os.File) (metas [2]meta, err error) {
 		metas[i] = readMeta(f, int64(i)*pageSize, pageSize)
 	}
 	return metas, nil
+}
+
+// standing returns the meta page that counts.
+func standing(metas [2]meta) meta {
+	if !metas[0].valid || metas[1].valid && metas[1].txid > metas[0].txid {
+		return metas[1]
+	}
+	return metas[0]
 }
 
 // readMeta reads size bytes at an offset as a meta page.

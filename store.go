@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -110,6 +111,7 @@ type Store struct {
 	// db is closed and opened again.
 	gate sync.RWMutex
 	db   *bbolt.DB // nil while the file cannot be opened
+	file *os.File  // db's own
 
 	// txMu is held around the start and the end of a read transaction. bbolt
 	// takes its own lock there, and never lets go of it when it panics on a meta
@@ -218,13 +220,12 @@ func create(path string) (err error) {
 }
 
 // open opens the file, which openFile checks and, with resync, syncs first. It
-// returns the transaction that stands. When it fails, db is nil.
-func (s *Store) open(resync bool) (standing uint64, err error) {
-	var f *os.File
+// returns the id of the transaction that stands. When it fails, db is nil.
+func (s *Store) open(resync bool) (txid uint64, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil { // the freelist's page
-			f.Close()
+			s.file.Close()
 			err = fmt.Errorf("database %s: %w: %v; restore a backup", s.path, ErrDamaged, p)
 		}
 	}()
@@ -235,15 +236,15 @@ func (s *Store) open(resync bool) (standing uint64, err error) {
 		// Its cost does not grow with the number of free pages.
 		FreelistType: bbolt.FreelistMapType,
 		OpenFile: func(path string, _ int, _ os.FileMode) (_ *os.File, err error) {
-			f, standing, err = openFile(path, resync, s.log)
-			return f, err
+			s.file, txid, err = openFile(path, resync, s.log)
+			return s.file, err
 		},
 	})
 	if err != nil {
-		return standing, err
+		return 0, err
 	}
 	s.db = db
-	return standing, nil
+	return txid, nil
 }
 
 // Close commits what waits, and closes the file. No method may be called after.
@@ -725,7 +726,12 @@ func (s *Store) commit(batch []*write) {
 	default:
 		s.log.Error("commit failed", "err", err, "transaction", txid, "writes", len(batch))
 		s.failures++
-		s.mending, s.undecided, s.undecidedTx = true, slices.Clone(batch), txid
+		s.mending = true
+		if s.mayStand(txid) {
+			s.undecided, s.undecidedTx = slices.Clone(batch), txid
+		} else {
+			finish(batch, ErrUnavailable)
+		}
 		if s.mend() && s.failures > 1 {
 			s.pausedUntil = time.Now().Add(failurePause)
 		}
@@ -742,7 +748,7 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 	}()
 	tx, err := s.db.Begin(true)
 	if err != nil {
-		return 0, err
+		return math.MaxUint64, err // an id that none reaches
 	}
 	txid = uint64(tx.ID())
 	changed := false
@@ -763,8 +769,16 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 	return txid, tx.Commit()
 }
 
-// mend opens the file again after a failed commit, and answers its writes by
-// what stands then. It tells whether the store can write again.
+// mayStand tells whether the meta page of a failed commit got into the file. If
+// not, the commit is undone for good, whatever becomes of the disk. It is asked
+// before the file is unlocked, so that no other process's commit can be meant.
+func (s *Store) mayStand(txid uint64) bool {
+	metas, err := readMetas(s.file)
+	return err != nil || standing(metas).txid >= txid
+}
+
+// mend opens the file again after a failed commit, and answers the undecided
+// writes by what stands then. It tells whether the store can write again.
 //
 // bbolt writes the meta page before the last sync. When that sync fails, the
 // transaction is refused and yet visible, the kernel holds the page for clean
@@ -777,34 +791,26 @@ func (s *Store) mend() bool {
 	if s.db != nil {
 		closeErr = s.db.Close()
 	}
-	standing, err := s.open(true)
-	if err == nil {
-		s.log.Info("database opened again", "transaction", standing)
-		s.mending, s.pausedUntil = false, time.Time{}
-		s.decide(standing)
-		return true
-	}
-	s.pausedUntil = time.Now().Add(mendInterval)
-	s.log.Error("the disk goes on failing: writes are refused and the database is opened again in a second at the soonest; see to the disk, no restart is needed",
-		"err", errors.Join(closeErr, err))
-	// For the readers; and what is not even in the page cache cannot stand.
-	standing, err = s.open(false)
-	if err == nil && standing < s.undecidedTx {
-		s.decide(standing)
-	}
-	return false
-}
-
-// decide answers the writes of a failed commit.
-func (s *Store) decide(standing uint64) {
-	for _, w := range s.undecided {
-		if standing >= s.undecidedTx {
-			w.finish(w.err)
-		} else {
-			w.finish(ErrUnavailable)
+	txid, err := s.open(true)
+	if err != nil {
+		s.pausedUntil = time.Now().Add(mendInterval)
+		s.log.Error("the disk goes on failing: writes are refused, and tried again in a second at the soonest; see to the disk, no restart is needed",
+			"err", errors.Join(closeErr, err))
+		if _, err := s.open(false); err != nil {
+			s.log.Error("the database cannot be read either", "err", err)
 		}
+		return false
+	}
+	s.log.Info("database opened again", "transaction", txid)
+	s.mending, s.pausedUntil = false, time.Time{}
+	for _, w := range s.undecided {
+		if txid < s.undecidedTx {
+			w.err = ErrUnavailable
+		}
+		w.finish(w.err)
 	}
 	s.undecided = nil
+	return true
 }
 
 func finish(batch []*write, err error) {

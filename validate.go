@@ -289,7 +289,7 @@ func checkPrices(sl validator.StructLevel) {
 
 // finite tells whether a JSON number is one that a double can hold.
 func finite(number jsontext.Value) bool {
-	if len(number) < 300 && bytes.IndexAny(number, "eE") < 0 {
+	if len(number) < 300 && !bytes.ContainsAny(number, "eE") {
 		return true // below 1e300
 	}
 	_, err := strconv.ParseFloat(string(number), 64)
@@ -303,7 +303,7 @@ func instant(timestamp jsontext.Value) (time.Time, bool) {
 		return time.Time{}, false
 	}
 	text := []byte(timestamp[1 : len(timestamp)-1])
-	if bytes.IndexAny(text, `\tz`) >= 0 { // rare: an escape, or lower case (RFC 3339 §5.6)
+	if bytes.ContainsAny(text, `\tz`) { // rare: an escape, or lower case (RFC 3339 §5.6)
 		text = bytes.ToUpper([]byte(unquoted(timestamp)))
 	}
 	var t time.Time
