@@ -4,8 +4,8 @@
 // Calls run one way: main.go reads the command line and wires; handler.go has the
 // endpoints, on top of exchange.go (one request and its answer), auth.go,
 // condition.go, idempotency.go and problem.go; parse.go and validate.go turn
-// bodies into the contracts of model.go; store.go keeps them, and knows nothing
-// of HTTP.
+// bodies into the contracts of model.go; store.go keeps them, with commit.go and
+// dbfile.go, and knows nothing of HTTP.
 package main
 
 import (

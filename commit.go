@@ -1,0 +1,251 @@
+package main
+
+// The committer: every write goes through it, and what happens when a commit
+// fails is decided here. It makes one transaction of all the writes that wait.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime/debug"
+	"slices"
+	"time"
+)
+
+const (
+	// queueLength bounds the writes that wait, and so the writes of one commit.
+	queueLength = 1024
+	// queueTimeout is how long a write waits for a place in the queue.
+	queueTimeout = 5 * time.Second
+	// mendInterval is the time between two attempts to mend a store whose disk
+	// goes on failing.
+	mendInterval = time.Second
+	// failurePause is how long writes are refused after a second failed commit
+	// in a row, so that a full disk does not keep the readers waiting.
+	failurePause = 100 * time.Millisecond
+)
+
+// write is one change on its way to the committer.
+type write struct {
+	do   change
+	err  error         // the outcome, valid when done is closed
+	done chan struct{} // closed when the outcome is known
+}
+
+func (w *write) finish(err error) {
+	w.err = err
+	close(w.done)
+}
+
+// committer is what the commitLoop remembers of commits that failed.
+type committer struct {
+	// failures counts the commits that failed since the last that did not.
+	failures int
+	// mending: a commit failed, and the file has not been opened again yet.
+	mending bool
+	// pausedUntil: writes are refused without an attempt.
+	pausedUntil time.Time
+	// undecided are the writes of a failed commit whose meta page is in the file
+	// and may or may not be on the disk; undecidedTx is its transaction.
+	undecided   []*write
+	undecidedTx uint64
+}
+
+// update gives a change to the committer and waits until it is on disk. do runs
+// there, in one transaction with others, in the order of arrival. When the
+// caller's context ends first, the change may yet be made.
+func (s *Store) update(ctx context.Context, do change) error {
+	if s.damaged.Load() {
+		return fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged)
+	}
+	w := &write{do: do, done: make(chan struct{})}
+	select {
+	case s.queue <- w:
+	default:
+		timeout := time.NewTimer(queueTimeout)
+		defer timeout.Stop()
+		select {
+		case s.queue <- w:
+		case <-timeout.C:
+			return ErrBusy
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.stopped:
+			return ErrClosed
+		}
+	}
+	select {
+	case <-w.done:
+		return w.err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.dead:
+		return ErrDamaged
+	case <-s.stopped:
+		select {
+		case <-w.done:
+			return w.err
+		default:
+			return ErrClosed
+		}
+	}
+}
+
+// commitLoop is the committer: no timer, so that an idle store commits at once
+// and a busy one shares the sync.
+func (s *Store) commitLoop() {
+	defer close(s.stopped)
+	debug.SetPanicOnFault(true)
+	c := &s.committer
+	batch := make([]*write, 0, queueLength)
+	for {
+		var retry <-chan time.Time
+		if len(c.undecided) > 0 {
+			retry = time.After(time.Until(c.pausedUntil))
+		}
+		select {
+		case w := <-s.queue:
+			batch = s.waiting(append(batch[:0], w))
+			s.commit(batch)
+		case <-retry:
+			s.mend()
+		case <-s.closing:
+			if batch = s.waiting(batch[:0]); len(batch) > 0 {
+				s.commit(batch)
+			}
+			return
+		}
+	}
+}
+
+// waiting appends the writes that wait.
+func (s *Store) waiting(batch []*write) []*write {
+	for len(batch) < queueLength {
+		select {
+		case w := <-s.queue:
+			batch = append(batch, w)
+		default:
+			return batch
+		}
+	}
+	return batch
+}
+
+// commit makes the changes of a batch and answers each when it is known to stand
+// or known not to.
+func (s *Store) commit(batch []*write) {
+	c := &s.committer
+	if s.damaged.Load() {
+		finish(batch, fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged))
+		return
+	}
+	if time.Now().Before(c.pausedUntil) || c.mending && !s.mend() {
+		finish(batch, ErrUnavailable)
+		return
+	}
+	txid, err := s.apply(batch)
+	switch {
+	case err == nil:
+		c.failures = 0
+		for _, w := range batch {
+			w.finish(w.err)
+		}
+	case errors.Is(err, ErrDamaged):
+		finish(batch, err)
+	default:
+		s.log.Error("commit failed", "err", err, "transaction", txid, "writes", len(batch))
+		c.failures++
+		c.mending = true
+		if s.mayStand(txid) {
+			c.undecided, c.undecidedTx = slices.Clone(batch), txid
+		} else {
+			finish(batch, ErrUnavailable)
+		}
+		if s.mend() && c.failures > 1 {
+			c.pausedUntil = time.Now().Add(failurePause)
+		}
+	}
+}
+
+// apply runs the writes of a batch in one transaction and commits it, if there
+// is anything to commit. Each write that succeeded or failed alone has its err.
+func (s *Store) apply(batch []*write) (txid uint64, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = s.damage(p)
+		}
+	}()
+	tx, err := s.db.Begin(true)
+	if err != nil {
+		return math.MaxUint64, err // an id that none reaches
+	}
+	txid = uint64(tx.ID())
+	changed := false
+	for _, w := range batch {
+		w.err = w.do(tx)
+		if errors.Is(w.err, errTx) {
+			return txid, errors.Join(w.err, tx.Rollback())
+		}
+		changed = changed || w.err == nil
+	}
+	if !changed {
+		return txid, tx.Rollback()
+	}
+	// More than the batch can have added, so that what expires does not pile up.
+	if err := purge(tx, s.now(), 2*len(batch)); err != nil {
+		return txid, errors.Join(err, tx.Rollback())
+	}
+	return txid, tx.Commit()
+}
+
+// mayStand tells whether the meta page of a failed commit got into the file. If
+// not, the commit is undone for good, whatever becomes of the disk. It is asked
+// before the file is unlocked, so that no other process's commit can be meant.
+func (s *Store) mayStand(txid uint64) bool {
+	metas, err := readMetas(s.file)
+	return err != nil || standing(metas).txid >= txid
+}
+
+// mend opens the file again after a failed commit, and answers the undecided
+// writes by what stands then. It tells whether the store can write again.
+//
+// bbolt writes the meta page before the last sync. When that sync fails, the
+// transaction is refused and yet visible, the kernel holds the page for clean
+// though it is not on disk, and the next transaction overwrites pages that what
+// is on disk still needs. Hence openFile with resync.
+func (s *Store) mend() bool {
+	c := &s.committer
+	s.gate.Lock()
+	defer s.gate.Unlock()
+	var closeErr error
+	if s.db != nil {
+		closeErr = s.db.Close()
+	}
+	txid, err := s.open(true)
+	if err != nil {
+		c.pausedUntil = time.Now().Add(mendInterval)
+		s.log.Error("the disk goes on failing: writes are refused, and tried again in a second at the soonest; see to the disk, no restart is needed",
+			"err", errors.Join(closeErr, err))
+		if _, err := s.open(false); err != nil {
+			s.log.Error("the database cannot be read either", "err", err)
+		}
+		return false
+	}
+	s.log.Info("database opened again", "transaction", txid)
+	c.mending, c.pausedUntil = false, time.Time{}
+	for _, w := range c.undecided {
+		if txid < c.undecidedTx {
+			w.err = ErrUnavailable
+		}
+		w.finish(w.err)
+	}
+	c.undecided = nil
+	return true
+}
+
+func finish(batch []*write, err error) {
+	for _, w := range batch {
+		w.finish(err)
+	}
+}

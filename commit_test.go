@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// bbolt maps a file that grows anew, which waits for every read transaction, and
+// every new one waits for it: the end of one must not wait for the start of
+// another.
+func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "test.db")
+	s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// With a small map, so that it is outgrown often.
+	if err := s.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s.db, err = bbolt.Open(path, 0o600, nil); err != nil {
+		t.Fatal(err)
+	}
+	k := Key{Owner{demoOrg, demoUser}, demoContract}
+	always := func(Version, bool) error { return nil }
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			var buf []byte
+			for ctx.Err() == nil {
+				if buf, _, err := s.Get(buf[:0], k); err != nil && err != ErrNotFound {
+					t.Errorf("Get: %v, %.100s", err, buf)
+					return
+				}
+			}
+		})
+	}
+	doc := []byte(strings.Repeat("x", 100<<10))
+	for i := range 200 { // 20 MB: from 32 KiB it doubles ten times
+		k := k
+		k.Contract = ID(fmt.Sprintf("%08x-0000-4000-8000-000000000000", i))
+		if _, err := s.Put(ctx, k, doc, always); err != nil {
+			t.Errorf("Put: %v", err)
+			break
+		}
+	}
+	cancel()
+	wg.Wait()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+	checkFileSound(t, path)
+}
