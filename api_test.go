@@ -11,9 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -535,5 +538,33 @@ func TestLogHasOneLineARequestAndNoSecret(t *testing.T) {
 		if strings.Contains(file, secret) {
 			t.Errorf("the database has %q", secret)
 		}
+	}
+}
+
+func TestPanicOfAHandlerIsA500ThatTheLogExplains(t *testing.T) {
+	store, err := Open(filepath.Join(t.TempDir(), "test.db"), time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	log := &lockedBuffer{}
+	a, err := newAPI(store, time.Now, slog.New(slog.NewTextHandler(log, nil)), 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.public(http.MethodGet, "/panic", func(*exchange) (answer, error) { panic("for the log only") })
+	server := httptest.NewServer(a)
+	defer server.Close()
+	resp, got := do(t, http.DefaultClient, "GET", server.URL+"/panic", nil, "")
+	p := wantProblem(t, resp, got, 500)
+	if want := "Something is wrong with the service. Its log says more under this request id."; p.Detail != want {
+		t.Errorf("detail %q, want %q", p.Detail, want)
+	}
+	line := regexp.MustCompile(`(?m)^.*request=` + p.Instance + `.*$`).FindString(log.String())
+	if !strings.Contains(line, "for the log only") || !strings.Contains(line, "api_test.go") {
+		t.Errorf("the log does not have the panic and where it was\n%s", log)
+	}
+	if resp, got := do(t, http.DefaultClient, "GET", server.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
+		t.Errorf("the next request: %s\n%s", resp.Status, got)
 	}
 }

@@ -69,7 +69,9 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			slog.String("client", x.client),
 		}
 		if x.err != nil {
-			level = slog.LevelError
+			if !errors.Is(x.err, errLeft) {
+				level = slog.LevelError
+			}
 			attrs = append(attrs, slog.Any("err", x.err))
 		}
 		a.log.LogAttrs(context.Background(), level, "request", attrs...)
@@ -146,9 +148,12 @@ func (x *exchange) write(b []byte) {
 	n, err := x.Write(b)
 	x.bytes += int64(n)
 	if err != nil {
-		x.abort(err)
+		x.abort(fmt.Errorf("%w: %w", errLeft, err))
 	}
 }
+
+// errLeft: the client does not wait for its answer.
+var errLeft = errors.New("the client left")
 
 // abort breaks the connection off, where half an answer could be taken for a
 // whole one, or no answer is true.
@@ -162,10 +167,11 @@ func (x *exchange) fail(err error) {
 	if x.status != 0 {
 		x.abort(err)
 	}
-	// Nobody is there to be answered; or what became of the change is not known,
-	// and no answer says just that.
-	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
-		x.abort(err)
+	if errors.Is(err, context.Canceled) {
+		x.abort(fmt.Errorf("%w: %w", errLeft, err))
+	}
+	if errors.Is(err, ErrClosed) {
+		x.abort(err) // what became of the change is not known, and no answer says just that
 	}
 	a := answer{}
 	var header [2]string
