@@ -61,7 +61,7 @@ const (
 // by the end of its process, is only in the page cache, where the kernel may
 // hold it for clean. It returns the file, locked, and the id of the transaction
 // that stands in it.
-func openFile(path string, resync bool, log *slog.Logger) (f *os.File, txid uint64, err error) {
+func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, txid uint64, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, 0, err
@@ -69,11 +69,11 @@ func openFile(path string, resync bool, log *slog.Logger) (f *os.File, txid uint
 	if !info.Mode().IsRegular() {
 		return nil, 0, fmt.Errorf("%s is not a file", path)
 	}
-	f, err = os.OpenFile(path, os.O_RDWR, 0)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return nil, 0, err
 	}
-	defer func() {
+	defer func() { // else the file would stay locked, for mend too
 		if err != nil {
 			f.Close()
 			err = fmt.Errorf("database %s: %w", path, err)

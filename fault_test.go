@@ -1,0 +1,869 @@
+package main
+
+// The store when the disk fails, over HTTP: strace makes system calls of the
+// running process fail, and a small file system runs full. What is asserted are
+// the promises to a client: never refused and there, never answered and gone,
+// reads go on, and no restart is needed.
+//
+// What the kernel drops in a power cut is beyond strace. In its place the order
+// of the system calls is checked: after a fault nothing is written before both
+// meta pages are synced again.
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// demoOtherContract is the second contract of the demo user.
+const demoOtherContract = "8e2f6a31-94c7-4f08-b1de-5a70c3d9e412"
+
+// answerTimeout is for an answer that must come, but need not come fast: under
+// strace, on a busy machine, with a second between two attempts to mend.
+const answerTimeout = 15 * time.Second
+
+// faultKind is one way in which the disk fails, tried at several positions.
+// strace counts a system call for each thread on its own, and the committer may
+// move between threads, so a position means no fixed place in a commit. The
+// traces tell what was hit.
+type faultKind struct {
+	name   string
+	faults []string // as strace's inject= takes them, with %s for the position
+	at     []string // as strace's when= takes it
+	grow   bool     // large documents, so that the file must grow
+}
+
+var faultKinds = []faultKind{
+	{"sync of a commit with EIO", []string{"fdatasync:error=EIO:when=%s"}, []string{"1", "2", "3", "4", "1+3", "2+2", "2+3"}, false},
+	{"write with EIO", []string{"pwrite64:error=EIO:when=%s"}, []string{"1", "2", "3", "4", "5", "6", "2+7", "3+7"}, false},
+	{"write with ENOSPC", []string{"pwrite64:error=ENOSPC:when=%s"}, []string{"1", "2", "3", "4", "2+5", "3+7"}, false},
+	{"sync of a growing file with EIO", []string{"fsync:error=EIO:when=%s"}, []string{"1", "1+2"}, true},
+	{"growth with EIO", []string{"ftruncate:error=EIO:when=%s"}, []string{"1", "1+"}, true},
+	{"growth with ENOSPC", []string{"ftruncate:error=ENOSPC:when=%s"}, []string{"1"}, true},
+	{"sync of a commit and of the remedy with EIO", []string{"fdatasync:error=EIO:when=%s", "fsync:error=EIO:when=1"}, []string{"1", "2", "4"}, false},
+}
+
+// largeContract is a number of prices whose document, of some 100 KB, does not
+// fit into a new file.
+const largeContract = 2000
+
+func TestFaultInACommitIsAnsweredByWhatStands(t *testing.T) {
+	needTool(t, "strace")
+	t.Parallel()
+	var secondSyncs atomic.Int64
+	t.Run("fault", func(t *testing.T) {
+		for _, kind := range faultKinds {
+			t.Run(kind.name, func(t *testing.T) {
+				t.Parallel()
+				var injected atomic.Int64
+				t.Run("at", func(t *testing.T) {
+					for _, at := range kind.at {
+						t.Run(at, func(t *testing.T) {
+							t.Parallel()
+							tr := faultyCommits(t, kind, at)
+							injected.Add(int64(tr.injected()))
+							secondSyncs.Add(int64(tr.secondSyncs()))
+						})
+					}
+				})
+				if injected.Load() == 0 {
+					t.Errorf("strace injected no fault at any of the positions %q", kind.at)
+				}
+			})
+		}
+	})
+	if secondSyncs.Load() == 0 {
+		t.Error("no fault hit the sync after a commit's meta page, the one that leaves a refused change visible")
+	}
+}
+
+// faultyCommits writes while system calls fail, then without faults, and then
+// looks again after a restart. It returns what the faulty process did.
+func faultyCommits(t *testing.T, kind faultKind, at string) trace {
+	faults := make([]string, len(kind.faults))
+	for i, f := range kind.faults {
+		faults[i] = f
+		if strings.Contains(f, "%s") {
+			faults[i] = fmt.Sprintf(f, at)
+		}
+	}
+	db := filepath.Join(t.TempDir(), "test.db")
+	p := startProcess(t, nil, "--demo", "--db", db)
+	l := newLedger(t, p.url, demoContract, demoOtherContract)
+	prices := largeContract
+	if !kind.grow {
+		prices = 1
+		l.growFile(t)
+	}
+	tracer := attach(t, p, faults...)
+	const writes = 10
+	for i := range writes {
+		l.put(t, l.ids[i%len(l.ids)], prices)
+		l.check(t)
+	}
+	tracer.detach()
+	waitUntil(t, 3*time.Second, "the store can write again", func() error {
+		if status := l.put(t, demoContract, prices); status != http.StatusOK {
+			return fmt.Errorf("PUT is answered %d", status)
+		}
+		return nil
+	})
+	l.check(t)
+	l.checkAfterRestart(t, p, db)
+	tr := tracer.trace(t)
+	tr.checkRemedy(t)
+	return tr
+}
+
+func TestDiskThatGoesOnFailing(t *testing.T) {
+	needTool(t, "strace")
+	t.Parallel()
+	db := filepath.Join(t.TempDir(), "test.db")
+	p := startProcess(t, nil, "--demo", "--db", db)
+	l := newLedger(t, p.url, demoContract, demoOtherContract)
+	l.growFile(t)
+	list := l.list(t)
+	prompt := &http.Client{Timeout: 2 * time.Second}
+	const newContract = "00000000-0000-4000-8000-000000000001"
+	writes := []struct {
+		name, method, url string
+		header            http.Header
+		body              string
+	}{
+		{"replace", "PUT", l.url(demoContract), jsonBody, l.document(1)},
+		{"make under an id", "PUT", l.url(newContract), http.Header{"Content-Type": {"application/json"}, "If-None-Match": {"*"}}, l.document(1)},
+		{"make", "POST", l.collection(), jsonBody, l.document(1)},
+		{"patch", "PATCH", l.url(demoContract), http.Header{"Content-Type": {mergePatchType}}, `{"supplier":"patched"}`},
+		{"delete", "DELETE", l.url(demoOtherContract), nil, ""},
+	}
+
+	tracer := attach(t, p, "fdatasync,fsync:error=EIO")
+	stopReading := make(chan struct{})
+	reads := make(chan error, 1)
+	go func() { reads <- readAll(l, stopReading) }()
+	// Long enough that the store tries to mend itself, in vain, more than once.
+	waitUntil(t, answerTimeout, "three syncs of the remedy failed", func() error {
+		for _, w := range writes {
+			resp, body := do(t, prompt, w.method, w.url, l.with(w.header), w.body)
+			if resp.StatusCode != http.StatusServiceUnavailable {
+				t.Fatalf("%s: %s %s on a failing disk: %s\n%s", w.name, w.method, w.url, resp.Status, head(body))
+			}
+			wantUnavailable(t, resp, body)
+		}
+		resp, body := do(t, prompt, "POST", l.base+"/oauth2/token/", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
+			"grant_type=client_credentials&client_id=demo&client_secret=demo-secret")
+		if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") != retryAfter {
+			t.Fatalf("POST /oauth2/token/ on a failing disk: %s, Retry-After %q\n%s", resp.Status, resp.Header.Get("Retry-After"), body)
+		}
+		resp, body = do(t, prompt, "GET", l.base+"/readyz", nil, "")
+		wantUnavailable(t, resp, body)
+		if resp, body := do(t, prompt, "GET", l.base+"/healthz", nil, ""); resp.StatusCode != http.StatusOK {
+			t.Fatalf("GET /healthz on a failing disk: %s\n%s", resp.Status, body)
+		}
+		if now := l.list(t); now != list {
+			t.Fatalf("the list on a failing disk changed from\n%s\nto\n%s", list, now)
+		}
+		if n := tracer.trace(t).count(func(c call) bool { return c.injected && c.name == "fsync" }); n < 3 {
+			return fmt.Errorf("%d failed", n)
+		}
+		return nil
+	})
+	close(stopReading)
+	if err := <-reads; err != nil {
+		t.Errorf("a reader on a failing disk: %v", err)
+	}
+
+	tracer.detach()
+	waitUntil(t, 3*time.Second, "the store is ready again", func() error {
+		if resp, body := do(t, prompt, "GET", l.base+"/readyz", nil, ""); resp.StatusCode != http.StatusOK {
+			return fmt.Errorf("GET /readyz: %s\n%s", resp.Status, body)
+		}
+		return nil
+	})
+	if now := l.list(t); now != list {
+		t.Errorf("refused, and there when the disk works again: the list was\n%s\nand is\n%s", list, now)
+	}
+	if status := l.put(t, demoContract, 1); status != http.StatusOK {
+		t.Errorf("PUT to a store that is ready: %d", status)
+	}
+	l.check(t)
+	l.checkAfterRestart(t, p, db)
+	tracer.trace(t).checkRemedy(t)
+}
+
+// readAll gets the contracts of a ledger again and again until stop.
+func readAll(l *ledger, stop <-chan struct{}) error {
+	want := maps.Clone(l.want)
+	for {
+		for id, doc := range want {
+			if a := l.send("GET", id, ""); a.err != nil || a.status != http.StatusOK || a.body != doc {
+				return fmt.Errorf("GET %s: %v\nwant\n%s", l.url(id), a, head(doc))
+			}
+		}
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+	}
+}
+
+func TestFaultThatLeavesAWriteUndecided(t *testing.T) {
+	needTool(t, "strace")
+	t.Run("answered when the disk works again", func(t *testing.T) {
+		t.Parallel()
+		u := leaveUndecided(t)
+		u.tracer.detach()
+		var a answered
+		select {
+		case a = <-u.answer:
+		case <-time.After(3 * time.Second):
+			t.Fatalf("PUT %s: no answer 3 s after the disk works again\n%s", u.l.url(demoContract), u.p.stderr)
+		}
+		u.l.record(t, demoContract, u.marker, a)
+		u.l.check(t)
+		waitUntil(t, 3*time.Second, "the store is ready again", func() error {
+			if resp, body := do(t, u.l.client, "GET", u.l.base+"/readyz", nil, ""); resp.StatusCode != http.StatusOK {
+				return fmt.Errorf("GET /readyz: %s\n%s", resp.Status, body)
+			}
+			return nil
+		})
+		u.l.check(t)
+		u.l.checkAfterRestart(t, u.p, u.db)
+		u.tracer.trace(t).checkRemedy(t)
+	})
+	t.Run("whole or not there when the process is killed", func(t *testing.T) {
+		t.Parallel()
+		u := leaveUndecided(t)
+		if err := u.p.cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		<-u.p.ended
+		if a := <-u.answer; a.err == nil {
+			t.Errorf("PUT %s was answered as its process was killed: %v", u.l.url(demoContract), a)
+		}
+		checkFileSound(t, u.db)
+		again := startProcess(t, nil, "--demo", "--db", u.db)
+		u.l.base = again.url
+		u.checkEither(t)
+		a := u.l.send("GET", demoContract, "")
+		u.l.want[demoContract] = a.body
+		if status := u.l.put(t, demoOtherContract, 1); status != http.StatusOK {
+			t.Errorf("PUT %s after the restart: %d", u.l.url(demoOtherContract), status)
+		}
+		u.l.check(t)
+		u.l.checkAfterRestart(t, again, u.db)
+	})
+}
+
+// undecided is a write of which nobody can know whether it is on the disk: its
+// meta page is written, its sync and that of the remedy have failed.
+type undecided struct {
+	p      *process
+	db     string
+	l      *ledger
+	tracer *tracer
+	marker string // in the document of the write
+	answer <-chan answered
+}
+
+// leaveUndecided brings a write of demoContract into that state, and checks what
+// can be asked for meanwhile. The disk goes on failing.
+func leaveUndecided(t *testing.T) *undecided {
+	t.Helper()
+	u := &undecided{db: filepath.Join(t.TempDir(), "test.db")}
+	u.p = startProcess(t, nil, "--demo", "--db", u.db)
+	u.l = newLedger(t, u.p.url, demoContract, demoOtherContract)
+	u.l.growFile(t)
+	// A committer that stays on its thread gets past its first sync and not past
+	// the second. One that moves is seen to, and is tried again.
+	for deadline := time.Now().Add(2 * answerTimeout); ; {
+		u.tracer = attach(t, u.p, "fdatasync:error=EIO:when=2+", "fsync:error=EIO")
+		answer := make(chan answered, 1)
+		u.answer = answer
+		doc := u.l.document(1)
+		u.marker = u.l.marker()
+		go func() { answer <- u.l.send("PUT", demoContract, doc) }()
+		if u.isUndecided(t, deadline) {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("no write became undecided\n%s", u.p.stderr)
+		}
+		u.tracer.detach()
+		waitUntil(t, 3*time.Second, "the store can write again", func() error {
+			if status := u.l.put(t, demoContract, 1); status != http.StatusOK {
+				return fmt.Errorf("PUT is answered %d", status)
+			}
+			return nil
+		})
+	}
+
+	if status := u.l.put(t, demoOtherContract, 1); status != http.StatusServiceUnavailable {
+		t.Errorf("PUT %s while another write is undecided: %d, want 503", u.l.url(demoOtherContract), status)
+	}
+	resp, body := do(t, u.l.client, "GET", u.l.base+"/readyz", nil, "")
+	wantUnavailable(t, resp, body)
+	failed := u.failedRemedies(t)
+	waitUntil(t, answerTimeout, "the remedy was tried again", func() error {
+		u.checkEither(t)
+		if n := u.failedRemedies(t); n == failed {
+			return fmt.Errorf("%d attempts", n)
+		}
+		return nil
+	})
+	select {
+	case a := <-u.answer:
+		t.Fatalf("PUT %s was answered while nobody can know whether it is on the disk: %v", u.l.url(demoContract), a)
+	default:
+	}
+	return u
+}
+
+// isUndecided waits until the trace shows that the write is undecided, or until
+// it is answered.
+func (u *undecided) isUndecided(t testing.TB, deadline time.Time) bool {
+	t.Helper()
+	for time.Now().Before(deadline) {
+		select {
+		case a := <-u.answer:
+			u.l.record(t, demoContract, u.marker, a)
+			u.l.check(t)
+			return false
+		case <-time.After(10 * time.Millisecond):
+		}
+		if u.tracer.trace(t).secondSyncs() > 0 && u.failedRemedies(t) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (u *undecided) failedRemedies(t testing.TB) int {
+	return u.tracer.trace(t).count(func(c call) bool { return c.injected && c.name == "fsync" })
+}
+
+// checkEither fails unless the contract is what it was or what was written, and
+// the others are what they were.
+func (u *undecided) checkEither(t testing.TB) {
+	t.Helper()
+	for id, want := range u.l.want {
+		a := u.l.send("GET", id, "")
+		written := id == demoContract && strings.Contains(a.body, u.marker) && strings.HasSuffix(a.body, "}")
+		if a.err != nil || a.status != http.StatusOK || a.body != want && !written {
+			t.Fatalf("GET %s: %v\nwant\n%s", u.l.url(id), a, head(want))
+		}
+	}
+}
+
+func TestFaultAtTheStartLeavesTheFileAsItWas(t *testing.T) {
+	needTool(t, "strace")
+	for _, c := range []struct {
+		name  string
+		there bool
+	}{
+		{"a new file", false},
+		{"an old file", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			db, out := filepath.Join(dir, "test.db"), filepath.Join(t.TempDir(), "trace")
+			var before string
+			if c.there {
+				if err := startProcess(t, nil, "--demo", "--db", db).terminate(t); err != nil {
+					t.Fatalf("after SIGTERM: %v", err)
+				}
+				before = readFile(t, db)
+			}
+			cmd := command(t, straceCommand(out, "fdatasync,fsync:error=EIO"), "serve", "--addr", "127.0.0.1:0", "--demo", "--db", db)
+			output, err := cmd.CombinedOutput()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(output), db) || strings.Contains(string(output), "panic") {
+				t.Errorf("%v: got %v, want exit status 1 and a sentence about %s\n%s", cmd.Args, err, db, output)
+			}
+			if readTrace(t, out).injected() == 0 {
+				t.Error("strace injected no fault")
+			}
+			if !c.there {
+				if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+					t.Errorf("left behind: %v %v", left, err)
+				}
+				return
+			}
+			if after := readFile(t, db); after != before {
+				t.Errorf("%s is not what it was", db)
+			}
+			checkFileSound(t, db)
+		})
+	}
+}
+
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	disk := smallDisk(t, "8m")
+	filler := filepath.Join(disk, "filler")
+	if err := os.WriteFile(filler, make([]byte, 3<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	db := filepath.Join(disk, "test.db")
+	p := startProcess(t, nil, "--demo", "--db", db)
+	l := newLedger(t, p.url, demoContract)
+	next := 0
+	// makeNext makes a large contract, and tells whether it was refused.
+	makeNext := func() (refused bool) {
+		next++
+		id := fmt.Sprintf("00000000-0000-4000-8000-%012d", next)
+		return l.create(t, id, largeContract) != http.StatusCreated
+	}
+	for !makeNext() {
+		if next > 1000 {
+			t.Fatalf("%d contracts of some 100 KB fit onto a disk of 8 MiB", next)
+		}
+	}
+	if next < 10 {
+		t.Fatalf("only %d contracts fit onto the disk\n%s", next-1, p.stderr)
+	}
+	l.check(t)
+	for range 5 {
+		if !makeNext() {
+			t.Errorf("contract %d was made on a full disk", next)
+		}
+		l.check(t)
+	}
+	if status := l.put(t, demoContract, 10*largeContract); status != http.StatusServiceUnavailable {
+		t.Errorf("PUT on a full disk: %d, want 503", status)
+	}
+	l.check(t)
+
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, 2*time.Second, "contracts are made again", func() error {
+		if makeNext() {
+			return fmt.Errorf("contract %d is refused", next)
+		}
+		return nil
+	})
+	if status := l.put(t, demoContract, 1); status != http.StatusOK {
+		t.Errorf("PUT when there is space again: %d, want 200", status)
+	}
+	l.check(t)
+	l.checkAfterRestart(t, p, db)
+}
+
+// smallDisk mounts a file system of a size of its own.
+func smallDisk(t testing.TB, size string) string {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("a full disk is a small tmpfs, which only root may mount; run the tests as root")
+	}
+	dir := t.TempDir()
+	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size="+size)
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) {
+		t.Skipf("a full disk is a small tmpfs, and this root may not mount one (a container without CAP_SYS_ADMIN?): %v", err)
+	}
+	if err != nil {
+		t.Fatalf("mount tmpfs on %s: %v", dir, err)
+	}
+	t.Cleanup(func() {
+		// Also when the process has not let go of its file yet.
+		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
+	return dir
+}
+
+// ledger writes contracts of the demo user that can be told apart, and keeps
+// what each must be: the document of the last write that was not refused.
+type ledger struct {
+	base    string
+	client  *http.Client
+	auth    string
+	ids     []string          // of all that were written to, also in vain
+	want    map[string]string // by id, the document of each that must be there
+	written int               // documents so far
+}
+
+// newLedger starts with what some contracts are.
+func newLedger(t testing.TB, base string, ids ...string) *ledger {
+	t.Helper()
+	l := &ledger{
+		base:   base,
+		client: &http.Client{Timeout: 2 * answerTimeout, Transport: &http.Transport{}},
+		auth:   "Bearer " + token(t, base, "demo", "demo-secret"),
+		ids:    ids,
+		want:   map[string]string{},
+	}
+	t.Cleanup(l.client.CloseIdleConnections)
+	for _, id := range ids {
+		a := l.send("GET", id, "")
+		if a.err != nil || a.status != http.StatusOK {
+			t.Fatalf("GET %s: %v", l.url(id), a)
+		}
+		l.want[id] = a.body
+	}
+	return l
+}
+
+func (l *ledger) collection() string   { return contractsURL(l.base, demoOrg, demoUser) }
+func (l *ledger) url(id string) string { return l.collection() + "/" + id }
+
+// with adds the token to the header of a request.
+func (l *ledger) with(h http.Header) http.Header {
+	if h = h.Clone(); h == nil {
+		h = http.Header{}
+	}
+	h.Set("Authorization", l.auth)
+	return h
+}
+
+// document is a contract that no other is, with some prices.
+func (l *ledger) document(prices int) string {
+	l.written++
+	var b strings.Builder
+	fmt.Fprintf(&b, `{"currency_energy_price":"EUR",%s,"energy_prices":[`, l.marker())
+	at := time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+	for i := range prices {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"price":%d.25,"timestamp":%q}`, i%400, at.Add(time.Duration(i)*time.Hour).Format(time.RFC3339))
+	}
+	b.WriteString("]}")
+	return b.String()
+}
+
+// marker is the member that tells the last document from the others.
+func (l *ledger) marker() string { return fmt.Sprintf(`"supplier":"write %d"`, l.written) }
+
+// answered is a whole answer, or the error that came in its place.
+type answered struct {
+	status int
+	header http.Header
+	body   string
+	err    error
+}
+
+func (a answered) String() string {
+	if a.err != nil {
+		return a.err.Error()
+	}
+	return fmt.Sprintf("%d %v\n%s", a.status, a.header, head(a.body))
+}
+
+// head is enough of a body to see what it is.
+func head(body string) string {
+	const enough = 500
+	if len(body) <= enough {
+		return body
+	}
+	return fmt.Sprintf("%s… (%d bytes)", body[:enough], len(body))
+}
+
+// send is do for any goroutine, with the token.
+func (l *ledger) send(method, id, body string, fields ...string) answered {
+	req, err := http.NewRequest(method, l.url(id), strings.NewReader(body))
+	if err != nil {
+		return answered{err: err}
+	}
+	req.Header = l.with(nil)
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i+1 < len(fields); i += 2 {
+		req.Header.Set(fields[i], fields[i+1])
+	}
+	resp, err := l.client.Do(req)
+	if err != nil {
+		return answered{err: err}
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return answered{resp.StatusCode, resp.Header, string(b), err}
+}
+
+// put replaces a contract and returns the status: 200 or 503.
+func (l *ledger) put(t testing.TB, id string, prices int) int {
+	t.Helper()
+	doc := l.document(prices)
+	return l.record(t, id, l.marker(), l.send("PUT", id, doc))
+}
+
+// growFile makes the file as large as it needs to be for some time, so that a
+// commit's first sync is that of its pages.
+func (l *ledger) growFile(t testing.TB) {
+	t.Helper()
+	if status := l.put(t, demoContract, largeContract); status != http.StatusOK {
+		t.Fatalf("PUT %s on a sound disk: %d", l.url(demoContract), status)
+	}
+}
+
+// create makes a contract under an id and returns the status: 201 or 503.
+func (l *ledger) create(t testing.TB, id string, prices int) int {
+	t.Helper()
+	doc := l.document(prices)
+	l.ids = append(l.ids, id)
+	return l.record(t, id, l.marker(), l.send("PUT", id, doc, "If-None-Match", "*"))
+}
+
+// record takes in the answer to the write of a document with a marker.
+func (l *ledger) record(t testing.TB, id, marker string, a answered) int {
+	t.Helper()
+	done := http.StatusOK
+	if _, exists := l.want[id]; !exists {
+		done = http.StatusCreated
+	}
+	switch {
+	case a.err != nil:
+		t.Fatalf("PUT %s of %s: no answer: %v", l.url(id), marker, a.err)
+	case a.status == done && strings.Contains(a.body, marker):
+		l.want[id] = a.body
+	case a.status == http.StatusServiceUnavailable:
+		wantUnavailable(t, &http.Response{Status: "503", StatusCode: a.status, Header: a.header}, a.body)
+	default:
+		t.Fatalf("PUT %s of %s: got %v\nwant %d with the document, or 503", l.url(id), marker, a, done)
+	}
+	return a.status
+}
+
+// wantUnavailable fails unless an answer is a whole 503.
+func wantUnavailable(t testing.TB, resp *http.Response, body string) {
+	t.Helper()
+	wantProblem(t, resp, body, http.StatusServiceUnavailable)
+	if got := resp.Header.Get("Retry-After"); got != retryAfter {
+		t.Errorf("503 with Retry-After %q, want %q\n%s", got, retryAfter, body)
+	}
+}
+
+// check gets every contract that was written to.
+func (l *ledger) check(t testing.TB) {
+	t.Helper()
+	for _, id := range l.ids {
+		a := l.send("GET", id, "")
+		want, exists := l.want[id]
+		switch {
+		case a.err != nil:
+			t.Fatalf("GET %s: %v", l.url(id), a.err)
+		case !exists && a.status != http.StatusNotFound:
+			t.Fatalf("refused, and there: GET %s: %v", l.url(id), a)
+		case exists && (a.status != http.StatusOK || a.body != want):
+			t.Fatalf("after %d writes, GET %s: %v\nwant 200\n%s", l.written, l.url(id), a, head(want))
+		}
+	}
+}
+
+// list is the whole list of the demo user's contracts.
+func (l *ledger) list(t testing.TB) string {
+	t.Helper()
+	resp, body := do(t, l.client, "GET", l.collection(), l.with(nil), "")
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("GET %s: %s\n%s", l.collection(), resp.Status, head(body))
+	}
+	return body
+}
+
+// checkAfterRestart ends the process, looks at the file, and checks everything
+// again in a new process.
+func (l *ledger) checkAfterRestart(t testing.TB, p *process, db string) {
+	t.Helper()
+	list := l.list(t)
+	if err := p.terminate(t); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, p.stderr)
+	}
+	checkFileSound(t, db)
+	again := startProcess(t, nil, "--demo", "--db", db)
+	l.base = again.url
+	l.check(t)
+	if now := l.list(t); now != list {
+		t.Errorf("the list after the restart is\n%s\nand was\n%s", head(now), head(list))
+	}
+	if err := again.terminate(t); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, again.stderr)
+	}
+	checkFileSound(t, db)
+}
+
+// waitUntil asks again and again until there is no error.
+func waitUntil(t testing.TB, limit time.Duration, what string, ask func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+		err := ask()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after %v it is not so that %s: %v", limit, what, err)
+		}
+	}
+}
+
+// straceCommand is strace with faults, writing to a file. It traces what the
+// store does to its file; nothing else in the process makes these calls.
+func straceCommand(out string, faults ...string) []string {
+	args := []string{"strace", "-f", "-s", "0", "-e", "signal=none", "-e", "trace=pwrite64,fdatasync,fsync,ftruncate", "-o", out}
+	for _, f := range faults {
+		args = append(args, "-e", "inject="+f)
+	}
+	return args
+}
+
+// tracer is strace, attached to a process.
+type tracer struct {
+	out    string
+	detach func() // heals the disk
+}
+
+var attachedLine = regexp.MustCompile(`(?m)^strace: Process \d+ attached`)
+
+// attach makes system calls of a running process fail, until detach.
+func attach(t testing.TB, p *process, faults ...string) *tracer {
+	t.Helper()
+	tr := &tracer{out: filepath.Join(t.TempDir(), "trace")}
+	line := append(straceCommand(tr.out, faults...), "-p", strconv.Itoa(p.cmd.Process.Pid))
+	cmd := exec.Command(line[0], line[1:]...)
+	stderr := &lockedBuffer{}
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	tr.detach = sync.OnceFunc(func() {
+		_ = cmd.Process.Signal(os.Interrupt)
+		<-ended
+	})
+	t.Cleanup(tr.detach)
+	waitUntil(t, answerTimeout, "strace is attached", func() error {
+		if strings.Contains(stderr.String(), "Operation not permitted") {
+			if os.Getenv("CI") == "true" {
+				t.Fatalf("CI needs strace to attach to a process:\n%s", stderr)
+			}
+			t.Skipf("strace may not attach to a process here; run the tests as root, or set the sysctl kernel.yama.ptrace_scope to 0:\n%s", stderr)
+		}
+		if !attachedLine.MatchString(stderr.String()) {
+			return fmt.Errorf("%q", stderr)
+		}
+		return nil
+	})
+	return tr
+}
+
+func (tr *tracer) trace(t testing.TB) trace {
+	t.Helper()
+	return readTrace(t, tr.out)
+}
+
+// call is one system call of a trace.
+type call struct {
+	name     string
+	size     int64 // of a pwrite64
+	offset   int64
+	failed   bool
+	injected bool
+}
+
+// meta tells whether the call writes one of the two meta pages.
+func (c call) meta() bool {
+	page := int64(os.Getpagesize())
+	return c.name == "pwrite64" && c.size == page && (c.offset == 0 || c.offset == page)
+}
+
+// trace is the system calls in the order of their ends. The committer makes
+// them one after another, whatever thread it is on.
+type trace []call
+
+var callLine = regexp.MustCompile(`^(\w+)\((.*)\)\s+= (-?\d+)(.*)$`)
+
+func readTrace(t testing.TB, path string) (tr trace) {
+	t.Helper()
+	started := map[string]string{} // by thread, a call that has not ended
+	for line := range bytes.Lines([]byte(readFile(t, path))) {
+		thread, text, _ := strings.Cut(strings.TrimSpace(string(line)), " ")
+		text = strings.TrimSpace(text)
+		if begin, ok := strings.CutSuffix(text, "<unfinished ...>"); ok {
+			started[thread] = strings.TrimSpace(begin)
+			continue
+		}
+		if _, end, ok := strings.Cut(text, " resumed>"); ok {
+			text = started[thread] + end
+		}
+		m := callLine.FindStringSubmatch(text)
+		if m == nil {
+			continue // the end of a thread, or a line that is being written
+		}
+		c := call{name: m[1], failed: m[3] == "-1", injected: strings.Contains(m[4], "(INJECTED)")}
+		if c.name == "pwrite64" {
+			args := strings.Split(m[2], ", ")
+			var errSize, errOffset error
+			c.size, errSize = strconv.ParseInt(args[len(args)-2], 10, 64)
+			c.offset, errOffset = strconv.ParseInt(args[len(args)-1], 10, 64)
+			if err := errors.Join(errSize, errOffset); err != nil {
+				t.Fatalf("%s: %q: %v", path, text, err)
+			}
+		}
+		tr = append(tr, c)
+	}
+	return tr
+}
+
+func (tr trace) count(is func(call) bool) (n int) {
+	for _, c := range tr {
+		if is(c) {
+			n++
+		}
+	}
+	return n
+}
+
+func (tr trace) injected() int { return tr.count(func(c call) bool { return c.injected }) }
+
+// secondSyncs counts the faults right after a commit's meta page. The remedy
+// writes meta pages too, but syncs with fsync.
+func (tr trace) secondSyncs() (n int) {
+	for i, c := range tr {
+		if i > 0 && c.injected && c.name == "fdatasync" && tr[i-1].meta() && !tr[i-1].failed {
+			n++
+		}
+	}
+	return n
+}
+
+// checkRemedy fails if the file was built upon after a fault before both meta
+// pages were written and synced again.
+func (tr trace) checkRemedy(t testing.TB) {
+	t.Helper()
+	var metas []int64 // written since the fault
+	broken := false
+	for i, c := range tr {
+		switch {
+		case c.failed:
+			broken, metas = true, nil
+		case !broken:
+		case c.meta():
+			if !slices.Contains(metas, c.offset) {
+				metas = append(metas, c.offset)
+			}
+		case c.name == "fsync" && len(metas) == 2:
+			broken = false
+		default:
+			t.Fatalf("after a fault, %+v came before the meta pages were written and synced again:\n%+v", c, tr[max(0, i-10):i+1])
+		}
+	}
+}
