@@ -222,6 +222,9 @@ func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
 	line := append(append(wrapper[:len(wrapper):len(wrapper)], path), args...)
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Dir = t.TempDir()
+	if os.Getenv("TMPDIR") == "" { // what --demo leaves when it is killed
+		cmd.Env = append(os.Environ(), "TMPDIR="+t.TempDir())
+	}
 	return cmd
 }
 

@@ -69,6 +69,8 @@ func problemOf(err error) *problem {
 		return p
 	case errors.Is(err, ErrBusy):
 		return newProblem(http.StatusServiceUnavailable, "Too many writes wait; nothing was changed. Send the request again.").with("Retry-After", retryAfter)
+	case errors.Is(err, ErrUnavailable) && errors.Is(err, ErrDamaged):
+		return newProblem(http.StatusServiceUnavailable, "The database file is damaged and writes are stopped; nothing was changed. The service's log says what to do.").with("Retry-After", retryAfter)
 	case errors.Is(err, ErrUnavailable):
 		return newProblem(http.StatusServiceUnavailable, "The disk refuses writes at the moment; nothing was changed. Send the request again.").with("Retry-After", retryAfter)
 	default:
