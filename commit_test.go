@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -30,8 +29,7 @@ func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	k := Key{Owner{demoOrg, demoUser}, demoContract}
-	always := func(Version, bool) error { return nil }
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -46,9 +44,7 @@ func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
 	}
 	doc := []byte(strings.Repeat("x", 100<<10))
 	for i := range 200 { // 20 MB: from 32 KiB it doubles ten times
-		k := k
-		k.Contract = ID(fmt.Sprintf("%08x-0000-4000-8000-000000000000", i))
-		if _, err := s.Put(ctx, k, doc, always); err != nil {
+		if _, err := s.Put(ctx, key(i), doc, always); err != nil {
 			t.Errorf("Put: %v", err)
 			break
 		}
