@@ -1,0 +1,324 @@
+package main
+
+// Files that are no database, or a broken one: a clear error and the file as it
+// was, or service without wrong answers.
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// someContracts is how many contracts soundFile has: several pages of them.
+const someContracts = 200
+
+func someDocument(i int) string {
+	return fmt.Sprintf(`{"n":%d,"text":"%s"}`, i, strings.Repeat(fmt.Sprint(i%10), 200))
+}
+
+// soundFile is the bytes of a sound database.
+func soundFile(t testing.TB) []byte {
+	t.Helper()
+	path := newPath(t)
+	s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg}}, Documents: map[Key][]byte{}}
+	for i := range someContracts {
+		samples.Documents[key(i)] = []byte(someDocument(i))
+	}
+	if err := errors.Join(s.AddSamples(ctx, samples), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	metas, err := readMetas(open(t, path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Without the pages that bbolt makes room for at once and has not used yet.
+	return []byte(readFile(t, path))[:standing(metas).pages*pageSize]
+}
+
+const pageSize = 4096
+
+func writeFile(t testing.TB, content []byte) string {
+	t.Helper()
+	path := newPath(t)
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// changed is a copy of a file with other bytes at an offset.
+func changed(file []byte, at int, with []byte) []byte {
+	c := bytes.Clone(file)
+	copy(c[at:], with)
+	return c
+}
+
+// boltFile is the bytes of a bbolt file that another program wrote.
+func boltFile(t testing.TB, bucket, key, value string) []byte {
+	t.Helper()
+	path := newPath(t)
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		b, err := tx.CreateBucket([]byte(bucket))
+		if err != nil {
+			return err
+		}
+		return b.Put([]byte(key), []byte(value))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return []byte(readFile(t, path))
+}
+
+func TestFileThatIsNoDatabaseOfOursIsLeftAlone(t *testing.T) {
+	sound := soundFile(t)
+	if os.Getpagesize() != pageSize {
+		t.Skipf("the pages of this machine have %d bytes, the test's %d", os.Getpagesize(), pageSize)
+	}
+	zeros := make([]byte, pageSize)
+	cases := []struct {
+		name    string
+		content []byte
+		want    string
+	}{
+		{"empty", nil, "is empty"},
+		{"text", []byte("energy contracts\n"), "is not a database"},
+		{"a large text", bytes.Repeat([]byte("energy contracts\n"), 10000), "is not a database"},
+		{"zeros", make([]byte, 1<<16), "is not a database"},
+		{"another program's", boltFile(t, "things", "a", "b"), "not one of this program"},
+		{"another program's with a like name", boltFile(t, "meta", "format", "energy-prices/1"), "not one of this program"},
+		{"a newer version's", boltFile(t, "meta", "format", "energy-contracts/2"), "has format version 2, this program reads version 1; use the program that wrote it"},
+		{"both meta pages broken", changed(changed(sound, 56, zeros[:8]), pageSize+56, zeros[:8]), "both its meta pages are broken"},
+	}
+	pages := len(sound) / pageSize
+	for n := 1; n < pages; n++ {
+		cases = append(cases, struct {
+			name    string
+			content []byte
+			want    string
+		}{fmt.Sprintf("cut off after %d of %d pages", n, pages), sound[:n*pageSize], "is cut off"})
+	}
+	for _, tt := range cases {
+		t.Run(tt.name, func(t *testing.T) {
+			path := writeFile(t, tt.content)
+			s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
+			if err == nil {
+				s.Close()
+				t.Fatal("opened")
+			}
+			if !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("got %q, want %q in it, and the file's name", err, tt.want)
+			}
+			if after := readFile(t, path); after != string(tt.content) {
+				t.Error("the file has changed")
+			}
+		})
+	}
+	t.Run("and the program says so", func(t *testing.T) {
+		dir := t.TempDir()
+		if got := fails(t, "serve", "--db", dir); !strings.Contains(got, dir+" is not a file") {
+			t.Errorf("a directory: %q", got)
+		}
+		path := writeFile(t, nil)
+		if got := fails(t, "serve", "--db", path); !strings.Contains(got, path+": is empty, so it is no database; remove it") {
+			t.Errorf("an empty file: %q", got)
+		}
+		if os.Getuid() == 0 {
+			return // whom no permission stops
+		}
+		path = writeFile(t, sound)
+		if err := os.Chmod(path, 0o400); err != nil {
+			t.Fatal(err)
+		}
+		if got := fails(t, "serve", "--db", path); !strings.Contains(got, "permission denied") {
+			t.Errorf("a read-only file: %q", got)
+		}
+	})
+}
+
+func open(t testing.TB, path string) *os.File {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func TestOneBrokenMetaPageIsAWarning(t *testing.T) {
+	sound := soundFile(t)
+	metas, err := readMetas(open(t, writeFile(t, sound)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	newer := 0
+	if metas[1].txid > metas[0].txid {
+		newer = 1
+	}
+	for broken := range 2 {
+		t.Run(fmt.Sprintf("page %d", broken), func(t *testing.T) {
+			log := &lockedBuffer{}
+			path := writeFile(t, changed(sound, broken*pageSize+pageHeaderSize+40, []byte{0xff}))
+			s, err := Open(path, time.Now, slog.New(slog.NewTextHandler(log, nil)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(log.String(), "one of the database's two meta pages is broken") {
+				t.Errorf("no warning\n%s", log)
+			}
+			if broken != newer {
+				wantDocument(t, s, key(7), someDocument(7))
+			} else if _, _, err := s.Get(nil, key(7)); !errors.Is(err, ErrNotFound) { // the state before
+				t.Errorf("before the last transaction: %v", err)
+			}
+			if _, err := s.Put(ctx, key(someContracts), []byte("{}"), always); err != nil {
+				t.Error(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			checkFileSound(t, path)
+		})
+	}
+}
+
+// wantNoLie opens a broken file and fails if an answer is neither right nor an
+// error. It returns how many documents could not be had.
+func wantNoLie(t *testing.T, broken []byte) (missing int) {
+	t.Helper()
+	path := writeFile(t, broken)
+	s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		if !strings.Contains(err.Error(), path) {
+			t.Errorf("does not name the file: %v", err)
+		}
+		return someContracts
+	}
+	defer s.Close()
+	damaged := false
+	for i := range someContracts {
+		got, _, err := s.Get(nil, key(i))
+		switch {
+		case err == nil && string(got) == someDocument(i):
+			continue
+		case err == nil:
+			t.Errorf("contract %d: %s", i, got)
+		case errors.Is(err, ErrDamaged):
+			damaged = true
+		case !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrCorrupt):
+			t.Errorf("contract %d: %v", i, err)
+		}
+		missing++
+	}
+	page, err := s.List(nil, Owner{demoOrg, demoUser}, Range{})
+	if err == nil {
+		for doc := range strings.SplitSeq(strings.ReplaceAll(string(page.Documents), "},{", "}\n{"), "\n") {
+			var n int
+			if _, err := fmt.Sscanf(doc, `{"n":%d,`, &n); doc != "" && (err != nil || doc != someDocument(n)) {
+				t.Errorf("list: %s", doc)
+			}
+		}
+	}
+	if damaged {
+		if _, err := s.Put(ctx, key(0), []byte("{}"), always); !errors.Is(err, ErrUnavailable) || !errors.Is(err, ErrDamaged) {
+			t.Errorf("a write to a damaged file: %v", err)
+		}
+	}
+	return missing
+}
+
+func TestPageOfZerosIsNeverAnAnswer(t *testing.T) {
+	sound := soundFile(t)
+	missing := 0
+	for at := 2 * pageSize; at+pageSize <= len(sound); at += pageSize {
+		missing += wantNoLie(t, changed(sound, at, make([]byte, pageSize)))
+	}
+	if missing == 0 {
+		t.Error("no page of zeros had any effect")
+	}
+}
+
+// A flipped bit in the page id of a branch can make a tree without an end, on
+// which bbolt's search runs out of stack, and no recover helps: branch pages are
+// left out.
+func TestFlippedBitIsNeverAnAnswer(t *testing.T) {
+	const branchPageFlag = 0x01
+	sound := soundFile(t)
+	var seed [32]byte
+	random := rand.New(rand.NewChaCha8(seed))
+	missing := 0
+	for flips := 0; flips < 300; {
+		bit := random.IntN(8 * len(sound))
+		page := bit / 8 / pageSize * pageSize
+		if page >= 2*pageSize && binary.NativeEndian.Uint16(sound[page+8:])&branchPageFlag != 0 {
+			continue
+		}
+		flips++
+		missing += wantNoLie(t, changed(sound, bit/8, []byte{sound[bit/8] ^ 1<<(bit%8)}))
+		if t.Failed() {
+			t.Fatalf("bit %d", bit)
+		}
+	}
+	if missing == 0 {
+		t.Error("no flipped bit had any effect")
+	}
+}
+
+func TestFileThatIsCutOffWhileItIsServed(t *testing.T) {
+	for _, size := range []int64{0, pageSize, 3 * pageSize, 5 * pageSize} {
+		t.Run(fmt.Sprintf("to %d bytes", size), func(t *testing.T) {
+			t.Parallel()
+			db := newPath(t)
+			p := startProcess(t, nil, "--demo", "--db", db)
+			url := contractsURL(p.url, demoOrg, demoUser) + "/" + demoContract
+			header := http.Header{"Authorization": {"Bearer " + token(t, p.url, "demo", "demo-secret")}, "Content-Type": {"application/json"}}
+			impatient := &http.Client{Timeout: 10 * time.Second}
+			_, want := do(t, impatient, "GET", url, header, "")
+			if err := os.Truncate(db, size); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				resp, got := do(t, impatient, "GET", url, header, "")
+				if resp.StatusCode != 200 || got != want {
+					wantProblem(t, resp, got, 500)
+				}
+			}
+			resp, got := do(t, impatient, "PUT", url, header, `{}`)
+			if resp.StatusCode != 503 {
+				wantProblem(t, resp, got, 500)
+			}
+			resp, got = do(t, impatient, "GET", p.url+"/readyz", nil, "")
+			if doc := wantProblem(t, resp, got, 503); resp.Header.Get("Retry-After") != "1" || !strings.Contains(doc.Detail, "is damaged") {
+				t.Errorf("Retry-After %q\n%s", resp.Header.Get("Retry-After"), got)
+			}
+			if resp, got := do(t, impatient, "GET", p.url+"/healthz", nil, ""); resp.StatusCode != 200 {
+				t.Errorf("healthz: %s\n%s", resp.Status, got)
+			}
+			if err := p.terminate(t); err != nil {
+				t.Errorf("SIGTERM: %v", err)
+			}
+			if !strings.Contains(p.stderr.String(), "run check or restore a backup") {
+				t.Errorf("the log does not say what to do\n%s", p.stderr)
+			}
+		})
+	}
+}
