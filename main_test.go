@@ -185,6 +185,7 @@ func TestDemo(t *testing.T) {
 func TestDemoCommandsWorkAsPasted(t *testing.T) {
 	needTool(t, "curl")
 	p := startProcess(t, nil, "--demo")
+	waitFor(t, "the commands are printed", func() bool { return strings.HasSuffix(p.stdout.String(), "'\n\n") })
 	blocks := strings.SplitAfter(p.stdout.String(), "\n\n")
 	var script string
 	for _, b := range blocks { // without the sentences between them
