@@ -277,7 +277,7 @@ func (a *api) postContract(x *exchange, t target) (answer, error) {
 	}
 	var once *Idempotency
 	if key != "" {
-		once = &Idempotency{Client: t.client, Key: key, Body: hashOf(string(body.b))}
+		once = &Idempotency{Client: t.client, Key: key, Body: hashOf(body.b)}
 	}
 	created, err := a.store.Create(x.r.Context(), t.Key, doc, once)
 	if err != nil {

@@ -118,11 +118,11 @@ type Token struct {
 	Expires time.Time `json:"-"`
 }
 
-// Hash is the SHA-256 of a secret of at least 256 random bits: nothing that
-// needs a slow hash.
+// Hash is the SHA-256 of a body, or of a secret of at least 256 random bits, which
+// needs no slow hash.
 type Hash [sha256.Size]byte
 
-func hashOf(secret string) Hash { return sha256.Sum256([]byte(secret)) }
+func hashOf[T string | []byte](text T) Hash { return sha256.Sum256([]byte(text)) }
 
 // Equal takes the same time whatever differs.
 func (h Hash) Equal(other Hash) bool { return subtle.ConstantTimeCompare(h[:], other[:]) == 1 }

@@ -43,12 +43,13 @@ type parser struct {
 	faults invalid
 }
 
-// parseOver reads body and sets the members that it names in c; of a contract
-// without nested objects that is all that a merge patch does (RFC 7396 §2). It
-// returns a *malformed when the body is not JSON, an *invalid when its shape is
-// not a contract's. The rules of the members are validate.go's.
+// parseOver reads body and sets the members that it names in c. It returns the
+// faults of its shape, and a *malformed when it is not JSON. The rules of the
+// members are validate.go's. c keeps slices of body.
 //
-// c keeps slices of body.
+// As a contract has no objects as members, that is all that a merge patch does
+// (RFC 7396 §2), and more exactly so than evanphx/json-patch, which also removes
+// nulls inside of arrays.
 func parseOver(c *Contract, body []byte, f form) (invalid, error) {
 	p := parser{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), body: body, form: f}
 	err := p.contract(c)
