@@ -86,7 +86,8 @@ const (
 //
 // Writes go through a queue to one committer, which puts all that wait into one
 // transaction and answers them when it is synced. Reads copy what they need and
-// leave their transaction before anything else happens.
+// leave their transaction before anything else happens; they may see a commit
+// while its last sync is still under way, as bbolt's do.
 type Store struct {
 	path string
 	now  func() time.Time
