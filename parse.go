@@ -20,6 +20,14 @@ import (
 // one more so that an object for a number is told to be just that.
 const maxDepth = 4
 
+const (
+	// minPriceBytes is what each of several prices takes at least:
+	// {"price":1,"timestamp":"2023-11-01T00:00:00Z"}.
+	minPriceBytes = 46
+	// fewPrices are kept whatever they are, to be told apart fault by fault.
+	fewPrices = 1000
+)
+
 // maxNameShown is the longest member name that an answer repeats, in bytes.
 const maxNameShown = 100
 
@@ -123,12 +131,20 @@ func (p *parser) prices(into *[]Price) error {
 	if _, err := p.dec.ReadToken(); err != nil {
 		return err
 	}
-	for p.dec.PeekKind() != jsontext.KindEndArray {
-		price, err := p.price(len(*into))
+	// What is more than a body of this size could hold in good order is counted
+	// and not kept, so that a flood of faults does not cost many times its size.
+	most := max(fewPrices, len(p.body)/minPriceBytes)
+	*into = make([]Price, 0, min(bytes.Count(p.body, []byte("{")), most))
+	for n := 0; p.dec.PeekKind() != jsontext.KindEndArray; n++ {
+		price, err := p.price(n)
 		if err != nil {
 			return err
 		}
-		*into = append(*into, price)
+		if n < most {
+			*into = append(*into, price)
+			continue
+		}
+		checkPrice(price, true, func(string, string, string) { p.faults.more++ })
 	}
 	_, err := p.dec.ReadToken()
 	return err
@@ -249,13 +265,16 @@ func (p *parser) skip() error {
 }
 
 func (p *parser) wrong(at jsontext.Pointer, is jsontext.Kind, want string) error {
-	if is != jsontext.KindInvalid { // else it is not JSON, as skip will say
+	if is != jsontext.KindInvalid && !p.faults.onlyCount() { // invalid: it is not JSON, as skip will say
 		p.faults.add(pointer(at), "must be "+want+", is "+kindName(is))
 	}
 	return p.skip()
 }
 
 func (p *parser) unknown(name string, known []string) error {
+	if p.faults.onlyCount() {
+		return p.skip()
+	}
 	at := p.dec.StackPointer()
 	if len(name) > maxNameShown {
 		p.faults.add(pointer(at.Parent()), fmt.Sprintf("unknown member, with a name of %d bytes; known are %s", len(name), strings.Join(known, ", ")))

@@ -45,11 +45,19 @@ func (v *invalid) Error() string {
 }
 
 func (v *invalid) add(pointer, detail string) {
-	if len(v.faults) == maxFaults {
-		v.more++
-		return
+	if !v.onlyCount() {
+		v.faults = append(v.faults, fault{Pointer: pointer, Detail: detail})
 	}
-	v.faults = append(v.faults, fault{Pointer: pointer, Detail: detail})
+}
+
+// onlyCount counts a fault if the list is full, and tells so. To ask before a
+// fault is put into words keeps a body of a million faults cheap.
+func (v *invalid) onlyCount() bool {
+	if len(v.faults) < maxFaults {
+		return false
+	}
+	v.more++
+	return true
 }
 
 // list returns the faults as an answer lists them.
@@ -240,32 +248,10 @@ func checkPrices(sl validator.StructLevel) {
 	var last time.Time
 	ascending := true
 	for i, p := range prices {
-		if p.notObject {
-			continue
-		}
-		switch k := p.Price.Kind(); {
-		case k == jsontext.KindInvalid:
-			report(i, "price", "price_required", "")
-		case k != jsontext.KindNumber:
-			report(i, "price", "price_number", kindName(k))
-		case !finite(p.Price):
-			report(i, "price", "price_finite", shown(string(p.Price)))
-		}
-		switch k := p.Timestamp.Kind(); k {
-		case jsontext.KindInvalid, jsontext.KindNull:
-			if len(prices) > 1 {
-				report(i, "timestamp", "timestamp_required", "")
-			}
-		case jsontext.KindString:
-			t, ok := instant(p.Timestamp)
-			if !ok {
-				report(i, "timestamp", "timestamp_rfc3339", shown(unquoted(p.Timestamp)))
-				continue
-			}
+		t, ok := checkPrice(p, len(prices) > 1, func(member, tag, param string) { report(i, member, tag, param) })
+		if ok {
 			ascending = ascending && t.After(last)
 			last = t
-		default:
-			report(i, "timestamp", "timestamp_string", kindName(k))
 		}
 	}
 	if !ascending { // only then can one stand twice
@@ -285,6 +271,35 @@ func checkPrices(sl validator.StructLevel) {
 	if more > 0 {
 		sl.ReportError(nil, "energy_prices", "", "more", strconv.Itoa(more))
 	}
+}
+
+// checkPrice holds the rules of one entry, which several more may stand beside.
+// It returns the instant, if there is one.
+func checkPrice(p Price, several bool, report func(member, tag, param string)) (t time.Time, ok bool) {
+	if p.notObject {
+		return t, false
+	}
+	switch k := p.Price.Kind(); {
+	case k == jsontext.KindInvalid:
+		report("price", "price_required", "")
+	case k != jsontext.KindNumber:
+		report("price", "price_number", kindName(k))
+	case !finite(p.Price):
+		report("price", "price_finite", shown(string(p.Price)))
+	}
+	switch k := p.Timestamp.Kind(); k {
+	case jsontext.KindInvalid, jsontext.KindNull:
+		if several {
+			report("timestamp", "timestamp_required", "")
+		}
+	case jsontext.KindString:
+		if t, ok = instant(p.Timestamp); !ok {
+			report("timestamp", "timestamp_rfc3339", shown(unquoted(p.Timestamp)))
+		}
+	default:
+		report("timestamp", "timestamp_string", kindName(k))
+	}
+	return t, ok
 }
 
 // finite tells whether a JSON number is one that a double can hold.
