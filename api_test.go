@@ -186,10 +186,10 @@ func TestFaultsBeyondHundredAreCounted(t *testing.T) {
 		more        string
 	}{
 		{"exactly a hundred", `{"price":"1","timestamp":"2023-11-01T00:00:00Z"}`, 51, ""},
-		{"by the rules", `{"price":"1","timestamp":1}`, 2000, "and 3900 more faults"},
-		{"by the types", `7`, 2000, "and 1900 more faults"},
-		{"by both", `{"price":"1","timestamp":1,"x":1}`, 2000, "and 5900 more faults"},
-		{"by more entries than are kept", `{}`, 10000, "and 19900 more faults"},
+		{"by the rules", `{"price":"1","timestamp":1}`, 2000, "and 3900 more"},
+		{"by the types", `7`, 2000, "and 1900 more"},
+		{"by both", `{"price":"1","timestamp":1,"x":1}`, 2000, "and 5900 more"},
+		{"by more entries than are kept", `{}`, 10000, "and 19900 more"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			body := `{"energy_prices":[` + strings.Repeat(tt.entry+",", tt.entries-1) + tt.entry + "]}"

@@ -201,10 +201,8 @@ func (x *exchange) fail(err error) {
 // body reads the request's content into a buffer from the pool, at most maxBytes
 // of it.
 func (x *exchange) body(maxBytes int64) (*buffer, error) {
-	tooLarge := newProblem(http.StatusRequestEntityTooLarge,
-		fmt.Sprintf("The content may have at most %d bytes; send fewer prices, or start the service with a larger --max-body.", maxBytes))
 	if x.r.ContentLength > maxBytes {
-		return nil, tooLarge
+		return nil, tooLarge(maxBytes)
 	}
 	b := buffers.Get().(*buffer)
 	w := bytes.NewBuffer(b.b[:0])
@@ -215,16 +213,21 @@ func (x *exchange) body(maxBytes int64) (*buffer, error) {
 	case err == nil:
 		return b, nil
 	case errors.As(err, &exceeded):
-		err = tooLarge
+		err = tooLarge(maxBytes)
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = newProblem(http.StatusRequestTimeout, "The content took too long to arrive; send it within 30 seconds.")
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		err = &malformed{fault{Pointer: "#", Detail: "the content ends before its Content-Length"}}
 	default:
-		err = &malformed{fault{Pointer: "#", Detail: "the content cannot be read: " + err.Error()}}
+		err = &malformed{fault{Pointer: "#", Detail: "the content cannot be read to its end"}}
 	}
 	b.free()
 	return nil, err
+}
+
+func tooLarge(maxBytes int64) error {
+	return newProblem(http.StatusRequestEntityTooLarge,
+		fmt.Sprintf("The content may have at most %d bytes; send fewer prices, or start the service with a larger --max-body.", maxBytes))
 }
 
 // buffer is a piece of memory that requests take turns with.

@@ -65,7 +65,7 @@ func (v *invalid) list() []fault {
 	if v.more == 0 {
 		return v.faults
 	}
-	return append(v.faults[:len(v.faults):len(v.faults)], fault{Pointer: "#", Detail: fmt.Sprintf("and %d more faults", v.more)})
+	return append(v.faults[:len(v.faults):len(v.faults)], fault{Pointer: "#", Detail: fmt.Sprintf("and %d more", v.more)})
 }
 
 // Validator turns request bodies into contracts that keep every rule.
