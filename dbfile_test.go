@@ -4,6 +4,7 @@ package main
 // was, or service without wrong answers.
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -12,7 +13,9 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -318,5 +321,202 @@ func TestFileThatIsCutOffWhileItIsServed(t *testing.T) {
 				t.Errorf("the log does not say what to do\n%s", p.stderr)
 			}
 		})
+	}
+}
+
+func TestProgramRefusesAFileThatIsNoneOfItsOwn(t *testing.T) {
+	sound := soundFile(t)
+	noise := make([]byte, 1<<16)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(noise) // never fails
+	zeros := make([]byte, 8)
+	for _, tt := range []struct {
+		name    string
+		content []byte
+		want    string // with what to do about it
+	}{
+		{"empty", nil, "is empty, so it is no database; remove it, or name another file with --db"},
+		{"text", []byte("energy contracts\n"), "is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
+		{"random bytes", noise, "is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
+		{"another program's", boltFile(t, "things", "a", "b"), "is a bbolt database, but not one of this program (or its root is broken); name another file with --db, or restore a backup"},
+		{"a newer version's", boltFile(t, "meta", "format", "energy-contracts/2"), "has format version 2, this program reads version 1; use the program that wrote it"},
+		{"half a file", sound[:len(sound)/2], fmt.Sprintf("is cut off: it has %d bytes, its meta page says %d; restore a backup", len(sound)/2, len(sound))},
+		{"both meta pages broken", changed(changed(sound, pageHeaderSize+40, zeros), pageSize+pageHeaderSize+40, zeros), "both its meta pages are broken; restore a backup"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			path := writeFile(t, tt.content)
+			for _, args := range [][]string{
+				{"serve", "--addr", "127.0.0.1:0", "--db", path},
+				{"serve", "--demo", "--addr", "127.0.0.1:0", "--db", path},
+				{"client", "add", "--org", demoOrg, "--db", path},
+			} {
+				got := fails(t, args...)
+				if want := "energy-contracts: database " + path + ": "; !strings.HasPrefix(got, want) || !strings.Contains(got, tt.want) || strings.Count(got, "\n") != 1 {
+					t.Errorf("%v: %q, want one line: %q, then %q", args, got, want, tt.want)
+				}
+				if after := readFile(t, path); after != string(tt.content) {
+					t.Errorf("%v has changed the file", args)
+				}
+			}
+			// A half-made file would stand beside it.
+			entries, err := os.ReadDir(filepath.Dir(path))
+			if err != nil || len(entries) != 1 {
+				t.Errorf("the directory has %v, %v; want the file alone", entries, err)
+			}
+		})
+	}
+}
+
+// serveBroken runs "serve" on a file that may be refused: then it returns nil and
+// what the program said.
+func serveBroken(t testing.TB, db string) (*process, string) {
+	t.Helper()
+	p := &process{
+		cmd:    command(t, nil, "serve", "--addr", "127.0.0.1:0", "--db", db),
+		stderr: &lockedBuffer{}, ended: make(chan error, 1),
+	}
+	pipe, err := p.cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatalf("%v: %v", p.cmd.Args, err)
+	}
+	t.Cleanup(func() { _ = p.cmd.Process.Kill() }) // fails when it has ended
+	listening := make(chan string, 1)
+	go func() {
+		lines := bufio.NewScanner(pipe)
+		lines.Buffer(nil, 1<<20) // the stack of a panic is one line
+		for lines.Scan() {
+			fmt.Fprintln(p.stderr, lines.Text())
+			if m := listeningLine.FindStringSubmatch(lines.Text()); m != nil {
+				listening <- m[1]
+			}
+		}
+		p.ended <- p.cmd.Wait()
+	}()
+	select {
+	case addr := <-listening:
+		p.url = "http://" + addr
+		return p, ""
+	case <-p.ended:
+		if code := p.cmd.ProcessState.ExitCode(); code != 1 {
+			t.Fatalf("%v ended with %v, want exit status 1\n%s", p.cmd.Args, p.cmd.ProcessState, p.stderr)
+		}
+		return nil, p.stderr.String()
+	case <-time.After(30 * time.Second):
+		t.Fatalf("%v neither listens nor ends\n%s", p.cmd.Args, p.stderr)
+		return nil, ""
+	}
+}
+
+// servedFile is the bytes of a file with the demo data and someContracts of the
+// demo user, and a token that is in it.
+func servedFile(t testing.TB) (file []byte, bearer string) {
+	t.Helper()
+	served := start(t, "--demo")
+	bearer = token(t, served.url, "demo", "demo-secret")
+	served.stop()
+	s, err := Open(served.db, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg}}, Documents: map[Key][]byte{}}
+	for i := range someContracts {
+		samples.Documents[key(i)] = []byte(someDocument(i))
+	}
+	if err := errors.Join(s.AddSamples(ctx, samples), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	metas, err := readMetas(open(t, served.db))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []byte(readFile(t, served.db))[:int(standing(metas).pages)*pageSize], bearer
+}
+
+// In a process of its own, since what must not happen is that it dies.
+func TestServiceOnABrokenPageIsRightOrSaysSo(t *testing.T) {
+	file, bearer := servedFile(t)
+	header := http.Header{"Authorization": {"Bearer " + bearer}, "Content-Type": {"application/json"}}
+	impatient := &http.Client{Timeout: 5 * time.Second}
+	// What the whole file answers is what is right.
+	sound, said := serveBroken(t, writeFile(t, file))
+	if sound == nil {
+		t.Fatalf("the whole file is refused: %s", said)
+	}
+	urls := []string{contractsURL("", demoOrg, demoUser), contractsURL("", demoOrg, demoUser) + "/" + demoContract}
+	for i := 0; i < someContracts; i += 3 { // one at least of each leaf, which has more; the list reads them all
+		urls = append(urls, contractsURL("", demoOrg, demoUser)+"/"+string(key(i).Contract))
+	}
+	right := map[string]string{}
+	for _, url := range urls {
+		resp, got := do(t, impatient, "GET", sound.url+url, header, "")
+		if resp.StatusCode != 200 {
+			t.Fatalf("GET %s of the whole file: %s\n%s", url, resp.Status, got)
+		}
+		right[url] = got
+	}
+	if err := sound.terminate(t); err != nil {
+		t.Fatal(err)
+	}
+
+	var refused, broken, unharmed atomic.Int32
+	t.Run("zeroed", func(t *testing.T) {
+		for at := 2 * pageSize; at < len(file); at += pageSize {
+			t.Run(fmt.Sprintf("page %d", at/pageSize), func(t *testing.T) {
+				t.Parallel()
+				path := writeFile(t, changed(file, at, make([]byte, pageSize)))
+				p, said := serveBroken(t, path)
+				if p == nil {
+					refused.Add(1)
+					if !strings.Contains(said, path) || !strings.Contains(said, "restore a backup") {
+						t.Errorf("refused with %q, want the file's name and what to do", said)
+					}
+					return
+				}
+				failed := 0
+				for _, url := range urls {
+					resp, got := do(t, impatient, "GET", p.url+url, header, "")
+					switch resp.StatusCode {
+					case 200:
+						if got != right[url] {
+							t.Errorf("GET %s: %s\nwant %s", url, got, right[url])
+						}
+					case 404:
+						wantProblem(t, resp, got, 404)
+					default:
+						failed++
+						wantProblem(t, resp, got, 500)
+						if strings.Contains(got, path) || strings.Contains(got, "goroutine") {
+							t.Errorf("GET %s shows what only the log may: %s", url, got)
+						}
+					}
+				}
+				if failed > 0 {
+					broken.Add(1)
+					resp, got := do(t, impatient, "PUT", p.url+contractsURL("", demoOrg, demoUser)+"/"+demoContract, header, `{}`)
+					wantProblem(t, resp, got, 503)
+					if resp.Header.Get("Retry-After") == "" {
+						t.Errorf("PUT: no Retry-After\n%s", got)
+					}
+					resp, got = do(t, impatient, "GET", p.url+"/readyz", nil, "")
+					wantProblem(t, resp, got, 503)
+				} else {
+					unharmed.Add(1) // a free page
+				}
+				if err := p.terminate(t); err != nil {
+					t.Errorf("SIGTERM: %v\n%s", err, p.stderr)
+				}
+				log := p.stderr.String()
+				if told := strings.Contains(log, "run check or restore a backup") && strings.Contains(log, path); told != (failed > 0) {
+					t.Errorf("%d requests failed; the log says what to do: %v\n%s", failed, told, log)
+				}
+			})
+		}
+	})
+	t.Logf("%d pages: %d refused at the start, %d with broken answers, %d without any", len(file)/pageSize-2, refused.Load(), broken.Load(), unharmed.Load())
+	if refused.Load() == 0 || broken.Load() == 0 {
+		t.Error("the pages that were zeroed are not the ones that count")
 	}
 }

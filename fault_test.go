@@ -34,8 +34,8 @@ import (
 const demoOtherContract = "8e2f6a31-94c7-4f08-b1de-5a70c3d9e412"
 
 // answerTimeout is for an answer that must come, but need not come fast: under
-// strace, with a second between two attempts to mend, and on a disk that others
-// keep busy: a sync was seen to take 15 s.
+// strace, with a second between two attempts to mend, on a machine that others
+// keep busy.
 const answerTimeout = time.Minute
 
 // faultKind is one way in which the disk fails, tried at several positions.

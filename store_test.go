@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -407,5 +409,402 @@ func TestSecondOpenIsRefused(t *testing.T) {
 	_, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
 	if d := time.Since(started); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), path) || d > 2*time.Second {
 		t.Errorf("after %s: %v", d, err)
+	}
+}
+
+func TestWritesOfACommitSeeEachOtherInOrder(t *testing.T) {
+	s, _ := openStore(t, newPath(t))
+	one, two := []byte(`{"n":1}`), []byte(`{"n":2}`)
+	is := func(want []byte) Check {
+		return func(current Version, exists bool) error {
+			if !exists || current != Version(sum(key(1).bytes(), want)) {
+				return fmt.Errorf("found version %x, exists %v, want that of %s", current, exists, want)
+			}
+			return nil
+		}
+	}
+	put := func(doc []byte, check Check) func() error {
+		return func() error { _, err := s.Put(ctx, key(1), doc, check); return err }
+	}
+	remove := func(check Check) func() error {
+		return func() error { return s.Delete(ctx, key(1), check) }
+	}
+	steps := []struct {
+		name string
+		do   func() error
+		want error
+	}{
+		{"make", put(one, absent), nil},
+		{"make what is there", put(two, absent), errThere},
+		{"replace what was made, not what was refused", put(two, is(one)), nil},
+		{"delete what replaced it", remove(is(two)), nil},
+		{"make it again, now that it is gone", put(one, absent), nil},
+		{"replace that", put(two, is(one)), nil},
+	}
+	before := transaction(t, s)
+	release := hold(t, s)
+	errs := make([]error, len(steps))
+	var wg sync.WaitGroup
+	for i, step := range steps {
+		wg.Go(func() { errs[i] = step.do() })
+		waitFor(t, step.name+" waits", func() bool { return len(s.queue) == i+1 }) // so the next comes after it
+	}
+	release()
+	wg.Wait()
+	for i, step := range steps {
+		if !errors.Is(errs[i], step.want) {
+			t.Errorf("%s: %v, want %v", step.name, errs[i], step.want)
+		}
+	}
+	if n := transaction(t, s) - before; n != 2 {
+		t.Errorf("%d transactions, want one for the write that was held and one for all that waited", n)
+	}
+	wantDocument(t, s, key(1), string(two))
+}
+
+// listed follows a range from page to page, to its end.
+func listed(t testing.TB, s *Store, o Owner, r Range) (documents string, last ID, pages int) {
+	t.Helper()
+	var all []string
+	for {
+		page, err := s.List([]byte("["), o, r)
+		if err != nil {
+			t.Fatalf("List %+v, page %d: %v", r, pages, err)
+		}
+		text, ok := strings.CutPrefix(string(page.Documents), "[") // what the buffer had is left alone
+		if !ok {
+			t.Fatalf("List %+v, page %d, does not start with what the buffer had: %.40q", r, pages, page.Documents)
+		}
+		if pages == 0 {
+			last = page.Last
+		} else if page.Last != "" || text == "" {
+			t.Fatalf("List %+v, page %d: last %q, %d bytes", r, pages, page.Last, len(text))
+		}
+		if text != "" {
+			all = append(all, text)
+		}
+		pages++
+		if !page.More {
+			return strings.Join(all, ","), last, pages
+		}
+		r = page.Rest
+	}
+}
+
+func TestListIsEachContractOnceInOrder(t *testing.T) {
+	s, _ := openStore(t, newPath(t))
+	// Even numbers, so that there are ids between them; three pages and a bit.
+	const contracts, step, size = 400, 2, 2000
+	doc := func(i int) string { return fmt.Sprintf(`{"n":%0*d}`, size, i) }
+	id := func(i int) ID { return key(step * i).Contract }
+	owner := key(0).Owner
+	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg}}, Documents: map[Key][]byte{}}
+	for i := range contracts {
+		samples.Documents[key(step*i)] = []byte(doc(i))
+	}
+	// Users whose keys stand right before and after, so that a list that went on
+	// into them would show.
+	for _, user := range []string{demoUser[:35], demoUser[:35] + "1", demoUser + "0"} {
+		samples.Documents[Key{Owner{demoOrg, ID(user)}, id(0)}] = []byte(`"another user's"`)
+	}
+	if err := s.AddSamples(ctx, samples); err != nil {
+		t.Fatal(err)
+	}
+	first, err := s.List(nil, owner, Range{})
+	if err != nil || !first.More {
+		t.Fatalf("the first page: more %v, %v", first.More, err)
+	}
+	full := strings.Count(string(first.Documents), "{") // documents in a full page
+	for _, tt := range []struct {
+		name     string
+		r        Range
+		from, to int // the contracts that are wanted: [from, to)
+		more     bool
+	}{
+		{"all", Range{}, 0, contracts, false},
+		{"a limit above all", Range{Limit: contracts + 1}, 0, contracts, false},
+		{"a limit of all", Range{Limit: contracts}, 0, contracts, false},
+		{"a limit of all but one", Range{Limit: contracts - 1}, 0, contracts - 1, true},
+		{"a limit of one", Range{Limit: 1}, 0, 1, true},
+		{"a limit of one less than a page", Range{Limit: full - 1}, 0, full - 1, true},
+		{"a limit of a page", Range{Limit: full}, 0, full, true},
+		{"a limit of one more than a page", Range{Limit: full + 1}, 0, full + 1, true},
+		{"a limit of two pages", Range{Limit: 2 * full}, 0, 2 * full, true},
+		{"after one", Range{After: id(9)}, 10, contracts, false},
+		{"after an id that is none", Range{After: key(19).Contract}, 10, contracts, false},
+		{"after one, with a limit", Range{After: id(9), Limit: 5}, 10, 15, true},
+		{"after one, with a limit of several pages", Range{After: id(9), Limit: 300}, 10, 310, true},
+		{"after one, with a limit of all that follow", Range{After: id(9), Limit: contracts - 10}, 10, contracts, false},
+		{"after the last", Range{After: id(contracts - 1)}, 0, 0, false},
+		{"after the last, with a limit", Range{After: id(contracts - 1), Limit: 1}, 0, 0, false},
+		{"through one", Range{Through: id(9)}, 0, 10, false},
+		{"through an id that is none", Range{Through: key(19).Contract}, 0, 10, false},
+		{"through one, pages away", Range{After: id(4), Through: id(299)}, 5, 300, false},
+		{"through the end", Range{Through: key(0xffffff).Contract}, 0, contracts, false},
+		{"after and through the same", Range{After: id(9), Through: id(9)}, 0, 0, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var want []string
+			for i := tt.from; i < tt.to; i++ {
+				want = append(want, doc(i))
+			}
+			wantLast := ID("")
+			if tt.more {
+				wantLast = id(tt.to - 1)
+			}
+			got, last, pages := listed(t, s, owner, tt.r)
+			if got != strings.Join(want, ",") || last != wantLast {
+				t.Errorf("List %+v: %d bytes in %d pages, %d documents, last %q; want %d documents, last %q",
+					tt.r, len(got), pages, strings.Count(got, "{"), last, len(want), wantLast)
+			}
+			if n := max(1, (len(want)+full-1)/full); pages != n {
+				t.Errorf("List %+v: %d pages, want %d", tt.r, pages, n)
+			}
+		})
+	}
+}
+
+func TestDocumentLargerThanAPageIsListedWhole(t *testing.T) {
+	s, _ := openStore(t, newPath(t))
+	var want []string
+	for i := range 3 {
+		want = append(want, fmt.Sprintf(`{"n":%0*d}`, pageBytes+i, i))
+		if _, err := s.Put(ctx, key(i), []byte(want[i]), absent); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, last, pages := listed(t, s, key(0).Owner, Range{Limit: 3})
+	if got != strings.Join(want, ",") || last != "" || pages != 3 {
+		t.Errorf("%d bytes in %d pages, last %q", len(got), pages, last)
+	}
+}
+
+func TestFirstAnswerIsRepeatedWhateverBecameOfTheContract(t *testing.T) {
+	s, c := openStore(t, newPath(t))
+	once := &Idempotency{Client: "a", Key: "k", Body: hashOf("body")}
+	const doc = `{"n":1}`
+	version := Version(sum(key(1).bytes(), []byte(doc)))
+	// create sends the request once more; the handler has made a new id each time.
+	create := func(when string, n int, want Key, wantVersion Version) {
+		t.Helper()
+		got, err := s.Create(ctx, key(n), []byte(doc), once)
+		if err != nil || got.ID != want.Contract || string(got.Document) != doc || got.Version != wantVersion {
+			t.Errorf("%s: %+v, %v; want %s of contract %s", when, got, err, doc, want.Contract)
+		}
+	}
+	create("first", 1, key(1), version)
+	if _, err := s.Put(ctx, key(1), []byte(`{"n":2}`), always); err != nil {
+		t.Fatal(err)
+	}
+	create("after it was replaced", 2, key(1), version)
+	wantDocument(t, s, key(1), `{"n":2}`)
+	if err := s.Delete(ctx, key(1), always); err != nil {
+		t.Fatal(err)
+	}
+	create("after it was deleted", 3, key(1), version)
+	c.move(idempotencyLifetime - time.Minute)
+	create("a minute before its end", 4, key(1), version)
+	for n := range 5 {
+		if got, _, err := s.Get(nil, key(n)); !errors.Is(err, ErrNotFound) {
+			t.Errorf("contract %d is there: %s, %v", n, got, err)
+		}
+	}
+	c.move(2 * time.Minute)
+	create("a minute after its end", 5, key(5), Version(sum(key(5).bytes(), []byte(doc))))
+	wantDocument(t, s, key(5), doc)
+	c.move(idempotencyLifetime - time.Minute)
+	create("and that one's own day", 6, key(5), Version(sum(key(5).bytes(), []byte(doc))))
+}
+
+// flipped changes one bit of a file. Whoever has it mapped sees that.
+func flipped(t testing.TB, path string, bit int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var b [1]byte
+	if _, err := f.ReadAt(b[:], bit/8); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 1 << (bit % 8)
+	if _, err := f.WriteAt(b[:], bit/8); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantCorrupt wants contract 1 to be refused by its name, alone and in a list,
+// and its neighbours to be answered.
+func wantCorrupt(t testing.TB, s *Store, when string) {
+	t.Helper()
+	got, _, err := s.Get(nil, key(1))
+	if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), string(key(1).bytes())) || len(got) > 0 {
+		t.Errorf("%s: Get: %q, %v", when, got, err)
+	}
+	page, err := s.List(nil, key(1).Owner, Range{})
+	if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), string(key(1).bytes())) {
+		t.Errorf("%s: List: %q, %v", when, page.Documents, err)
+	}
+	wantDocument(t, s, key(0), someDocument(0))
+	wantDocument(t, s, key(2), someDocument(2))
+}
+
+// threeContracts is a closed file with the contracts 0, 1 and 2, and where in it
+// the sealed value of contract 1 is.
+func threeContracts(t testing.TB) (path string, at, size int64) {
+	t.Helper()
+	path = newPath(t)
+	s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg}}, Documents: map[Key][]byte{}}
+	for i := range 3 {
+		samples.Documents[key(i)] = []byte(someDocument(i))
+	}
+	if err := errors.Join(s.AddSamples(ctx, samples), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	file, sealed := readFile(t, path), string(seal(key(1).bytes(), []byte(someDocument(1))))
+	if n := strings.Count(file, sealed); n != 1 {
+		t.Fatalf("the value is in the file %d times", n)
+	}
+	return path, int64(strings.Index(file, sealed)), int64(len(sealed))
+}
+
+func TestFlippedBitOfAStoredValueIsNeverAnAnswer(t *testing.T) {
+	path, at, size := threeContracts(t)
+	s, _ := openStore(t, path)
+	for bit := 8 * at; bit < 8*(at+size); bit++ {
+		flipped(t, path, bit)
+		wantCorrupt(t, s, fmt.Sprintf("bit %d of the value", bit-8*at))
+		flipped(t, path, bit)
+		if t.Failed() {
+			return
+		}
+	}
+	wantDocument(t, s, key(1), someDocument(1))
+}
+
+func TestWriteHealsACorruptContract(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		at   int64 // in the sealed value
+		heal func(*Store) error
+		want string // "" is gone
+	}{
+		{"replaced", 100, func(s *Store) error { _, err := s.Put(ctx, key(1), []byte("new"), always); return err }, "new"},
+		{"replaced by what it was", 100, func(s *Store) error {
+			// The sum is whole, and so is what a client knows by it.
+			_, err := s.Put(ctx, key(1), []byte(someDocument(1)), func(current Version, exists bool) error {
+				if want := Version(sum(key(1).bytes(), []byte(someDocument(1)))); !exists || current != want {
+					return fmt.Errorf("found %x, %v, want %x", current, exists, want)
+				}
+				return nil
+			})
+			return err
+		}, someDocument(1)},
+		{"replaced, its sum being what is broken", 3, func(s *Store) error { _, err := s.Put(ctx, key(1), []byte("new"), always); return err }, "new"},
+		{"deleted", 100, func(s *Store) error { return s.Delete(ctx, key(1), always) }, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path, at, _ := threeContracts(t)
+			flipped(t, path, 8*(at+tt.at)+5)
+			s, _ := openStore(t, path)
+			wantCorrupt(t, s, "after a restart")
+			if err := tt.heal(s); err != nil {
+				t.Fatal(err)
+			}
+			documents := []string{someDocument(0), tt.want, someDocument(2)}
+			if tt.want == "" {
+				documents = slices.Delete(documents, 1, 2)
+				if got, _, err := s.Get(nil, key(1)); !errors.Is(err, ErrNotFound) {
+					t.Errorf("Get: %s, %v", got, err)
+				}
+			} else {
+				wantDocument(t, s, key(1), tt.want)
+			}
+			if got, _, _ := listed(t, s, key(1).Owner, Range{}); got != strings.Join(documents, ",") {
+				t.Errorf("List: %s", got)
+			}
+		})
+	}
+}
+
+// edit changes a closed file by bbolt.
+func edit(t testing.TB, path string, change func(*bbolt.Tx) error) {
+	t.Helper()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(db.Update(change), db.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDocumentUnderAnotherKeyIsCorrupt(t *testing.T) {
+	path, _, _ := threeContracts(t)
+	edit(t, path, func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketContracts)
+		return b.Put(key(1).bytes(), bytes.Clone(b.Get(key(2).bytes())))
+	})
+	s, _ := openStore(t, path)
+	wantCorrupt(t, s, "with the value of contract 2")
+}
+
+func TestCorruptClientTokenAndKeyAreRefusedAndExpireAsOthersDo(t *testing.T) {
+	path := newPath(t)
+	c := Client{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}}
+	once := &Idempotency{Client: "a", Key: "k", Body: hashOf("b")}
+	t.Run("write", func(t *testing.T) {
+		s, clock := openStore(t, path)
+		token := Token{Client: "a", Org: demoOrg, Scopes: Scopes{Read: true}, Expires: clock.now().Add(tokenLifetime)}
+		_, err := s.Create(ctx, key(1), []byte("{}"), once)
+		if err := errors.Join(err, s.AddClient(ctx, c), s.AddToken(ctx, hashOf("t"), token)); err != nil {
+			t.Fatal(err)
+		}
+	})
+	edit(t, path, func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{bucketClients, bucketTokens, bucketIdempotency} {
+			k, v := tx.Bucket(name).Cursor().First()
+			k, v = bytes.Clone(k), bytes.Clone(v)
+			v[len(v)-2] ^= 4
+			if err := tx.Bucket(name).Put(k, v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	t.Run("read", func(t *testing.T) {
+		s, clock := openStore(t, path)
+		if got, err := s.Client("a"); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("client: %+v, %v", got, err)
+		}
+		if got, err := s.Token(hashOf("t")); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("token: %+v, %v", got, err)
+		}
+		if got, err := s.Create(ctx, key(2), []byte("{}"), once); !errors.Is(err, ErrCorrupt) {
+			t.Errorf("create with the key: %+v, %v", got, err)
+		}
+		if _, _, err := s.Get(nil, key(2)); !errors.Is(err, ErrNotFound) {
+			t.Errorf("refused, and there: %v", err)
+		}
+		clock.move(idempotencyLifetime + time.Minute)
+		if err := s.AddClient(ctx, c); err != nil { // heals the client; its commit removes the others
+			t.Fatal(err)
+		}
+		if got, err := s.Client("a"); got != c || err != nil {
+			t.Errorf("client, stored again: %+v, %v", got, err)
+		}
+		if got, err := s.Create(ctx, key(3), []byte("{}"), once); err != nil || got.ID != key(3).Contract {
+			t.Errorf("create with the key a day later: %+v, %v", got, err)
+		}
+	})
+	for bucket, want := range map[string]int{"contracts": 2, "clients": 1, "tokens": 0, "idempotency": 1, "expiry": 1} {
+		if n := count(t, path, []byte(bucket)); n != want {
+			t.Errorf("%s has %d keys, want %d", bucket, n, want)
+		}
 	}
 }
