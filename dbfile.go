@@ -185,18 +185,15 @@ func checkFile(f *os.File, m meta) error {
 	if want := int64(m.pages) * m.pageSize; info.Size() < want {
 		return fmt.Errorf("is cut off: it has %d bytes, its meta page says %d; restore a backup", info.Size(), want)
 	}
-	root := make([]byte, m.pageSize)
-	if m.root >= m.pages {
-		return errors.New("is broken: its root is outside of it; restore a backup")
-	}
-	if _, err := f.ReadAt(root, int64(m.root)*m.pageSize); err != nil {
-		return fmt.Errorf("read root page: %w", err)
+	leaf, err := rootLeaf(f, m, bucketMeta)
+	if err != nil {
+		return err
 	}
 	// A bucket this small stands inline in its parent: a header of a root id and
 	// a sequence, then a page of its own.
 	const bucketHeaderSize = 16
 	var format []byte
-	if inline := leafValue(root, bucketMeta); len(inline) > bucketHeaderSize {
+	if inline := leafValue(leaf, bucketMeta); len(inline) > bucketHeaderSize {
 		format = leafValue(inline[bucketHeaderSize:], []byte(formatKey))
 	}
 	name, version, _ := strings.Cut(string(format), "/")
@@ -210,13 +207,65 @@ func checkFile(f *os.File, m meta) error {
 	return nil
 }
 
+// The layout of a page: its header has its flags at 8, its count of elements at
+// 10. An element has the position of its key, from its own start, at 0 (branch)
+// or 4 (leaf).
+const (
+	branchPageFlag = 0x01
+	leafPageFlag   = 0x02
+	elementSize    = 16
+)
+
+// rootLeaf returns the page of the root bucket where key is, if it is anywhere.
+// The root is one leaf until the small buckets that stand inline in it outgrow a
+// page; then there is a branch above. It has six keys, so one level at most.
+func rootLeaf(f *os.File, m meta, key []byte) ([]byte, error) {
+	page := make([]byte, m.pageSize)
+	id := m.root
+	for range 2 {
+		if id >= m.pages {
+			return nil, errors.New("is broken: its root is outside of it; restore a backup")
+		}
+		if _, err := f.ReadAt(page, int64(id)*m.pageSize); err != nil {
+			return nil, fmt.Errorf("read root page: %w", err)
+		}
+		child, ok := branchChild(page, key)
+		if !ok {
+			break
+		}
+		id = child
+	}
+	return page, nil
+}
+
+// branchChild returns the id of the page below a branch page where key is, or
+// false where the page is no branch, or ends too early.
+func branchChild(page, key []byte) (child uint64, ok bool) {
+	if binary.NativeEndian.Uint16(page[8:]) != branchPageFlag {
+		return 0, false
+	}
+	count := int(binary.NativeEndian.Uint16(page[10:]))
+	for i := range count {
+		at := pageHeaderSize + i*elementSize
+		if at+elementSize > len(page) {
+			return 0, false
+		}
+		pos := uint64(binary.NativeEndian.Uint32(page[at:])) + uint64(at)
+		end := pos + uint64(binary.NativeEndian.Uint32(page[at+4:]))
+		if end > uint64(len(page)) {
+			return 0, false
+		}
+		if i > 0 && bytes.Compare(page[pos:end], key) > 0 {
+			break
+		}
+		child, ok = binary.NativeEndian.Uint64(page[at+8:]), true
+	}
+	return child, ok
+}
+
 // leafValue finds a key in a leaf page and returns its value, or nil where the
 // page is none or ends too early.
 func leafValue(page, key []byte) []byte {
-	const (
-		leafPageFlag = 0x02
-		elementSize  = 16
-	)
 	if len(page) < pageHeaderSize || binary.NativeEndian.Uint16(page[8:]) != leafPageFlag {
 		return nil
 	}

@@ -262,7 +262,6 @@ func TestPageOfZerosIsNeverAnAnswer(t *testing.T) {
 // which bbolt's search runs out of stack, and no recover helps: branch pages are
 // left out.
 func TestFlippedBitIsNeverAnAnswer(t *testing.T) {
-	const branchPageFlag = 0x01
 	sound := soundFile(t)
 	var seed [32]byte
 	random := rand.New(rand.NewChaCha8(seed))
@@ -518,5 +517,68 @@ func TestServiceOnABrokenPageIsRightOrSaysSo(t *testing.T) {
 	t.Logf("%d pages: %d refused at the start, %d with broken answers, %d without any", len(file)/pageSize-2, refused.Load(), broken.Load(), unharmed.Load())
 	if refused.Load() == 0 || broken.Load() == 0 {
 		t.Error("the pages that were zeroed are not the ones that count")
+	}
+}
+
+// bbolt keeps small buckets inside the root, and splits that when together they
+// outgrow a page: a few clients, tokens and keys are enough.
+func TestFileWhoseRootIsSplitOpensAgain(t *testing.T) {
+	splits := 0
+	for clients := range 5 {
+		for tokens := range 6 {
+			path := newPath(t)
+			var split bool
+			write := func() {
+				s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+				for i := range clients {
+					if err := s.AddClient(ctx, Client{ID: string(key(i).Contract), Org: demoOrg, Scopes: Scopes{true, true}}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for i := range tokens {
+					token := Token{Client: string(key(i).Contract), Org: demoOrg, Scopes: Scopes{true, true}, Expires: time.Now().Add(tokenLifetime)}
+					if err := s.AddToken(ctx, hashOf(fmt.Sprint(i)), token); err != nil {
+						t.Fatal(err)
+					}
+				}
+				for i := range 2 {
+					once := &Idempotency{Client: string(key(0).Contract), Key: string(key(i).Contract), Body: hashOf("b")}
+					if _, err := s.Create(ctx, key(i), []byte(strings.Repeat("x", 250)), once); err != nil {
+						t.Fatal(err)
+					}
+				}
+				metas, err := readMetas(s.file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				m := standing(metas)
+				var header [pageHeaderSize]byte
+				if _, err := s.file.ReadAt(header[:], int64(m.root)*m.pageSize); err != nil {
+					t.Fatal(err)
+				}
+				split = binary.NativeEndian.Uint16(header[8:]) == branchPageFlag
+			}
+			write()
+			s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Errorf("%d clients, %d tokens, root split %v: %v", clients, tokens, split, err)
+				continue
+			}
+			wantDocument(t, s, key(0), strings.Repeat("x", 250))
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			checkFileSound(t, path)
+			if split {
+				splits++
+			}
+		}
+	}
+	if splits == 0 {
+		t.Error("no root was split")
 	}
 }

@@ -400,7 +400,10 @@ func (s *Store) Create(ctx context.Context, k Key, doc []byte, once *Idempotency
 		}
 		return put(tx, bucketContracts, key, value)
 	})
-	return created, err
+	if err != nil {
+		return Created{}, err // when the caller left, the committer may yet be at created
+	}
+	return created, nil
 }
 
 // replay turns c into what an idempotency record says was created first.

@@ -808,3 +808,29 @@ func TestCorruptClientTokenAndKeyAreRefusedAndExpireAsOthersDo(t *testing.T) {
 		}
 	}
 }
+
+// A client that leaves while its repeated request is answered.
+func TestCreateOfAClientThatLeavesIsNoRace(t *testing.T) {
+	s, _ := openStore(t, newPath(t))
+	once := &Idempotency{Client: "a", Key: "k", Body: hashOf("b")}
+	if _, err := s.Create(ctx, key(1), []byte("{}"), once); err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		gone, leave := context.WithCancel(ctx)
+		held, let := make(chan struct{}), make(chan struct{})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			_, _ = s.Put(ctx, key(2), []byte("x"), func(Version, bool) error { close(held); <-let; leave(); return nil })
+		})
+		<-held
+		wg.Go(func() {
+			if got, err := s.Create(gone, key(3), []byte("{}"), once); err != nil && !errors.Is(err, context.Canceled) {
+				t.Errorf("%+v, %v", got, err)
+			}
+		})
+		waitFor(t, "it waits", func() bool { return len(s.queue) == 1 })
+		close(let)
+		wg.Wait()
+	}
+}
