@@ -4,7 +4,6 @@ package main
 // was, or service without wrong answers.
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -32,7 +31,12 @@ func someDocument(i int) string {
 // soundFile is the bytes of a sound database.
 func soundFile(t testing.TB) []byte {
 	t.Helper()
-	path := newPath(t)
+	return withSomeContracts(t, newPath(t))
+}
+
+// withSomeContracts adds someContracts to a database and returns its bytes.
+func withSomeContracts(t testing.TB, path string) []byte {
+	t.Helper()
 	s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -370,43 +374,15 @@ func TestProgramRefusesAFileThatIsNoneOfItsOwn(t *testing.T) {
 // what the program said.
 func serveBroken(t testing.TB, db string) (*process, string) {
 	t.Helper()
-	p := &process{
-		cmd:    command(t, nil, "serve", "--addr", "127.0.0.1:0", "--db", db),
-		stderr: &lockedBuffer{}, ended: make(chan error, 1),
-	}
-	pipe, err := p.cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatalf("%v: %v", p.cmd.Args, err)
-	}
-	t.Cleanup(func() { _ = p.cmd.Process.Kill() }) // fails when it has ended
-	listening := make(chan string, 1)
-	go func() {
-		lines := bufio.NewScanner(pipe)
-		lines.Buffer(nil, 1<<20) // the stack of a panic is one line
-		for lines.Scan() {
-			fmt.Fprintln(p.stderr, lines.Text())
-			if m := listeningLine.FindStringSubmatch(lines.Text()); m != nil {
-				listening <- m[1]
-			}
-		}
-		p.ended <- p.cmd.Wait()
-	}()
-	select {
-	case addr := <-listening:
-		p.url = "http://" + addr
+	p := launch(t, nil, "--db", db)
+	if p.url != "" {
 		return p, ""
-	case <-p.ended:
-		if code := p.cmd.ProcessState.ExitCode(); code != 1 {
-			t.Fatalf("%v ended with %v, want exit status 1\n%s", p.cmd.Args, p.cmd.ProcessState, p.stderr)
-		}
-		return nil, p.stderr.String()
-	case <-time.After(30 * time.Second):
-		t.Fatalf("%v neither listens nor ends\n%s", p.cmd.Args, p.stderr)
-		return nil, ""
 	}
+	<-p.ended
+	if code := p.cmd.ProcessState.ExitCode(); code != 1 {
+		t.Fatalf("%v ended with %v, want exit status 1\n%s", p.cmd.Args, p.cmd.ProcessState, p.stderr)
+	}
+	return nil, p.stderr.String()
 }
 
 // servedFile is the bytes of a file with the demo data and someContracts of the
@@ -416,22 +392,7 @@ func servedFile(t testing.TB) (file []byte, bearer string) {
 	served := start(t, "--demo")
 	bearer = token(t, served.url, "demo", "demo-secret")
 	served.stop()
-	s, err := Open(served.db, time.Now, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg}}, Documents: map[Key][]byte{}}
-	for i := range someContracts {
-		samples.Documents[key(i)] = []byte(someDocument(i))
-	}
-	if err := errors.Join(s.AddSamples(ctx, samples), s.Close()); err != nil {
-		t.Fatal(err)
-	}
-	metas, err := readMetas(open(t, served.db))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return []byte(readFile(t, served.db))[:int(standing(metas).pages)*pageSize], bearer
+	return withSomeContracts(t, served.db), bearer
 }
 
 // In a process of its own, since what must not happen is that it dies.
