@@ -701,20 +701,6 @@ func (l *ledger) checkAfterRestart(t testing.TB, p *process, db string) {
 	checkFileSound(t, db)
 }
 
-// waitUntil asks again and again until there is no error.
-func waitUntil(t testing.TB, limit time.Duration, what string, ask func() error) {
-	t.Helper()
-	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
-		err := ask()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("after %v it is not so that %s: %v", limit, what, err)
-		}
-	}
-}
-
 // straceCommand is strace with faults, writing to a file. It traces what the
 // store does to its file; nothing else in the process makes these calls.
 func straceCommand(out string, faults ...string) []string {

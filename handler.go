@@ -83,7 +83,7 @@ func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange
 		for _, p := range ps {
 			id, err := parseID(p.Value)
 			if err != nil {
-				faults.faults = append(faults.faults, fault{Parameter: p.Key, Detail: err.Error()})
+				faults.addParameter(p.Key, err.Error())
 			}
 			switch p.Key {
 			case "user_id":
@@ -92,8 +92,8 @@ func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange
 				t.Contract = id
 			}
 		}
-		if len(faults.faults) > 0 {
-			return answer{}, &faults
+		if err := faults.err(); err != nil {
+			return answer{}, err
 		}
 		return serve(x, t)
 	})
@@ -219,28 +219,22 @@ func parseRange(query string) (r Range, err error) {
 		return r, &malformed{fault{Parameter: "query", Detail: "is not percent-encoded as a URL is"}}
 	}
 	var faults invalid
-	wrong := func(name, detail string) {
-		faults.faults = append(faults.faults, fault{Parameter: name, Detail: detail})
-	}
 	for _, name := range []string{"limit", "after"} {
 		switch v := values[name]; {
 		case len(v) == 0:
 		case len(v) > 1:
-			wrong(name, "appears more than once")
+			faults.addParameter(name, "appears more than once")
 		case name == "limit":
 			if r.Limit, err = strconv.Atoi(v[0]); err != nil || r.Limit < 1 || r.Limit > maxLimit {
-				wrong(name, "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", is "+shown(v[0]))
+				faults.addParameter(name, "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", is "+shown(v[0]))
 			}
 		default:
 			if r.After, err = parseID(v[0]); err != nil {
-				wrong(name, err.Error())
+				faults.addParameter(name, err.Error())
 			}
 		}
 	}
-	if len(faults.faults) > 0 {
-		return r, &faults
-	}
-	return r, nil
+	return r, faults.err()
 }
 
 // maxLimit is the most contracts that a client may ask for at once.
@@ -413,10 +407,11 @@ func checkMediaType(h http.Header, want string) error {
 	media, params, err := mime.ParseMediaType(is)
 	charset := params["charset"]
 	if err != nil || media != want || charset != "" && !strings.EqualFold(charset, "utf-8") {
-		if is = shown(is); is == `""` {
-			is = "missing"
+		sent := "missing"
+		if is != "" {
+			sent = shown(is)
 		}
-		p := newProblem(http.StatusUnsupportedMediaType, "Content-Type must be "+want+" in UTF-8, is "+is+".")
+		p := newProblem(http.StatusUnsupportedMediaType, "Content-Type must be "+want+" in UTF-8, is "+sent+".")
 		if want == mergePatchType {
 			return p.with("Accept-Patch", mergePatchType) // RFC 5789 §2.2
 		}

@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -295,6 +296,31 @@ func (p *process) terminate(t testing.TB) error {
 		t.Fatalf("still running 30 s after SIGTERM\n%s", p.stderr)
 		return nil
 	}
+}
+
+// waitUntil asks again and again until there is no error.
+func waitUntil(t testing.TB, limit time.Duration, what string, ask func() error) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
+		err := ask()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after %v it is not so that %s: %v", limit, what, err)
+		}
+	}
+}
+
+// waitFor waits until something is so that nothing tells of.
+func waitFor(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	waitUntil(t, 20*time.Second, what, func() error {
+		if !done() {
+			return errors.New("not yet")
+		}
+		return nil
+	})
 }
 
 // needTool skips a test without the tool; where CI=true it fails.

@@ -268,16 +268,6 @@ func TestSignal(t *testing.T) {
 	})
 }
 
-// waitFor waits for something outside of this process.
-func waitFor(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !done(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited 20 s until %s", what)
-		}
-	}
-}
-
 // Calls run one way, which the compiler cannot see to inside of one package.
 func TestEachLibraryHasItsRoom(t *testing.T) {
 	rooms := map[string][]string{

@@ -413,7 +413,7 @@ func (c *Created) replay(o Owner, once *Idempotency, record []byte) error {
 		return ErrKeyReused
 	}
 	c.ID, c.Document = ID(record[n:n+36]), bytes.Clone(record[n+36:])
-	c.Version = versionOf(seal(Key{o, c.ID}.bytes(), c.Document))
+	c.Version = Version(sum(Key{o, c.ID}.bytes(), c.Document))
 	return nil
 }
 
@@ -501,7 +501,8 @@ func (s *Store) AddSamples(ctx context.Context, samples Samples) error {
 			}
 		}
 		for k, doc := range samples.Documents {
-			if err := put(tx, bucketContracts, k.bytes(), seal(k.bytes(), doc)); err != nil {
+			key := k.bytes()
+			if err := put(tx, bucketContracts, key, seal(key, doc)); err != nil {
 				return err
 			}
 		}

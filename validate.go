@@ -50,6 +50,11 @@ func (v *invalid) add(pointer, detail string) {
 	}
 }
 
+// addParameter is for the few of a path or a query.
+func (v *invalid) addParameter(name, detail string) {
+	v.faults = append(v.faults, fault{Parameter: name, Detail: detail})
+}
+
 // onlyCount counts a fault if the list is full, and tells so. To ask before a
 // fault is put into words keeps a body of a million faults cheap.
 func (v *invalid) onlyCount() bool {
@@ -58,6 +63,14 @@ func (v *invalid) onlyCount() bool {
 	}
 	v.more++
 	return true
+}
+
+// err is nil when there is no fault.
+func (v *invalid) err() error {
+	if len(v.faults) == 0 {
+		return nil
+	}
+	return v
 }
 
 // list returns the faults as an answer lists them.
@@ -96,31 +109,27 @@ func newValidator() (*Validator, error) {
 
 // Contract reads a whole contract. It returns a *malformed or an *invalid.
 func (v *Validator) Contract(body []byte) (*Contract, error) {
-	var c Contract
-	faults, err := parseOver(&c, body, wholeContract)
-	if err != nil {
-		return nil, err
-	}
-	if err := v.rules(&c, faults); err != nil {
-		return nil, err
-	}
-	return &c, nil
+	return v.over(Contract{}, body, wholeContract)
 }
 
 // Patch tells whether body is a merge patch that could be applied to a contract.
 // It returns a *malformed or an *invalid.
 func (v *Validator) Patch(body []byte) error {
 	faults, err := parseOver(&Contract{}, body, mergePatch)
-	if err == nil && len(faults.faults) > 0 {
-		err = &faults
+	if err != nil {
+		return err
 	}
-	return err
+	return faults.err()
 }
 
 // Patched applies a merge patch to a contract and validates the result as a
 // whole. It returns a *malformed or an *invalid.
 func (v *Validator) Patched(c Contract, patch []byte) (*Contract, error) {
-	faults, err := parseOver(&c, patch, mergePatch)
+	return v.over(c, patch, mergePatch)
+}
+
+func (v *Validator) over(c Contract, body []byte, f form) (*Contract, error) {
+	faults, err := parseOver(&c, body, f)
 	if err != nil {
 		return nil, err
 	}
@@ -147,10 +156,7 @@ func (v *Validator) rules(c *Contract, faults invalid) error {
 			faults.add("#/"+fe.Field(), rules[fe.Tag()].text(fe))
 		}
 	}
-	if len(faults.faults) > 0 {
-		return &faults
-	}
-	return nil
+	return faults.err()
 }
 
 // rule is what a validate tag means.
