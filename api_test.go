@@ -538,7 +538,7 @@ func TestPanicOfAHandlerIsA500ThatTheLogExplains(t *testing.T) {
 	}
 	defer store.Close()
 	log := &lockedBuffer{}
-	a, err := newAPI(store, time.Now, slog.New(slog.NewTextHandler(log, nil)), 1000)
+	a, err := newAPI(store, time.Now, slog.New(slog.NewTextHandler(log, nil)), apiSettings{})
 	if err != nil {
 		t.Fatal(err)
 	}

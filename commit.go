@@ -234,6 +234,7 @@ func (s *Store) mend() bool {
 	}
 	s.log.Info("database opened again", "transaction", txid)
 	c.mending, c.pausedUntil = false, time.Time{}
+	s.memory.forgetTokens() // no hook of the undecided writes has run
 	for _, w := range c.undecided {
 		if txid < c.undecidedTx {
 			w.err = ErrUnavailable

@@ -51,8 +51,8 @@ type answer struct {
 	more func(buf []byte) ([]byte, error)
 }
 
-// ServeHTTP answers with next, and logs one line.
-func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// ServeHTTP lets an endpoint answer, and logs one line.
+func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	x := &exchange{ResponseWriter: w, r: r, id: uuid.New().String()}
 	defer func() {
@@ -74,7 +74,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			}
 			attrs = append(attrs, slog.Any("err", x.err))
 		}
-		a.log.LogAttrs(context.Background(), level, "request", attrs...)
+		e.log.LogAttrs(context.Background(), level, "request", attrs...)
 	}()
 	h := w.Header()
 	h.Set("X-Request-ID", x.id)
@@ -84,7 +84,7 @@ func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	routed(r.URL)
-	a.router.ServeHTTP(x, r)
+	e.router.ServeHTTP(x, r)
 	if x.free != nil {
 		x.free.free()
 	}

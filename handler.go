@@ -22,24 +22,85 @@ const (
 	mergePatchType = "application/merge-patch+json"
 )
 
-// api serves the endpoints. It is an http.Handler.
+// endpoints is a router whose requests are exchanges. It is an http.Handler.
+type endpoints struct {
+	router *httprouter.Router
+	log    *slog.Logger
+	// routes is what was registered, for the tests that ask each of them.
+	routes []route
+}
+
+// route is one method of one path.
+type route struct {
+	method, pattern string
+	public          bool // needs no token
+}
+
+// params is what a path says in the places of a pattern's names.
+type params = httprouter.Params
+
+// newEndpoints answers 404 with notFound.
+func newEndpoints(log *slog.Logger, notFound string) *endpoints {
+	e := &endpoints{router: httprouter.New(), log: log}
+	// A client is told what is wrong with its path, not sent to another.
+	e.router.RedirectTrailingSlash, e.router.RedirectFixedPath = false, false
+	e.router.NotFound = fixed(newProblem(http.StatusNotFound, notFound))
+	e.router.MethodNotAllowed = fixed(newProblem(http.StatusMethodNotAllowed, "This path has no such method; Allow names those that it has."))
+	e.router.GlobalOPTIONS = http.HandlerFunc(options)
+	e.router.PanicHandler = func(w http.ResponseWriter, _ *http.Request, p any) { w.(*exchange).panicked(p) }
+	return e
+}
+
+// handle registers an endpoint under a pattern that the log can name.
+func (e *endpoints) handle(method, pattern string, serve func(*exchange, params) (answer, error)) {
+	e.routes = append(e.routes, route{method: method, pattern: pattern})
+	e.router.Handle(method, pattern, func(w http.ResponseWriter, _ *http.Request, ps httprouter.Params) {
+		x := w.(*exchange)
+		x.route = pattern
+		ans, err := serve(x, ps)
+		if err != nil {
+			x.fail(err)
+			return
+		}
+		x.send(ans)
+	})
+}
+
+// public registers an endpoint that needs no token.
+func (e *endpoints) public(method, pattern string, serve func(*exchange) (answer, error)) {
+	e.handle(method, pattern, func(x *exchange, _ params) (answer, error) { return serve(x) })
+	e.routes[len(e.routes)-1].public = true
+}
+
+// api serves the endpoints of the specification.
 type api struct {
+	*endpoints
+	apiSettings
 	store     *Store
 	validator *Validator
 	now       func() time.Time
-	log       *slog.Logger
-	maxBody   int64 // bytes of a request's content
-	router    *httprouter.Router
 	running   running
+	guesses   *guesses
 }
 
-func newAPI(store *Store, now func() time.Time, log *slog.Logger, maxBody int64) (*api, error) {
+// apiSettings is what the command line says of the API.
+type apiSettings struct {
+	maxBody       int64         // bytes of a request's content
+	builtInTokens bool          // there are clients, and tokens for them
+	tokenLifetime time.Duration // of the built-in ones
+	publicURL     string        // "" is the request's own origin
+	issuer        *issuer       // nil: there is no other issuer of tokens
+}
+
+func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSettings) (*api, error) {
 	v, err := newValidator()
 	if err != nil {
 		return nil, err
 	}
-	a := &api{store: store, validator: v, now: now, log: log, maxBody: maxBody, router: httprouter.New()}
-
+	a := &api{
+		endpoints:   newEndpoints(log, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts."),
+		apiSettings: settings, store: store, validator: v, now: now, guesses: newGuesses(),
+	}
 	read, write := Scopes{Read: true}, Scopes{Write: true}
 	a.contract(http.MethodGet, contractsPath, read, a.listContracts)
 	a.contract(http.MethodHead, contractsPath, read, a.listContracts)
@@ -49,19 +110,19 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, maxBody int64)
 	a.contract(http.MethodPut, contractPath, write, a.putContract)
 	a.contract(http.MethodPatch, contractPath, write, a.patchContract)
 	a.contract(http.MethodDelete, contractPath, write, a.deleteContract)
-	a.public(http.MethodPost, "/oauth2/token", a.postToken) // httprouter would redirect
-	a.public(http.MethodPost, "/oauth2/token/", a.postToken)
 	for _, method := range []string{http.MethodGet, http.MethodHead} {
 		a.public(method, "/healthz", a.getHealth)
 		a.public(method, "/readyz", a.getReady)
+		if a.builtInTokens {
+			a.public(method, metadataPath, a.getMetadata)
+		}
 	}
-
-	// A client is told what is wrong with its path, not sent to another.
-	a.router.RedirectTrailingSlash, a.router.RedirectFixedPath = false, false
-	a.router.NotFound = fixed(newProblem(http.StatusNotFound, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts."))
-	a.router.MethodNotAllowed = fixed(newProblem(http.StatusMethodNotAllowed, "This path has no such method; Allow names those that it has."))
-	a.router.GlobalOPTIONS = http.HandlerFunc(options)
-	a.router.PanicHandler = func(w http.ResponseWriter, _ *http.Request, p any) { w.(*exchange).panicked(p) }
+	if a.builtInTokens {
+		for _, slash := range []string{"", "/"} { // httprouter would redirect
+			a.public(http.MethodPost, tokenPath+slash, a.postToken)
+			a.public(http.MethodPost, revocationPath+slash, a.postRevocation)
+		}
+	}
 	return a, nil
 }
 
@@ -73,7 +134,7 @@ type target struct {
 
 // contract registers an endpoint that needs a token with a scope.
 func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange, target) (answer, error)) {
-	a.handle(method, pattern, func(x *exchange, ps httprouter.Params) (answer, error) {
+	a.handle(method, pattern, func(x *exchange, ps params) (answer, error) {
 		token, err := a.authorize(x, need, ps.ByName("org_id"))
 		if err != nil {
 			return answer{}, err
@@ -96,25 +157,6 @@ func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange
 			return answer{}, err
 		}
 		return serve(x, t)
-	})
-}
-
-// public registers an endpoint that needs no token.
-func (a *api) public(method, pattern string, serve func(*exchange) (answer, error)) {
-	a.handle(method, pattern, func(x *exchange, _ httprouter.Params) (answer, error) { return serve(x) })
-}
-
-// handle registers an endpoint under a pattern that the log can name.
-func (a *api) handle(method, pattern string, serve func(*exchange, httprouter.Params) (answer, error)) {
-	a.router.Handle(method, pattern, func(w http.ResponseWriter, _ *http.Request, ps httprouter.Params) {
-		x := w.(*exchange)
-		x.route = pattern
-		ans, err := serve(x, ps)
-		if err != nil {
-			x.fail(err)
-			return
-		}
-		x.send(ans)
 	})
 }
 

@@ -35,6 +35,9 @@ const (
 	demoContract = "3c90c3cc-0d44-4b50-8888-8dd25736052a"
 )
 
+// tokenLifetime is the default of --token-lifetime.
+const tokenLifetime = 10 * time.Hour
+
 func contractsURL(base, org, user string) string {
 	return base + "/api/partners/v2.0/org/" + org + "/users/" + user + "/energy-contracts"
 }
@@ -64,6 +67,7 @@ func startOn(t testing.TB, db string, args ...string) *service {
 	a := &app{
 		stdout:    io.Discard,
 		log:       slog.New(slog.NewTextHandler(s.log, nil)),
+		logLevel:  new(slog.LevelVar),
 		now:       s.clock.now,
 		listening: func(a net.Addr) { addr <- a },
 	}

@@ -1,11 +1,12 @@
 // Energy-contracts serves a partner API's energy contracts from one binary: what
 // a user of an organization pays for electricity.
 //
-// Calls run one way: main.go reads the command line and wires; handler.go has the
-// endpoints, on top of exchange.go (one request and its answer), auth.go,
-// condition.go, idempotency.go and problem.go; parse.go and validate.go turn
-// bodies into the contracts of model.go; store.go keeps them, with commit.go and
-// dbfile.go, and knows nothing of HTTP.
+// Calls run one way: main.go and clients.go read the command line and wire, with
+// control.go between a command and a running server; handler.go and oauth.go have the
+// endpoints, on top of exchange.go (one request and its answer), auth.go, issuer.go,
+// guessing.go, condition.go, idempotency.go and problem.go; parse.go and validate.go
+// turn bodies into the contracts of model.go; store.go keeps them, with tokens.go,
+// commit.go and dbfile.go, and knows nothing of HTTP.
 package main
 
 import (
@@ -23,22 +24,21 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
-	"github.com/google/uuid"
 )
 
 // cli is the command line. Each flag is an environment variable too.
 type cli struct {
-	Serve  serveCmd `cmd:"" help:"Serve the API until a signal ends it."`
-	Client struct {
-		Add clientAddCmd `cmd:"" help:"Make a client for an organization and print its id and secret, once. Stop the server first."`
-	} `cmd:"" help:"Manage the clients that may get tokens."`
+	Serve  serveCmd  `cmd:"" help:"Serve the API until a signal ends it."`
+	Client clientCmd `cmd:"" help:"Manage the clients that may get tokens, beside a running server or without one."`
 }
 
 // app is what a command gets from its surroundings.
 type app struct {
 	stdout io.Writer
 	log    *slog.Logger
-	now    func() time.Time
+	// logLevel is log's.
+	logLevel *slog.LevelVar
+	now      func() time.Time
 	// listening is told the address once connections are taken.
 	listening func(net.Addr)
 }
@@ -46,9 +46,11 @@ type app struct {
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	level := new(slog.LevelVar)
 	a := &app{
 		stdout:    os.Stdout,
-		log:       slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		log:       slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		logLevel:  level,
 		now:       time.Now,
 		listening: func(net.Addr) {},
 	}
@@ -83,6 +85,13 @@ type serveCmd struct {
 	DB      string `name:"db" placeholder:"FILE" help:"The database file, made if there is none (default: energy-contracts.db; with --demo: a temporary one)."`
 	Demo    bool   `help:"Load sample data and print a request to paste. Its secrets are known to everyone, so it is for a loopback address only."`
 	MaxBody int64  `default:"4194304" placeholder:"BYTES" help:"The largest request body, in bytes (default: ${default})."`
+
+	TokenLifetime   time.Duration `default:"10h" placeholder:"DURATION" help:"How long a token is good (default: ${default})."`
+	PublicURL       string        `name:"public-url" placeholder:"ORIGIN" help:"Where clients reach the service, such as https://energy.example (default: what a request says)."`
+	Issuer          string        `placeholder:"URL" help:"Accept JWT access tokens of this authorization server too."`
+	Audience        string        `placeholder:"NAME" help:"The audience that the tokens of --issuer must be for."`
+	OrgClaim        string        `default:"org_id" placeholder:"NAME" help:"The claim of the tokens of --issuer that names the organization (default: ${default})."`
+	NoBuiltInTokens bool          `help:"Issue no tokens and accept those of --issuer only."`
 }
 
 // Validate is called by kong.
@@ -90,8 +99,27 @@ func (c *serveCmd) Validate() error {
 	if c.MaxBody < 1 || c.MaxBody > 1<<30 {
 		return errors.New("--max-body must be from 1 byte to 1 GiB")
 	}
+	if c.TokenLifetime < time.Second || c.TokenLifetime > maxLifetime || c.TokenLifetime%time.Second != 0 {
+		return errors.New("--token-lifetime must be whole seconds, from 1s to 8760h")
+	}
+	if c.PublicURL != "" {
+		if _, err := parseOrigin(c.PublicURL); err != nil {
+			return fmt.Errorf("--public-url %s: %w", c.PublicURL, err)
+		}
+	}
+	switch {
+	case (c.Issuer == "") != (c.Audience == ""):
+		return errors.New("--issuer and --audience belong together: without an audience, a token for any other service would be good here")
+	case c.NoBuiltInTokens && c.Issuer == "":
+		return errors.New("--no-built-in-tokens needs an --issuer, or there would be no tokens at all")
+	case c.NoBuiltInTokens && c.Demo:
+		return errors.New("--demo prints how to get a built-in token; leave out --no-built-in-tokens")
+	}
 	return nil
 }
+
+// maxLifetime is a year.
+const maxLifetime = 365 * 24 * time.Hour
 
 // The server's limits on a connection. How long an answer may take is not
 // limited: a list is as long as its client takes to read it.
@@ -107,7 +135,7 @@ const (
 )
 
 // Run serves until ctx ends. It stops in this order: no new connections, the
-// requests in flight, the writes that wait, the file.
+// requests in flight, the control socket, the writes that wait, the file.
 func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	addr, err := net.ResolveTCPAddr("tcp", c.Addr)
 	if err != nil {
@@ -136,10 +164,20 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	if err := c.prepare(ctx, a, store, loopback); err != nil {
 		return err
 	}
-	handler, err := newAPI(store, a.now, a.log, c.MaxBody)
+	settings := apiSettings{maxBody: c.MaxBody, builtInTokens: !c.NoBuiltInTokens, tokenLifetime: c.TokenLifetime, publicURL: c.PublicURL}
+	if c.Issuer != "" {
+		ctx, cancel := context.WithCancel(context.Background()) // the requests in flight may yet need it
+		defer cancel()
+		if settings.issuer, err = newIssuer(ctx, c.Issuer, c.Audience, c.OrgClaim, a.now, a.log); err != nil {
+			return err
+		}
+	}
+	handler, err := newAPI(store, a.now, a.log, settings)
 	if err != nil {
 		return err
 	}
+	control := serveControl(c.DB, newControl(store, a.now, a.log), a.log)
+	defer control.stop()
 	listener, err := net.ListenTCP("tcp", addr)
 	if err != nil {
 		return fmt.Errorf("%w; stop what listens there or name another address with --addr", err)
@@ -172,12 +210,15 @@ func (c *serveCmd) prepare(ctx context.Context, a *app, store *Store, loopback b
 	if demo && !loopback {
 		return fmt.Errorf("%s has the clients of --demo, whose secrets everyone knows, so it is refused on %s; listen on a loopback address or start with a new file", c.DB, c.Addr)
 	}
+	if c.NoBuiltInTokens {
+		return nil
+	}
 	has, err := store.HasClients()
 	if err != nil {
 		return fmt.Errorf("look for clients: %w", err)
 	}
 	if !has {
-		a.log.Warn("there is no client yet, so nobody can get a token; stop the server and add one",
+		a.log.Warn("there is no client yet, so nobody can get a token; add one",
 			"command", fmt.Sprintf("energy-contracts client add --org ORGANIZATION_UUID --db %q", c.DB))
 	}
 	return nil
@@ -200,34 +241,5 @@ func (a *app) serve(ctx context.Context, server *http.Server, listener net.Liste
 		return server.Close()
 	}
 	a.log.Info("stopped")
-	return nil
-}
-
-type clientAddCmd struct {
-	Org   string `required:"" placeholder:"UUID" help:"The organization that the client acts for."`
-	Scope string `default:"read write" placeholder:"SCOPES" help:"What the client may do (default: \"${default}\")."`
-	DB    string `name:"db" default:"energy-contracts.db" placeholder:"FILE" help:"The database file, made if there is none (default: ${default})."`
-}
-
-// Run makes a client and prints its secret, of which only a hash is kept.
-func (c *clientAddCmd) Run(ctx context.Context, a *app) (err error) {
-	org, err := parseID(c.Org)
-	if err != nil {
-		return fmt.Errorf("--org %w", err)
-	}
-	client, secret := Client{ID: uuid.NewString(), Org: org, Created: a.now()}, newSecret()
-	client.Secret = hashOf(secret)
-	if err := client.Scopes.UnmarshalText([]byte(c.Scope)); err != nil {
-		return fmt.Errorf("--scope: %w", err)
-	}
-	store, err := Open(c.DB, a.now, a.log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	if err := store.AddClient(ctx, client); err != nil {
-		return fmt.Errorf("add client: %w", err)
-	}
-	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again.\n", client.ID, secret)
 	return nil
 }

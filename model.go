@@ -60,11 +60,13 @@ type Scopes struct {
 
 var errUnknownScope = errors.New("the scopes are read and write, separated by a space")
 
-// UnmarshalText accepts at least one scope, in any order.
+// UnmarshalText accepts at least one scope, in any order, with any number of spaces
+// around each.
 func (s *Scopes) UnmarshalText(text []byte) error {
 	var got Scopes
-	for name := range strings.FieldsSeq(string(text)) {
+	for name := range strings.SplitSeq(string(text), " ") {
 		switch name {
+		case "":
 		case "read":
 			got.Read = true
 		case "write":
@@ -108,6 +110,17 @@ type Client struct {
 	Scopes  Scopes    `json:"scope"`
 	Secret  Hash      `json:"secret_sha256"`
 	Created time.Time `json:"created"`
+	// Previous is the secret before the last rotation, good until PreviousUntil.
+	Previous      Hash      `json:"previous_sha256,omitzero"`
+	PreviousUntil time.Time `json:"previous_until,omitzero"`
+	LastUsed      time.Time `json:"last_used,omitzero"` // to a minute
+}
+
+// Knows tells whether a secret is the client's. It takes the same time whatever
+// differs.
+func (c *Client) Knows(secret Hash, now time.Time) bool {
+	current, previous := c.Secret.Equal(secret), c.Previous.Equal(secret)
+	return current || previous && now.Before(c.PreviousUntil)
 }
 
 // Token is what a client was granted. The store knows it by its Hash only.
@@ -116,6 +129,8 @@ type Token struct {
 	Org     ID        `json:"org_id"`
 	Scopes  Scopes    `json:"scope"`
 	Expires time.Time `json:"-"`
+	// ClientCreated is when the client was made: another client may get its id.
+	ClientCreated time.Time `json:"client_created"`
 }
 
 // Hash is the SHA-256 of a body, or of a secret of at least 256 random bits, which

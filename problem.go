@@ -61,6 +61,8 @@ func problemOf(err error) *problem {
 		return newProblem(http.StatusPreconditionFailed, "If-None-Match names what is there already; nothing was changed. Use another id, or leave the field out to replace.")
 	case errors.Is(err, errPreconditionFailed):
 		return newProblem(http.StatusPreconditionFailed, "The contract is not the one that If-Match names; nothing was changed. Get it again and decide anew.")
+	case errors.Is(err, errIssuerDown):
+		return newProblem(http.StatusServiceUnavailable, "The issuer of the token cannot be asked for its keys at the moment. Send the request again.").with("Retry-After", retryAfter)
 	case errors.Is(err, ErrNotFound):
 		return newProblem(http.StatusNotFound, "This user has no energy contract with this id.")
 	case errors.Is(err, ErrKeyReused):

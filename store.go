@@ -39,6 +39,10 @@ var (
 	// ErrDamaged: a page of the file is broken. The store goes on reading what
 	// it can and writes no more.
 	ErrDamaged = errors.New("the database file is damaged")
+	// ErrExpired: the token was good once.
+	ErrExpired = errors.New("expired")
+	// ErrForeign: the token is another client's.
+	ErrForeign = errors.New("belongs to another client")
 	// ErrClosed: the store was closed.
 	ErrClosed = errors.New("the store is closed")
 )
@@ -69,6 +73,8 @@ const (
 	pageBytes = 256 << 10
 	// idempotencyLifetime is how long the first answer to a key is repeated.
 	idempotencyLifetime = 24 * time.Hour
+	// recordInterval is how often it is written down when clients were last used.
+	recordInterval = time.Minute
 )
 
 // Store is a bbolt file of format version 1:
@@ -96,6 +102,10 @@ type Store struct {
 	queue   chan *write
 	closing chan struct{} // closed by Close
 	stopped chan struct{} // closed by the committer, as its last act
+
+	memory *memory
+	// decoy is a sealed client that nobody is.
+	decoy []byte
 
 	// gate is held for reading by every read transaction, and for writing while
 	// db is closed and opened again.
@@ -142,11 +152,17 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 		dead:    make(chan struct{}),
+		memory:  newMemory(),
+	}
+	var err error
+	if s.decoy, err = sealClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()}); err != nil {
+		return nil, err
 	}
 	if _, err := s.open(true); err != nil {
 		return nil, err
 	}
 	go s.commitLoop()
+	go s.recordLoop()
 	return s, nil
 }
 
@@ -218,6 +234,7 @@ func (s *Store) open(resync bool) (txid uint64, err error) {
 
 // Close commits what waits, and closes the file. No method may be called after.
 func (s *Store) Close() error {
+	s.recordUses(recordInterval)
 	close(s.closing)
 	select {
 	case <-s.stopped:
@@ -417,18 +434,38 @@ func (c *Created) replay(o Owner, once *Idempotency, record []byte) error {
 	return nil
 }
 
-// Client returns ErrNotFound for an unknown id.
+// Client returns ErrNotFound for an unknown id, after the same work as for a known
+// one, so that the time tells nobody which ids there are.
 func (s *Store) Client(id string) (c Client, err error) {
-	key := []byte(id)
 	err = s.view(func(tx *bbolt.Tx) error {
-		value := tx.Bucket(bucketClients).Get(key)
-		if value == nil {
-			return ErrNotFound
+		c, err = getClient(tx, id)
+		if errors.Is(err, ErrNotFound) {
+			var nobody Client
+			if err := unsealJSON(nil, s.decoy, &nobody); err != nil {
+				return err
+			}
 		}
-		return unsealJSON(key, value, &c)
+		return err
 	})
-	c.ID = id
 	return c, err
+}
+
+// Clients returns all clients, in the order of their making.
+func (s *Store) Clients() (clients []Client, err error) {
+	err = s.view(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketClients).ForEach(func(k, _ []byte) error {
+			c, err := getClient(tx, string(k))
+			clients = append(clients, c)
+			return err
+		})
+	})
+	for i, c := range clients {
+		if at, ok := s.memory.lastUse(c.ID); ok {
+			clients[i].LastUsed = at
+		}
+	}
+	slices.SortStableFunc(clients, func(a, b Client) int { return a.Created.Compare(b.Created) })
+	return clients, err
 }
 
 // HasClients tells whether there is a client at all.
@@ -443,15 +480,115 @@ func (s *Store) HasClients() (has bool, err error) {
 
 // AddClient stores a client under its id, in place of the one there was.
 func (s *Store) AddClient(ctx context.Context, c Client) error {
-	return s.update(ctx, func(tx *bbolt.Tx) error { return putClient(tx, c) })
+	return s.update(ctx, func(tx *bbolt.Tx) error {
+		tx.OnCommit(func() { s.memory.forgetClient(c.ID) })
+		return putClient(tx, c)
+	})
+}
+
+// RotateClient gives a client a new secret. The one it had is good until graceEnds.
+// It returns ErrNotFound for an unknown id.
+func (s *Store) RotateClient(ctx context.Context, id string, secret Hash, graceEnds time.Time) error {
+	return s.update(ctx, func(tx *bbolt.Tx) error {
+		c, err := getClient(tx, id)
+		if err != nil {
+			return err
+		}
+		c.Previous, c.PreviousUntil = c.Secret, graceEnds
+		if !s.now().Before(graceEnds) { // not to come back with a clock that is set back
+			c.Previous, c.PreviousUntil = Hash{}, time.Time{}
+		}
+		c.Secret = secret
+		return putClient(tx, c)
+	})
+}
+
+// RemoveClient removes a client and with it all its tokens: they are not found any
+// more, though they stay in the file until they expire. It returns ErrNotFound for
+// an unknown id.
+func (s *Store) RemoveClient(ctx context.Context, id string) error {
+	return s.update(ctx, func(tx *bbolt.Tx) error {
+		if tx.Bucket(bucketClients).Get([]byte(id)) == nil {
+			return ErrNotFound
+		}
+		tx.OnCommit(func() { s.memory.forgetClient(id) })
+		return remove(tx, bucketClients, []byte(id))
+	})
+}
+
+// Used tells that a client was used just now.
+func (s *Store) Used(client string) { s.memory.used(client, s.now()) }
+
+// recordLoop writes down when clients were last used, at most once in a
+// recordInterval.
+func (s *Store) recordLoop() {
+	timer := time.NewTimer(recordInterval)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+			s.recordUses(0)
+			timer.Reset(recordInterval)
+		case <-s.closing:
+			return
+		}
+	}
+}
+
+// recordUses writes down when clients were last used, if that is later by more
+// than least than what the file says.
+func (s *Store) recordUses(least time.Duration) {
+	uses := s.memory.unrecorded(least)
+	if len(uses) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), queueTimeout)
+	defer cancel()
+	err := s.update(ctx, func(tx *bbolt.Tx) error {
+		for id, at := range uses {
+			c, err := getClient(tx, id)
+			if err != nil || at.Sub(c.LastUsed) <= least { // removed, or broken and not made worse
+				continue
+			}
+			c.LastUsed = at
+			if err := putClient(tx, c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.log.Warn("when clients were last used is not written down", "err", err)
+		return
+	}
+	s.memory.recorded(uses)
+}
+
+func getClient(tx *bbolt.Tx, id string) (c Client, err error) {
+	key := []byte(id)
+	value := tx.Bucket(bucketClients).Get(key)
+	if value == nil {
+		return c, ErrNotFound
+	}
+	err = unsealJSON(key, value, &c)
+	c.ID = id
+	return c, err
 }
 
 func putClient(tx *bbolt.Tx, c Client) error {
+	value, err := sealClient(c)
+	if err != nil {
+		return err
+	}
+	return put(tx, bucketClients, []byte(c.ID), value)
+}
+
+func sealClient(c Client) ([]byte, error) {
 	b, err := json.Marshal(c)
 	if err != nil {
-		return fmt.Errorf("encode client: %w", err)
+		return nil, fmt.Errorf("encode client: %w", err)
 	}
-	return put(tx, bucketClients, []byte(c.ID), seal([]byte(c.ID), b))
+	return seal([]byte(c.ID), b), nil
 }
 
 // AddToken stores a token under the hash of its text.
@@ -465,21 +602,67 @@ func (s *Store) AddToken(ctx context.Context, h Hash, t Token) error {
 	})
 }
 
-// Token returns ErrNotFound for an unknown token, and expired ones for as long
-// as they are in the file.
-func (s *Store) Token(h Hash) (t Token, err error) {
+// Token returns a token, which counts as a use of its client. For one that is
+// unknown, revoked or of a removed client it returns ErrNotFound, and for one that
+// has expired ErrExpired, as long as it is in the file.
+func (s *Store) Token(h Hash) (Token, error) {
+	now := s.now()
+	t, ok, changes := s.memory.token(h, now)
+	if !ok {
+		var err error
+		if t, err = s.readToken(h); err != nil {
+			return Token{}, err
+		}
+	}
+	if !now.Before(t.Expires) {
+		return Token{}, ErrExpired
+	}
+	if !ok {
+		s.memory.learn(h, t, changes, now)
+	}
+	return t, nil
+}
+
+func (s *Store) readToken(h Hash) (t Token, err error) {
 	err = s.view(func(tx *bbolt.Tx) error {
-		b, expires, err := getExpiring(tx, bucketTokens, h[:])
-		if err != nil {
+		if t, err = getToken(tx, h); err != nil {
 			return err
 		}
-		if err := json.Unmarshal(b, &t); err != nil {
-			return fmt.Errorf("decode token: %w", err)
+		c, err := getClient(tx, t.Client)
+		if err == nil && !c.Created.Equal(t.ClientCreated) {
+			return ErrNotFound // of one that had its id before
 		}
-		t.Expires = expires
-		return nil
+		return err
 	})
 	return t, err
+}
+
+// RevokeToken removes a token of a client. It returns ErrNotFound for an unknown
+// token and ErrForeign for another client's.
+func (s *Store) RevokeToken(ctx context.Context, h Hash, client string) error {
+	return s.update(ctx, func(tx *bbolt.Tx) error {
+		t, err := getToken(tx, h)
+		switch {
+		case err != nil:
+			return err
+		case t.Client != client:
+			return ErrForeign
+		}
+		tx.OnCommit(func() { s.memory.forgetToken(h) })
+		return removeExpiring(tx, bucketTokens, h[:], t.Expires)
+	})
+}
+
+func getToken(tx *bbolt.Tx, h Hash) (t Token, err error) {
+	b, expires, err := getExpiring(tx, bucketTokens, h[:])
+	if err != nil {
+		return t, err
+	}
+	if err := json.Unmarshal(b, &t); err != nil {
+		return t, fmt.Errorf("decode token: %w", err)
+	}
+	t.Expires = expires
+	return t, nil
 }
 
 // Samples are clients and documents to start with.
@@ -635,6 +818,15 @@ func putExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time, value []by
 		return err
 	}
 	return put(tx, bucketExpiry, slices.Concat(stamp, bucket, []byte{0}, key), nil)
+}
+
+// removeExpiring removes a value before its time.
+func removeExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time) error {
+	if err := remove(tx, bucket, key); err != nil {
+		return err
+	}
+	stamp := binary.BigEndian.AppendUint64(nil, uint64(expires.Unix()))
+	return remove(tx, bucketExpiry, slices.Concat(stamp, bucket, []byte{0}, key))
 }
 
 // getExpiring returns a value and when it expires, which may be long ago, or

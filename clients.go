@@ -1,0 +1,233 @@
+package main
+
+// The commands that manage clients, and what they ask of the process that has the
+// database (control.go).
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"text/tabwriter"
+	"time"
+
+	"github.com/go-json-experiment/json"
+	"github.com/google/uuid"
+)
+
+type clientCmd struct {
+	Add    clientAddCmd    `cmd:"" help:"Make a client for an organization and print its id and secret, once."`
+	List   clientListCmd   `cmd:"" help:"List the clients."`
+	Rotate clientRotateCmd `cmd:"" help:"Give a client a new secret and print it, once. Its tokens stay good."`
+	Remove clientRemoveCmd `cmd:"" help:"Remove a client. Its tokens are refused from then on."`
+}
+
+// clientDB is the flag of all of these commands.
+type clientDB struct {
+	DB string `name:"db" default:"energy-contracts.db" placeholder:"FILE" help:"The database file (default: ${default})."`
+}
+
+type clientAddCmd struct {
+	Org   string `required:"" placeholder:"UUID" help:"The organization that the client acts for."`
+	Scope string `default:"read write" placeholder:"SCOPES" help:"What the client may do (default: \"${default}\")."`
+	clientDB
+}
+
+// newClient is what a client is made from.
+type newClient struct {
+	Org    ID     `json:"org_id"`
+	Scopes Scopes `json:"scope"`
+}
+
+// credentials are for the client's owner only, once.
+type credentials struct {
+	ID     string `json:"client_id"`
+	Secret string `json:"client_secret"`
+}
+
+// Run makes a client and prints its secret, of which only a hash is kept.
+func (c *clientAddCmd) Run(ctx context.Context, a *app) error {
+	org, err := parseID(c.Org)
+	if err != nil {
+		return fmt.Errorf("--org %w", err)
+	}
+	wanted := newClient{Org: org}
+	if err := wanted.Scopes.UnmarshalText([]byte(c.Scope)); err != nil {
+		return fmt.Errorf("--scope: %w", err)
+	}
+	var made credentials
+	if err := c.ask(ctx, a, "add client", true, http.MethodPost, "/clients", wanted, &made); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again.\n", made.ID, made.Secret)
+	return nil
+}
+
+type clientListCmd struct{ clientDB }
+
+// listedClient is a client without its secrets.
+type listedClient struct {
+	ID       string    `json:"client_id"`
+	Org      ID        `json:"org_id"`
+	Scopes   Scopes    `json:"scope"`
+	Created  time.Time `json:"created"`
+	LastUsed time.Time `json:"last_used,omitzero"`
+}
+
+// Run prints the clients as a table, in the order of their making.
+func (c *clientListCmd) Run(ctx context.Context, a *app) error {
+	var clients []listedClient
+	if err := c.ask(ctx, a, "list clients", false, http.MethodGet, "/clients", nil, &clients); err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "CLIENT\tORGANIZATION\tSCOPES\tCREATED\tLAST USED")
+	for _, c := range clients {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.ID, c.Org, c.Scopes, shownTime(c.Created), shownTime(c.LastUsed))
+	}
+	return w.Flush()
+}
+
+func shownTime(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+type clientRotateCmd struct {
+	ID    string        `arg:"" help:"The client's id."`
+	Grace time.Duration `default:"24h" placeholder:"DURATION" help:"How long the old secret stays good (default: ${default}); 0s is not at all."`
+	clientDB
+}
+
+// rotation is how a secret is to be replaced.
+type rotation struct {
+	GraceSeconds int64 `json:"grace_seconds"`
+}
+
+// Validate is called by kong.
+func (c *clientRotateCmd) Validate() error {
+	if c.Grace < 0 || c.Grace > maxLifetime || c.Grace%time.Second != 0 {
+		return errors.New("--grace must be whole seconds, from 0s to 8760h")
+	}
+	return nil
+}
+
+// Run gives a client a new secret and prints it.
+func (c *clientRotateCmd) Run(ctx context.Context, a *app) error {
+	var made credentials
+	if err := c.ask(ctx, a, "rotate client", false, http.MethodPost, clientPath(c.ID)+"/secret", rotation{int64(c.Grace / time.Second)}, &made); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again. ", made.ID, made.Secret)
+	if c.Grace == 0 {
+		fmt.Fprintln(a.stdout, "The old one is refused from now on.")
+	} else {
+		fmt.Fprintf(a.stdout, "The old one is good until %s.\n", shownTime(a.now().Add(c.Grace)))
+	}
+	return nil
+}
+
+type clientRemoveCmd struct {
+	ID string `arg:"" help:"The client's id."`
+	clientDB
+}
+
+// Run removes a client.
+func (c *clientRemoveCmd) Run(ctx context.Context, a *app) error {
+	return c.ask(ctx, a, "remove client", false, http.MethodDelete, clientPath(c.ID), nil, nil)
+}
+
+func clientPath(id string) string { return "/clients/" + url.PathEscape(id) }
+
+// ask has the process with the database do what a command is for.
+func (c clientDB) ask(ctx context.Context, a *app, what string, mayCreate bool, method, path string, in, out any) (err error) {
+	control, err := a.control(c.DB, mayCreate)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, control.close()) }()
+	if err := control.call(ctx, method, path, in, out); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
+// clientControl is the other end: the endpoints behind the commands.
+type clientControl struct {
+	store *Store
+	now   func() time.Time
+}
+
+func (c *clientControl) add(x *exchange) (answer, error) {
+	var wanted newClient
+	if err := readControl(x, &wanted); err != nil {
+		return answer{}, err
+	}
+	if _, err := parseID(string(wanted.Org)); err != nil {
+		return answer{}, newProblem(http.StatusUnprocessableEntity, "The organization "+err.Error())
+	}
+	secret := newSecret()
+	client := Client{ID: uuid.NewString(), Org: wanted.Org, Scopes: wanted.Scopes, Secret: hashOf(secret), Created: c.now()}
+	if err := c.store.AddClient(x.r.Context(), client); err != nil {
+		return answer{}, err
+	}
+	return answerControl(credentials{client.ID, secret})
+}
+
+func (c *clientControl) list(*exchange) (answer, error) {
+	clients, err := c.store.Clients()
+	if err != nil {
+		return answer{}, err
+	}
+	listed := make([]listedClient, len(clients))
+	for i, c := range clients {
+		listed[i] = listedClient{c.ID, c.Org, c.Scopes, c.Created, c.LastUsed}
+	}
+	return answerControl(listed)
+}
+
+func (c *clientControl) rotate(x *exchange, ps params) (answer, error) {
+	var how rotation
+	if err := readControl(x, &how); err != nil {
+		return answer{}, err
+	}
+	id, secret := ps.ByName("client_id"), newSecret()
+	err := c.store.RotateClient(x.r.Context(), id, hashOf(secret), c.now().Add(time.Duration(how.GraceSeconds)*time.Second))
+	if err != nil {
+		return answer{}, unknownClient(err)
+	}
+	return answerControl(credentials{id, secret})
+}
+
+func (c *clientControl) remove(x *exchange, ps params) (answer, error) {
+	err := c.store.RemoveClient(x.r.Context(), ps.ByName("client_id"))
+	return answer{status: http.StatusNoContent}, unknownClient(err)
+}
+
+func unknownClient(err error) error {
+	if errors.Is(err, ErrNotFound) {
+		return newProblem(http.StatusNotFound, "There is no client with this id; client list shows those that there are.")
+	}
+	return err
+}
+
+// readControl decodes what a command sent.
+func readControl(x *exchange, into any) error {
+	body, err := x.body(maxControlBody)
+	if err != nil {
+		return err
+	}
+	defer body.free()
+	if err := json.Unmarshal(body.b, into, json.RejectUnknownMembers(true)); err != nil {
+		return newProblem(http.StatusBadRequest, "The server does not understand this; is it of the same version as the command?")
+	}
+	return nil
+}
+
+func answerControl(content any) (answer, error) {
+	b, err := json.Marshal(content)
+	return answer{status: http.StatusOK, noStore: true, content: b}, err
+}

@@ -1,0 +1,245 @@
+package main
+
+// How a command reaches the database while a server has it: through a Unix socket
+// beside the file, which whoever may read the file may use. Without a server, the
+// command opens the file and asks itself, in the same way.
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/go-json-experiment/json"
+)
+
+// newControl is what commands may ask of the process that has the database.
+func newControl(store *Store, now func() time.Time, log *slog.Logger) *endpoints {
+	e := newEndpoints(log, "The server does not know this; is it of the same version as the command?")
+	c := &clientControl{store: store, now: now}
+	e.public(http.MethodGet, "/clients", c.list)
+	e.public(http.MethodPost, "/clients", c.add)
+	e.handle(http.MethodPost, "/clients/:client_id/secret", c.rotate)
+	e.handle(http.MethodDelete, "/clients/:client_id", c.remove)
+	return e
+}
+
+// maxControlBody is the largest body of a command's request, in bytes.
+const maxControlBody = 64 << 10
+
+// controlServer serves commands.
+type controlServer struct {
+	server *http.Server
+	path   string // of its socket; "" if there is none
+}
+
+// controlPath is where the socket of a database file is.
+func controlPath(db string) string {
+	if real, err := filepath.EvalSymlinks(db); err == nil {
+		db = real
+	}
+	return db + ".sock"
+}
+
+// serveControl serves commands on the socket of a database file that this process
+// has open, and so in place of a socket that a crash left. Where there can be none,
+// there is a warning: a path may be too long for a socket, which takes about 100
+// bytes, or its directory read-only.
+func serveControl(db string, handler http.Handler, log *slog.Logger) *controlServer {
+	c := &controlServer{server: &http.Server{Handler: handler, ReadHeaderTimeout: readHeaderTimeout}}
+	path := controlPath(db)
+	listener, err := listenControl(path)
+	if err != nil {
+		log.Warn("there is no control socket, so commands beside this server do not work; put the database into a directory that can be written to and has a short path", "err", err)
+		return c
+	}
+	c.path = path
+	go c.serve(listener, log)
+	return c
+}
+
+func (c *controlServer) serve(l net.Listener, log *slog.Logger) {
+	if err := c.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		log.Error("commands are not served any more; the API is", "err", err)
+	}
+}
+
+// listenControl makes the socket where nobody else can reach it, takes everybody
+// else's permissions away, and only then moves it to its place: the umask may give
+// them to all.
+func listenControl(path string) (net.Listener, error) {
+	dir, err := os.MkdirTemp(filepath.Dir(path), ".sock-*") // 0700
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	made := filepath.Join(dir, "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// stop finishes the commands in flight, as serve does with requests.
+func (c *controlServer) stop() {
+	if c.path != "" {
+		os.Remove(c.path)
+	}
+	grace, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	if c.server.Shutdown(grace) != nil {
+		c.server.Close()
+	}
+}
+
+// controlClient is how a command asks.
+type controlClient struct {
+	http  *http.Client
+	close func() error
+}
+
+// control reaches the process that has a database open, or opens it in this one. The
+// file must be there, unless it may be made.
+func (a *app) control(db string, mayCreate bool) (*controlClient, error) {
+	a.logLevel.Set(slog.LevelWarn) // a command's own requests are not worth a line
+	c, err := dialControl(db)
+	if err == nil || !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EINVAL) {
+		return c, err
+	}
+	// Nobody listens, or nobody can at such a path.
+	if !mayCreate && !exists(db) {
+		return nil, fmt.Errorf("there is no database %s; name it with --db", db)
+	}
+	store, err := Open(db, a.now, a.log)
+	if errors.Is(err, ErrInUse) { // by a server that has just started
+		if c, dialErr := dialControl(db); dialErr == nil {
+			return c, nil
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+	server := &http.Server{Handler: newControl(store, a.now, a.log)}
+	go server.Serve(l) // until it is closed
+	return newControlClient(l.dial, func() error { return errors.Join(server.Close(), store.Close()) }), nil
+}
+
+// dialControl finds out whether a server listens.
+func dialControl(db string) (*controlClient, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", controlPath(db))
+	}
+	conn, err := dial(context.Background(), "", "")
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return nil, fmt.Errorf("%w; use the account that the server runs under", err)
+	case err != nil:
+		return nil, err
+	}
+	conn.Close()
+	return newControlClient(dial, func() error { return nil }), nil
+}
+
+func newControlClient(dial func(context.Context, string, string) (net.Conn, error), closeIt func() error) *controlClient {
+	return &controlClient{
+		http:  &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}},
+		close: closeIt,
+	}
+}
+
+// call sends a request with a JSON body, and decodes the answer. Its error is what a
+// problem document says.
+func (c *controlClient) call(ctx context.Context, method, path string, in, out any) error {
+	var body []byte
+	if in != nil {
+		var err error
+		if body, err = json.Marshal(in); err != nil {
+			return fmt.Errorf("encode request: %w", err)
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://control"+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("ask the server: %w", errors.Unwrap(err)) // without the URL, which is none
+	}
+	defer resp.Body.Close()
+	content, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fmt.Errorf("read the server's answer: %w", err)
+	}
+	if resp.StatusCode >= 400 {
+		var p problem
+		if err := json.Unmarshal(content, &p); err != nil {
+			return fmt.Errorf("the server answered %s", resp.Status)
+		}
+		details := []string{p.Detail}
+		for _, f := range p.Errors {
+			details = append(details, f.Parameter+" "+f.Detail)
+		}
+		return errors.New(strings.Join(details, " "))
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(content, out); err != nil {
+		return fmt.Errorf("decode the server's answer: %w", err)
+	}
+	return nil
+}
+
+// pipeListener accepts the connections that dial makes, in the same process.
+type pipeListener struct {
+	conns  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	near, far := net.Pipe()
+	select {
+	case l.conns <- far:
+		return near, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (l *pipeListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.conns:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipeListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
