@@ -171,6 +171,7 @@ func (c *clientControl) add(x *exchange) (answer, error) {
 	}
 	secret := newSecret()
 	client := Client{ID: uuid.NewString(), Org: wanted.Org, Scopes: wanted.Scopes, Secret: hashOf(secret), Created: c.now()}
+	x.client = client.ID
 	if err := c.store.AddClient(x.r.Context(), client); err != nil {
 		return answer{}, err
 	}
@@ -195,6 +196,7 @@ func (c *clientControl) rotate(x *exchange, ps params) (answer, error) {
 		return answer{}, err
 	}
 	id, secret := ps.ByName("client_id"), newSecret()
+	x.client = id
 	err := c.store.RotateClient(x.r.Context(), id, hashOf(secret), c.now().Add(time.Duration(how.GraceSeconds)*time.Second))
 	if err != nil {
 		return answer{}, unknownClient(err)
@@ -203,7 +205,8 @@ func (c *clientControl) rotate(x *exchange, ps params) (answer, error) {
 }
 
 func (c *clientControl) remove(x *exchange, ps params) (answer, error) {
-	err := c.store.RemoveClient(x.r.Context(), ps.ByName("client_id"))
+	x.client = ps.ByName("client_id")
+	err := c.store.RemoveClient(x.r.Context(), x.client)
 	return answer{status: http.StatusNoContent}, unknownClient(err)
 }
 

@@ -28,7 +28,7 @@ type exchange struct {
 
 	id     string  // the request id
 	route  string  // the pattern that matched, or ""
-	client string  // the client id, once it is known
+	client string  // the id of the client that asks or is asked about, once it is known
 	free   *buffer // holds the answer's content, or nil
 
 	status int   // of the answer; 0: none was sent
@@ -39,7 +39,7 @@ type exchange struct {
 // answer is a success.
 type answer struct {
 	status      int
-	contentType string // "" is application/json
+	contentType string // "" is application/json, of content that is not empty
 	etag        string
 	location    string
 	link        string
@@ -115,10 +115,10 @@ func (x *exchange) send(a answer) {
 		h.Set("Pragma", "no-cache")
 	}
 	if a.status != http.StatusNoContent && a.status != http.StatusNotModified {
-		if a.contentType == "" {
+		if a.contentType == "" && len(a.content) > 0 {
 			a.contentType = "application/json"
 		}
-		h.Set("Content-Type", a.contentType)
+		set("Content-Type", a.contentType)
 		if a.more == nil {
 			h.Set("Content-Length", strconv.Itoa(len(a.content)))
 		}

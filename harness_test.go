@@ -133,6 +133,7 @@ func do(t testing.TB, c *http.Client, method, url string, header http.Header, bo
 	}
 	if header != nil {
 		req.Header = header.Clone()
+		req.Host = header.Get("Host") // which Go takes from nowhere else
 	}
 	resp, err := c.Do(req)
 	if err != nil {
@@ -150,14 +151,25 @@ var jsonBody = http.Header{"Content-Type": {"application/json"}}
 
 // clock is the time, moved by a test.
 type clock struct {
-	mu    sync.Mutex
-	moved time.Duration
+	mu      sync.Mutex
+	moved   time.Duration
+	stopped time.Time // zero: it goes on
 }
 
 func (c *clock) now() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.stopped.IsZero() {
+		return c.stopped.Add(c.moved)
+	}
 	return time.Now().Add(c.moved)
+}
+
+// stop has the clock stand still.
+func (c *clock) stop(at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = at
 }
 
 func (c *clock) move(d time.Duration) {

@@ -128,7 +128,7 @@ type Token struct {
 	Client  string    `json:"client_id"`
 	Org     ID        `json:"org_id"`
 	Scopes  Scopes    `json:"scope"`
-	Expires time.Time `json:"-"`
+	Expires time.Time `json:"expires"`
 	// ClientCreated is when the client was made: another client may get its id.
 	ClientCreated time.Time `json:"client_created"`
 }

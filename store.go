@@ -73,6 +73,8 @@ const (
 	pageBytes = 256 << 10
 	// idempotencyLifetime is how long the first answer to a key is repeated.
 	idempotencyLifetime = 24 * time.Hour
+	// expiredKept is how long an expired token is still known to have been one.
+	expiredKept = time.Hour
 	// recordInterval is how often it is written down when clients were last used.
 	recordInterval = time.Minute
 )
@@ -87,7 +89,8 @@ const (
 //	idempotency  org_id/user_id/client_id␀key   sum, expiry, SHA-256 of the body, contract_id, document
 //	expiry       expiry, bucket, ␀, key         nothing: where to look for what has expired
 //
-// A sum is the XXH64 of key and value, an expiry the seconds since 1970; both
+// A sum is the XXH64 of key and value, an expiry the time from which on a commit may
+// remove the value, in seconds since 1970; both
 // are 8 bytes, big-endian. Keys are canonical: UUIDs in lower case.
 //
 // Writes go through a queue to one committer, which puts all that wait into one
@@ -535,6 +538,9 @@ func (s *Store) recordLoop() {
 	}
 }
 
+// errUnchanged: there is nothing to commit.
+var errUnchanged = errors.New("nothing to write")
+
 // recordUses writes down when clients were last used, if that is later by more
 // than least than what the file says.
 func (s *Store) recordUses(least time.Duration) {
@@ -545,19 +551,20 @@ func (s *Store) recordUses(least time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), queueTimeout)
 	defer cancel()
 	err := s.update(ctx, func(tx *bbolt.Tx) error {
+		err := errUnchanged
 		for id, at := range uses {
-			c, err := getClient(tx, id)
-			if err != nil || at.Sub(c.LastUsed) <= least { // removed, or broken and not made worse
+			c, broken := getClient(tx, id)
+			if broken != nil || at.Sub(c.LastUsed) <= least { // or removed
 				continue
 			}
 			c.LastUsed = at
-			if err := putClient(tx, c); err != nil {
+			if err = putClient(tx, c); err != nil {
 				return err
 			}
 		}
-		return nil
+		return err
 	})
-	if err != nil {
+	if err != nil && !errors.Is(err, errUnchanged) {
 		s.log.Warn("when clients were last used is not written down", "err", err)
 		return
 	}
@@ -598,13 +605,13 @@ func (s *Store) AddToken(ctx context.Context, h Hash, t Token) error {
 		return fmt.Errorf("encode token: %w", err)
 	}
 	return s.update(ctx, func(tx *bbolt.Tx) error {
-		return putExpiring(tx, bucketTokens, h[:], t.Expires, b)
+		return putExpiring(tx, bucketTokens, h[:], t.Expires.Add(expiredKept), b)
 	})
 }
 
 // Token returns a token, which counts as a use of its client. For one that is
 // unknown, revoked or of a removed client it returns ErrNotFound, and for one that
-// has expired ErrExpired, as long as it is in the file.
+// has expired ErrExpired, for at least an hour.
 func (s *Store) Token(h Hash) (Token, error) {
 	now := s.now()
 	t, ok, changes := s.memory.token(h, now)
@@ -625,7 +632,7 @@ func (s *Store) Token(h Hash) (Token, error) {
 
 func (s *Store) readToken(h Hash) (t Token, err error) {
 	err = s.view(func(tx *bbolt.Tx) error {
-		if t, err = getToken(tx, h); err != nil {
+		if t, _, err = getToken(tx, h); err != nil {
 			return err
 		}
 		c, err := getClient(tx, t.Client)
@@ -641,7 +648,7 @@ func (s *Store) readToken(h Hash) (t Token, err error) {
 // token and ErrForeign for another client's.
 func (s *Store) RevokeToken(ctx context.Context, h Hash, client string) error {
 	return s.update(ctx, func(tx *bbolt.Tx) error {
-		t, err := getToken(tx, h)
+		t, leaves, err := getToken(tx, h)
 		switch {
 		case err != nil:
 			return err
@@ -649,20 +656,20 @@ func (s *Store) RevokeToken(ctx context.Context, h Hash, client string) error {
 			return ErrForeign
 		}
 		tx.OnCommit(func() { s.memory.forgetToken(h) })
-		return removeExpiring(tx, bucketTokens, h[:], t.Expires)
+		return removeExpiring(tx, bucketTokens, h[:], leaves)
 	})
 }
 
-func getToken(tx *bbolt.Tx, h Hash) (t Token, err error) {
-	b, expires, err := getExpiring(tx, bucketTokens, h[:])
+// getToken returns a token and when it leaves the file.
+func getToken(tx *bbolt.Tx, h Hash) (t Token, leaves time.Time, err error) {
+	b, leaves, err := getExpiring(tx, bucketTokens, h[:])
 	if err != nil {
-		return t, err
+		return t, leaves, err
 	}
 	if err := json.Unmarshal(b, &t); err != nil {
-		return t, fmt.Errorf("decode token: %w", err)
+		return t, leaves, fmt.Errorf("decode token: %w", err)
 	}
-	t.Expires = expires
-	return t, nil
+	return t, leaves, nil
 }
 
 // Samples are clients and documents to start with.

@@ -306,7 +306,7 @@ func TestKeyBelongsToOneClientAndUser(t *testing.T) {
 func TestClientsAndTokensSurviveARestart(t *testing.T) {
 	path := newPath(t)
 	c := Client{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}, Secret: hashOf("secret"), Created: time.Unix(1700000000, 0).UTC()}
-	token := Token{Client: "a", Org: demoOrg, Scopes: Scopes{Write: true}, Expires: time.Unix(4000000000, 0), ClientCreated: c.Created}
+	token := Token{Client: "a", Org: demoOrg, Scopes: Scopes{Write: true}, Expires: time.Unix(4000000000, 0).UTC(), ClientCreated: c.Created}
 	t.Run("write", func(t *testing.T) {
 		s, _ := openStore(t, path)
 		if has, err := s.HasClients(); has || err != nil {

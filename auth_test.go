@@ -1,0 +1,183 @@
+package main
+
+// Every route with every kind of wrong token.
+
+import (
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// publicRoutes is the routes that need no token, all of them.
+var publicRoutes = []string{
+	"GET /.well-known/oauth-authorization-server", "HEAD /.well-known/oauth-authorization-server",
+	"GET /healthz", "HEAD /healthz", "GET /readyz", "HEAD /readyz",
+	"POST /oauth2/revoke_token", "POST /oauth2/revoke_token/",
+	"POST /oauth2/token", "POST /oauth2/token/",
+}
+
+// wrongToken is a way to have no right to a request, and the answer to it.
+type wrongToken struct {
+	name      string
+	header    http.Header
+	query     string
+	status    int
+	challenge string
+	detail    string
+	errors    string // the problem document's, as JSON
+}
+
+// refused is a wrongToken with one Authorization field.
+func refused(name, authorization, why string) wrongToken {
+	return wrongToken{
+		name: name, header: http.Header{"Authorization": {authorization}}, status: 401,
+		challenge: `Bearer realm="energy-contracts", error="invalid_token", error_description="The token is ` + why + `"`,
+		detail:    "The token is " + why + "; POST /oauth2/token/ issues another.",
+	}
+}
+
+// notSent is a wrongToken that does not stand where it must.
+func notSent(name string, header http.Header, query string) wrongToken {
+	return wrongToken{
+		name: name, header: header, query: query, status: 401, challenge: `Bearer realm="energy-contracts"`,
+		detail: "Send a token as Authorization: Bearer …; POST /oauth2/token/ issues one.",
+	}
+}
+
+func TestEveryRouteRefusesEveryWrongToken(t *testing.T) {
+	a, err := newAPI(nil, time.Now, slog.New(slog.DiscardHandler), apiSettings{builtInTokens: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := start(t, "--demo")
+	expired := token(t, s.url, "demo", "demo-secret")
+	s.clock.move(tokenLifetime + time.Second)
+	good := token(t, s.url, "demo", "demo-secret")
+	revoked := token(t, s.url, "demo", "demo-secret")
+	form := http.Header{"Authorization": {"Basic ZGVtbzpkZW1vLXNlY3JldA=="}, "Content-Type": {"application/x-www-form-urlencoded"}}
+	if resp, got := do(t, http.DefaultClient, "POST", s.url+"/oauth2/revoke_token/", form, "token="+revoked); resp.StatusCode != 200 || got != "" {
+		t.Fatalf("revoke: %s\n%s", resp.Status, got)
+	}
+	scoped := map[string]string{"read": token(t, s.url, "demo", "demo-secret", "read"), "write": token(t, s.url, "demo", "demo-secret", "write")}
+	contracts := contractsURL(s.url, demoOrg, demoUser)
+	bearer := func(text string) http.Header { return http.Header{"Authorization": {"Bearer " + text}} }
+	_, before := do(t, http.DefaultClient, "GET", contracts, bearer(good), "")
+
+	wrong := []wrongToken{
+		notSent("none", nil, ""),
+		notSent("in the query", nil, "?access_token="+good),
+		notSent("in a cookie", http.Header{"Cookie": {"access_token=" + good}}, ""),
+		notSent("of another scheme", http.Header{"Authorization": {"Token " + good}}, ""),
+		notSent("as Basic", http.Header{"Authorization": {"Basic ZGVtbzpkZW1vLXNlY3JldA=="}}, ""),
+		notSent("without a scheme", http.Header{"Authorization": {good}}, ""),
+		refused("empty", "Bearer", "malformed"),
+		refused("malformed", "Bearer "+good+" "+good, "malformed"),
+		refused("a client's secret", "Bearer demo-secret", "unknown or revoked"),
+		refused("unknown", "Bearer "+strings.Repeat("0", 43), "unknown or revoked"),
+		refused("changed in one place", "Bearer "+changedAt(good, 20), "unknown or revoked"),
+		refused("a JWT, with no issuer of any", "Bearer a.b.c", "unknown or revoked"),
+		refused("expired", "Bearer "+expired, "expired"),
+		refused("revoked", "Bearer "+revoked, "unknown or revoked"),
+		refused("of a removed client", "Bearer "+tokenOfRemovedClient(t, s), "unknown or revoked"),
+		{
+			name: "of another organization", header: bearer(token(t, s.url, "demo-other", "demo-other-secret")), status: 403,
+			detail: "The token belongs to another organization than the path names.",
+		},
+		{
+			name: "in two header fields", header: http.Header{"Authorization": {"Bearer " + good, "Bearer " + good}}, status: 400,
+			detail: "The request cannot be read; errors says where.",
+			errors: `,"errors":[{"parameter":"Authorization","detail":"appears 2 times; send it once"}]`,
+		},
+	}
+	var public []string
+	for _, r := range a.routes {
+		name := r.method + " " + r.pattern
+		if r.public {
+			public = append(public, name)
+			continue
+		}
+		need, has := "write", "read"
+		if r.method == http.MethodGet || r.method == http.MethodHead {
+			need, has = "read", "write"
+		}
+		tooLittle := wrongToken{
+			name: "of too little scope", header: bearer(scoped[has]), status: 403,
+			challenge: fmt.Sprintf(`Bearer realm="energy-contracts", error="insufficient_scope", scope="%s"`, need),
+			detail:    fmt.Sprintf(`The token has the scope \"%s\", this needs \"%s\".`, has, need),
+		}
+		path := strings.NewReplacer(":org_id", demoOrg, ":user_id", demoUser, ":energy_contract_id", demoContract).Replace(r.pattern)
+		if strings.ContainsAny(path, ":*") {
+			t.Fatalf("%s: say what stands for the names in it", name)
+		}
+		for _, w := range append(wrong, tooLittle) {
+			t.Run(name+"/"+w.name, func(t *testing.T) {
+				resp, got := do(t, http.DefaultClient, r.method, s.url+path+w.query, w.header, "")
+				w.check(t, resp, got)
+			})
+		}
+	}
+	slices.Sort(public)
+	if want := slices.Sorted(slices.Values(publicRoutes)); !slices.Equal(public, want) {
+		t.Errorf("routes without a token:\n%q\nwant\n%q", public, want)
+	}
+	if _, after := do(t, http.DefaultClient, "GET", contracts, bearer(good), ""); after != before {
+		t.Errorf("a refused request changed\n%s\nto\n%s", before, after)
+	}
+}
+
+// check compares a whole answer.
+func (w *wrongToken) check(t *testing.T, resp *http.Response, got string) {
+	t.Helper()
+	want := fmt.Sprintf(`{"type":"about:blank","title":"%s","status":%d,"detail":"%s","instance":"%s"%s}`,
+		http.StatusText(w.status), w.status, w.detail, resp.Header.Get("X-Request-ID"), w.errors)
+	header := http.Header{
+		"Content-Type": {"application/problem+json"}, "Content-Length": {fmt.Sprint(len(want))},
+		"X-Content-Type-Options": {"nosniff"}, "X-Request-Id": {resp.Header.Get("X-Request-ID")},
+	}
+	if w.challenge != "" {
+		header.Set("WWW-Authenticate", w.challenge)
+	}
+	if resp.Request.Method == http.MethodHead {
+		want = ""
+	}
+	resp.Header.Del("Date")
+	if resp.StatusCode != w.status || got != want || !maps.EqualFunc(resp.Header, header, slices.Equal) {
+		t.Errorf("got %s\n%v\n%s\nwant %d\n%v\n%s", resp.Status, resp.Header, got, w.status, header, want)
+	}
+}
+
+// changedAt is a text with another letter in one place.
+func changedAt(text string, i int) string {
+	b := []byte(text)
+	if b[i]++; !isToken68(string(b)) {
+		b[i] = 'A'
+	}
+	return string(b)
+}
+
+// tokenOfRemovedClient makes a client, uses a token of it, and removes it.
+func tokenOfRemovedClient(t *testing.T, s *service) string {
+	t.Helper()
+	c, err := dialControl(s.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var made credentials
+	if err := c.call(t.Context(), "POST", "/clients", newClient{Org: demoOrg, Scopes: Scopes{true, true}}, &made); err != nil {
+		t.Fatal(err)
+	}
+	text := token(t, s.url, made.ID, made.Secret)
+	header := http.Header{"Authorization": {"Bearer " + text}}
+	if resp, got := do(t, http.DefaultClient, "GET", contractsURL(s.url, demoOrg, demoUser), header, ""); resp.StatusCode != 200 {
+		t.Fatalf("before the client is removed: %s\n%s", resp.Status, got)
+	}
+	if err := c.call(t.Context(), "DELETE", clientPath(made.ID), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	return text
+}

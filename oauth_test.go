@@ -1,0 +1,139 @@
+package main
+
+// The built-in authorization server, where a story cannot tell it: other hosts, other
+// settings, a client that is not ours.
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/oauth2/clientcredentials"
+)
+
+func TestMetadataNameTheOriginThatWasAsked(t *testing.T) {
+	const public = "https://energy.example"
+	own := start(t, "--demo")
+	configured := start(t, "--demo", "--public-url", public)
+	for _, tt := range []struct {
+		name   string
+		s      *service
+		host   string
+		origin string // "": 400
+	}{
+		{"its address", own, "", own.url},
+		{"a name", own, "energy.test", "http://energy.test"},
+		{"a name and a port", own, "energy.test:81", "http://energy.test:81"},
+		{"an IPv6 address", own, "[::1]:8080", "http://[::1]:8080"},
+		{"a host with a path", own, "energy.test/evil", ""},
+		{"a host with a user", own, "user@energy.test", ""},
+		{"a host with a query", own, "energy.test?x", ""},
+		{"a port only", own, ":81", ""},
+		{"the public URL whatever was asked", configured, "energy.test", public},
+		{"the public URL whatever nonsense was asked", configured, "energy.test/evil", public},
+	} {
+		for _, method := range []string{"GET", "HEAD"} {
+			t.Run(method+" "+tt.name, func(t *testing.T) {
+				resp, got := do(t, http.DefaultClient, method, tt.s.url+"/.well-known/oauth-authorization-server", http.Header{"Host": {tt.host}}, "")
+				if tt.origin == "" {
+					if method == "HEAD" {
+						if resp.StatusCode != 400 {
+							t.Errorf("got %s", resp.Status)
+						}
+						return
+					}
+					if p := wantProblem(t, resp, got, 400); p.Errors[0].Parameter != "Host" {
+						t.Errorf("errors: %+v", p.Errors)
+					}
+					return
+				}
+				want := strings.ReplaceAll(`{"issuer":"ORIGIN","token_endpoint":"ORIGIN/oauth2/token/",`+
+					`"token_endpoint_auth_methods_supported":["client_secret_basic","client_secret_post"],`+
+					`"revocation_endpoint":"ORIGIN/oauth2/revoke_token/",`+
+					`"revocation_endpoint_auth_methods_supported":["client_secret_basic","client_secret_post"],`+
+					`"grant_types_supported":["client_credentials"],"response_types_supported":[],"scopes_supported":["read","write"]}`, "ORIGIN", tt.origin)
+				length := fmt.Sprint(len(want))
+				if method == "HEAD" {
+					want = ""
+				}
+				if resp.StatusCode != 200 || got != want || resp.Header.Get("Content-Type") != "application/json" || resp.Header.Get("Content-Length") != length {
+					t.Errorf("got %s\n%v\n%s\nwant\n%s", resp.Status, resp.Header, got, want)
+				}
+			})
+		}
+	}
+}
+
+// A client that knows nothing but the origin.
+func TestMetadataLeadToATokenAndItsRevocation(t *testing.T) {
+	s := start(t, "--demo")
+	_, got := do(t, http.DefaultClient, "GET", s.url+"/.well-known/oauth-authorization-server", nil, "")
+	var found struct {
+		Token  string `json:"token_endpoint"`
+		Revoke string `json:"revocation_endpoint"`
+	}
+	if err := json.Unmarshal([]byte(got), &found); err != nil {
+		t.Fatal(err)
+	}
+	c := clientcredentials.Config{ClientID: "demo", ClientSecret: "demo-secret", TokenURL: found.Token}
+	text, err := c.Token(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := http.Header{"Authorization": {"Bearer " + text.AccessToken}}
+	for _, want := range []int{200, 401} {
+		if resp, got := do(t, http.DefaultClient, "GET", contractsURL(s.url, demoOrg, demoUser), header, ""); resp.StatusCode != want {
+			t.Errorf("%s, want %d\n%s", resp.Status, want, got)
+		}
+		form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+		if resp, got := do(t, http.DefaultClient, "POST", found.Revoke, form, "client_id=demo&client_secret=demo-secret&token="+text.AccessToken); resp.StatusCode != 200 || got != "" || resp.Header.Get("Content-Type") != "" {
+			t.Errorf("revoke: %s\n%v\n%s", resp.Status, resp.Header, got)
+		}
+	}
+}
+
+func TestTokensLastAsLongAsIsSaidAndOverARestart(t *testing.T) {
+	for _, tt := range []struct {
+		flag     string
+		lifetime time.Duration
+	}{{"", 10 * time.Hour}, {"1s", time.Second}, {"90m", 90 * time.Minute}, {"8760h", 365 * 24 * time.Hour}} {
+		t.Run("for "+tt.lifetime.String(), func(t *testing.T) {
+			args := []string{"--demo"}
+			if tt.flag != "" {
+				args = append(args, "--token-lifetime", tt.flag)
+			}
+			s := start(t, args...)
+			form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}, "Authorization": {"Basic ZGVtbzpkZW1vLXNlY3JldA=="}}
+			at := time.Now()
+			s.clock.stop(at)
+			_, got := do(t, http.DefaultClient, "POST", s.url+"/oauth2/token/", form, "grant_type=client_credentials")
+			var granted struct {
+				Token   string `json:"access_token"`
+				Expires int64  `json:"expires_in"`
+			}
+			if err := json.Unmarshal([]byte(got), &granted); err != nil || granted.Expires != int64(tt.lifetime/time.Second) {
+				t.Fatalf("%v\n%s", err, got)
+			}
+			header := http.Header{"Authorization": {"Bearer " + granted.Token}}
+			for range 2 {
+				s.clock.move(tt.lifetime - time.Nanosecond)
+				if resp, got := do(t, http.DefaultClient, "GET", contractsURL(s.url, demoOrg, demoUser), header, ""); resp.StatusCode != 200 {
+					t.Errorf("just before its end: %s\n%s", resp.Status, got)
+				}
+				s.clock.move(time.Nanosecond)
+				resp, got := do(t, http.DefaultClient, "GET", contractsURL(s.url, demoOrg, demoUser), header, "")
+				if p := wantProblem(t, resp, got, 401); p.Detail != "The token is expired; POST /oauth2/token/ issues another." {
+					t.Errorf("at its end: %s", p.Detail)
+				}
+				s.clock.move(-tt.lifetime)
+				s.stop()
+				s = startOn(t, s.db, args...)
+				s.clock.stop(at)
+			}
+		})
+	}
+}
