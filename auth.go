@@ -44,7 +44,10 @@ func (a *api) bearer(r *http.Request) (Token, error) {
 			with("WWW-Authenticate", "Bearer "+realm)
 	}
 	t, err := a.token(strings.Trim(text, " "))
-	var bad badToken
+	if err == nil {
+		return t, nil
+	}
+	var bad badToken // allocated, so not before
 	if errors.As(err, &bad) {
 		return t, newProblem(http.StatusUnauthorized, "The token is "+string(bad)+"; "+a.issuers()+" issues another.").
 			with("WWW-Authenticate", fmt.Sprintf(`Bearer %s, error="invalid_token", error_description="The token is %s"`, realm, string(bad)))
@@ -93,7 +96,12 @@ func (a *api) issuers() string {
 // isToken68 is RFC 9110 §11.2's token68.
 func isToken68(s string) bool {
 	s = strings.TrimRight(s, "=")
-	return s != "" && strings.IndexFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-._~+/", r))
-	}) < 0
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case strings.IndexByte("-._~+/", c) < 0:
+			return false
+		}
+	}
+	return s != ""
 }

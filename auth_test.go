@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
@@ -148,6 +149,28 @@ func (w *wrongToken) check(t *testing.T, resp *http.Response, got string) {
 	resp.Header.Del("Date")
 	if resp.StatusCode != w.status || got != want || !maps.EqualFunc(resp.Header, header, slices.Equal) {
 		t.Errorf("got %s\n%v\n%s\nwant %d\n%v\n%s", resp.Status, resp.Header, got, w.status, header, want)
+	}
+}
+
+func TestBearerCheckTakesNoTransactionAndAllocatesNothingButTheHash(t *testing.T) {
+	const text = "0123456789012345678901234567890123456789012"
+	s, _, _ := tokenStore(t, text)
+	a, err := newAPI(s, time.Now, slog.New(slog.DiscardHandler), apiSettings{builtInTokens: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	r.Header.Set("Authorization", "Bearer "+text)
+	check := func() {
+		if _, err := a.bearer(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check() // reads the token from the file
+	before := s.db.Stats().TxN
+	allocations, ofHash := testing.AllocsPerRun(100, check), testing.AllocsPerRun(100, func() { hashOf(text) })
+	if n := s.db.Stats().TxN - before; n != 0 || allocations != ofHash {
+		t.Errorf("%d transactions; %v allocations, the hash has %v", n, allocations, ofHash)
 	}
 }
 

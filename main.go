@@ -156,6 +156,14 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 			c.DB = filepath.Join(dir, defaultDB)
 		}
 	}
+	settings := apiSettings{maxBody: c.MaxBody, builtInTokens: !c.NoBuiltInTokens, tokenLifetime: c.TokenLifetime, publicURL: c.PublicURL}
+	if c.Issuer != "" {
+		ctx, cancel := context.WithCancel(context.Background()) // later than ctx: the requests in flight may need it
+		defer cancel()
+		if settings.issuer, err = newIssuer(ctx, c.Issuer, c.Audience, c.OrgClaim, a.now, a.log); err != nil {
+			return err
+		}
+	}
 	store, err := Open(c.DB, a.now, a.log)
 	if err != nil {
 		return err
@@ -163,14 +171,6 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
 	if err := c.prepare(ctx, a, store, loopback); err != nil {
 		return err
-	}
-	settings := apiSettings{maxBody: c.MaxBody, builtInTokens: !c.NoBuiltInTokens, tokenLifetime: c.TokenLifetime, publicURL: c.PublicURL}
-	if c.Issuer != "" {
-		ctx, cancel := context.WithCancel(context.Background()) // the requests in flight may yet need it
-		defer cancel()
-		if settings.issuer, err = newIssuer(ctx, c.Issuer, c.Audience, c.OrgClaim, a.now, a.log); err != nil {
-			return err
-		}
 	}
 	handler, err := newAPI(store, a.now, a.log, settings)
 	if err != nil {
@@ -203,7 +203,7 @@ func (c *serveCmd) prepare(ctx context.Context, a *app, store *Store, loopback b
 	if c.Demo {
 		return loadDemo(ctx, store, a.now())
 	}
-	demo, err := hasDemoClient(store)
+	demo, err := hasDemoClient(store, a.now())
 	if err != nil {
 		return fmt.Errorf("look for demo clients: %w", err)
 	}
