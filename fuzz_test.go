@@ -4,10 +4,12 @@ package main
 
 import (
 	"errors"
+	"net/url"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -150,6 +152,55 @@ func FuzzEntityTags(f *testing.F) {
 		again, err := parseEntityTags("If-Match", lines)
 		if err != nil || !reflect.DeepEqual(again, tags) {
 			t.Fatalf("%q is %+v, but %q is %+v, %v", value, tags, lines, again, err)
+		}
+	})
+}
+
+// FuzzOAuthRequest: what is accepted reads the same as a form that is written anew,
+// and as JSON.
+func FuzzOAuthRequest(f *testing.F) {
+	heads, bodies := storyRequests(f)
+	for i, head := range heads {
+		if strings.Contains(head, " /oauth2/") {
+			f.Add(!strings.Contains(head, "json"), []byte(bodies[i]))
+		}
+	}
+	f.Fuzz(func(t *testing.T, form bool, body []byte) {
+		const formType, jsonType = "application/x-www-form-urlencoded", "application/json"
+		contentType := jsonType
+		if form {
+			contentType = formType
+		}
+		req, err := parseOAuthRequest(contentType, body)
+		if err != nil {
+			var bad *oauthError
+			if !errors.As(err, &bad) || bad.status != 400 || bad.Code != "invalid_request" || req != (oauthRequest{}) {
+				t.Fatalf("refused with %v and %+v", err, req)
+			}
+			return
+		}
+		values, members := url.Values{}, map[string]string{}
+		for name, value := range map[string]*string{
+			"client_id": req.ClientID, "client_secret": req.ClientSecret, "grant_type": req.GrantType, "scope": req.Scope, "token": req.Token,
+		} {
+			if value != nil && *value == "" {
+				t.Fatalf("%s is there and empty", name)
+			}
+			if value != nil && utf8.ValidString(*value) { // JSON can say no other
+				values.Set(name, *value)
+				members[name] = *value
+			} else if value != nil {
+				return
+			}
+		}
+		inJSON, err := json.Marshal(members)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for contentType, body := range map[string]string{formType: values.Encode(), jsonType: string(inJSON)} {
+			if again, err := parseOAuthRequest(contentType, []byte(body)); err != nil || !reflect.DeepEqual(again, req) {
+				t.Fatalf("%s is %+v, %v, want %+v", body, again, err, req)
+			}
 		}
 	})
 }

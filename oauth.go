@@ -261,7 +261,7 @@ func parseOAuthRequest(contentType string, body []byte) (req oauthRequest, err e
 		}
 		for name, values := range form {
 			if len(values) > 1 {
-				return req, invalidRequest("a parameter appears twice")
+				return oauthRequest{}, invalidRequest("a parameter appears twice")
 			}
 			if field := fields[name]; field != nil {
 				*field = &values[0]
