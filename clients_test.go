@@ -1,0 +1,986 @@
+package main
+
+// The commands that manage clients, as a person runs them, and the socket between
+// them and a server.
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const unknownClientSays = "There is no client with this id; client list shows those that there are.\n"
+
+// shortPath is a database file that is not there yet, at a path that leaves room for
+// its socket's; t.TempDir has the name of the test in it.
+func shortPath(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ec-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return filepath.Join(dir, "c.db")
+}
+
+// ran is what became of a command.
+type ran struct {
+	stdout, stderr string
+	status         int
+}
+
+// run runs the program to its end.
+func run(t testing.TB, wrapper []string, args ...string) ran {
+	t.Helper()
+	cmd := command(t, wrapper, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return ran{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// clientCommand runs "client" on a database, and wants it to succeed and to complain
+// of nothing.
+func clientCommand(t testing.TB, db, verb string, args ...string) (stdout string) {
+	t.Helper()
+	got := run(t, nil, append([]string{"client", verb, "--db", db}, args...)...)
+	if got.status != 0 || got.stderr != "" {
+		t.Fatalf("client %s %q: %+v", verb, args, got)
+	}
+	return got.stdout
+}
+
+const secretNotShownAgain = `^client_id:     (\S{36})\nclient_secret: (\S{43})\n\nThe secret is not shown again\.`
+
+var (
+	addedPattern   = regexp.MustCompile(secretNotShownAgain + `\n$`)
+	rotatedPattern = regexp.MustCompile(secretNotShownAgain + ` The old one is (?:good until (\S{20})|refused from now on)\.\n$`)
+	timePattern    = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
+)
+
+func addedClient(t testing.TB, stdout string) credentials {
+	t.Helper()
+	m := addedPattern.FindStringSubmatch(stdout)
+	if m == nil {
+		t.Fatalf("client add printed\n%s", stdout)
+	}
+	return credentials{m[1], m[2]}
+}
+
+func addClient(t testing.TB, db string, args ...string) credentials {
+	t.Helper()
+	return addedClient(t, clientCommand(t, db, "add", append([]string{"--org", demoOrg}, args...)...))
+}
+
+// rotatedClient also returns until when the old secret is good; "" is not at all.
+func rotatedClient(t testing.TB, stdout string) (c credentials, until string) {
+	t.Helper()
+	m := rotatedPattern.FindStringSubmatch(stdout)
+	if m == nil {
+		t.Fatalf("client rotate printed\n%s", stdout)
+	}
+	return credentials{m[1], m[2]}, m[3]
+}
+
+func rotateClient(t testing.TB, db, id string, args ...string) (c credentials, until string) {
+	t.Helper()
+	c, until = rotatedClient(t, clientCommand(t, db, "rotate", append(args, id)...))
+	if c.ID != id {
+		t.Fatalf("client rotate %s rotated %s", id, c.ID)
+	}
+	return c, until
+}
+
+// commandAt runs a command in this process, at a time of its own.
+func commandAt(t testing.TB, now func() time.Time, args ...string) (stdout string) {
+	t.Helper()
+	var out bytes.Buffer
+	a := &app{stdout: &out, log: slog.New(slog.DiscardHandler), logLevel: new(slog.LevelVar), now: now}
+	if err := a.run(t.Context(), args); err != nil {
+		t.Fatalf("%v: %v", args, err)
+	}
+	return out.String()
+}
+
+const (
+	aTime = "YYYY-MM-DDTHH:MM:SSZ" // in place of one that is not known beforehand
+	never = "never"
+)
+
+// listedRow is a line of "client list".
+type listedRow struct{ id, org, scopes, created, used string }
+
+// listing is all that "client list" prints. Each column is as wide as its widest cell.
+func listing(rows ...listedRow) string {
+	rows = append([]listedRow{{"CLIENT", "ORGANIZATION", "SCOPES", "CREATED", "LAST USED"}}, rows...)
+	var width [4]int
+	for _, r := range rows {
+		for i, cell := range []string{r.id, r.org, r.scopes, r.created} {
+			width[i] = max(width[i], len(cell))
+		}
+	}
+	var b strings.Builder
+	for _, r := range rows {
+		fmt.Fprintf(&b, "%-*s  %-*s  %-*s  %-*s  %s\n", width[0], r.id, width[1], r.org, width[2], r.scopes, width[3], r.created, r.used)
+	}
+	return b.String()
+}
+
+// wantListing compares all of a listing, times aside.
+func wantListing(t testing.TB, db string, rows ...listedRow) {
+	t.Helper()
+	got := timePattern.ReplaceAllString(clientCommand(t, db, "list"), aTime)
+	if want := listing(rows...); got != want {
+		t.Errorf("client list printed\n%swant\n%s", got, want)
+	}
+}
+
+// wantListed compares the ids of a listing, in its order.
+func wantListed(t testing.TB, db string, ids ...string) {
+	t.Helper()
+	out := clientCommand(t, db, "list")
+	var got []string
+	for line := range strings.Lines(out) {
+		got = append(got, strings.Fields(line)[0])
+	}
+	if !slices.Equal(got[1:], ids) {
+		t.Errorf("listed are\n%s, want %q", out, ids)
+	}
+}
+
+// wantSecret gets a token, or is told that the client is unknown.
+func wantSecret(t testing.TB, url string, c credentials, works bool) {
+	t.Helper()
+	form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+	resp, got := do(t, http.DefaultClient, "POST", url+"/oauth2/token/", form,
+		"grant_type=client_credentials&client_id="+c.ID+"&client_secret="+c.Secret)
+	const refused = `{"error":"invalid_client","error_description":"the client is unknown, or its secret is wrong"}`
+	switch {
+	case works && resp.StatusCode != 200:
+		t.Errorf("secret of %s: %s, want it to work\n%s", c.ID, resp.Status, got)
+	case !works && (resp.StatusCode != 401 || got != refused):
+		t.Errorf("secret of %s: %s, want it refused\n%s", c.ID, resp.Status, got)
+	}
+}
+
+// wantTokenStatus uses a token.
+func wantTokenStatus(t testing.TB, url, text string, status int) {
+	t.Helper()
+	resp, got := do(t, http.DefaultClient, "GET", contractsURL(url, demoOrg, demoUser), http.Header{"Authorization": {"Bearer " + text}}, "")
+	if resp.StatusCode != status {
+		t.Errorf("token: %s, want %d\n%s", resp.Status, status, got)
+	}
+}
+
+// besideAndWithout runs a test of commands with a server up, and with none until the
+// test asks where it is.
+func besideAndWithout(t *testing.T, test func(t *testing.T, db string, served func() string)) {
+	t.Helper()
+	t.Run("beside a server", func(t *testing.T) {
+		db := shortPath(t)
+		p := startProcess(t, nil, "--db", db)
+		test(t, db, func() string { return p.url })
+	})
+	t.Run("without a server", func(t *testing.T) {
+		db := shortPath(t)
+		test(t, db, func() string { return startProcess(t, nil, "--db", db).url })
+	})
+}
+
+func TestClientAddMakesCredentialsThatWorkAtOnce(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, served func() string) {
+		// In upper case, as a UUID may be.
+		all := addedClient(t, clientCommand(t, db, "add", "--org", strings.ToUpper(demoOrg)))
+		reader := addClient(t, db, "--scope", "read")
+		stranger := addedClient(t, clientCommand(t, db, "add", "--org", demoOtherOrg))
+		info, err := os.Stat(db)
+		if err != nil || info.Mode() != 0o600 {
+			t.Errorf("the file's mode is %v, %v", info.Mode(), err)
+		}
+		url := served()
+		contracts := contractsURL(url, demoOrg, demoUser)
+		for _, tt := range []struct {
+			name   string
+			c      credentials
+			method string
+			status int
+		}{
+			{"writes", all, "POST", 200},
+			{"reads", reader, "GET", 200},
+			{"does not write without the scope", reader, "POST", 403},
+			{"does not read another organization", stranger, "GET", 403},
+		} {
+			if resp, got := do(t, client(url, tt.c.ID, tt.c.Secret), tt.method, contracts, jsonBody, "{}"); resp.StatusCode != tt.status {
+				t.Errorf("%s: %s, want %d\n%s", tt.name, resp.Status, tt.status, got)
+			}
+		}
+		wantSecret(t, url, credentials{all.ID, reader.Secret}, false)
+		for _, c := range []credentials{all, reader, stranger} {
+			if strings.Contains(readFile(t, db), c.Secret) {
+				t.Errorf("the secret of %s is in the file", c.ID)
+			}
+		}
+	})
+}
+
+func TestClientListShowsEachInTheOrderOfItsMaking(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, served func() string) {
+		began := time.Now().Truncate(time.Second)
+		var rows []listedRow
+		for _, add := range []struct{ org, scope, shown string }{
+			{demoOrg, "read write", "read write"},
+			{demoOtherOrg, "read", "read"},
+			{demoOrg, "write", "write"},
+			{demoOrg, " write  read", "read write"},
+			{demoOtherOrg, "read read", "read"},
+		} {
+			c := addedClient(t, clientCommand(t, db, "add", "--org", add.org, "--scope", add.scope))
+			rows = append(rows, listedRow{c.ID, add.org, add.shown, aTime, never})
+		}
+		wantListing(t, db, rows...)
+		url := served()
+		used, _ := rotateClient(t, db, rows[1].id) // which keeps its place, and is no use
+		wantListing(t, db, rows...)
+		token(t, url, used.ID, used.Secret)
+		rows[1].used = aTime
+		wantListing(t, db, rows...)
+		for _, text := range timePattern.FindAllString(clientCommand(t, db, "list"), -1) {
+			if at, err := time.Parse(time.RFC3339, text); err != nil || at.Before(began) || at.After(time.Now()) {
+				t.Errorf("time %s, %v; the test began at %s", text, err, began.UTC())
+			}
+		}
+	})
+}
+
+func TestClientListOfNone(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		clientCommand(t, db, "remove", addClient(t, db).ID)
+		wantListing(t, db)
+	})
+}
+
+func TestClientIsLastUsedWhenItsTokenIs(t *testing.T) {
+	s := startOn(t, shortPath(t))
+	at := time.Date(2026, 11, 23, 17, 0, 0, 0, time.UTC)
+	s.clock.stop(at)
+	c := addClient(t, s.db)
+	row := listedRow{c.ID, demoOrg, "read write", "2026-11-23T17:00:00Z", never}
+	want := func(when, used string) {
+		t.Helper()
+		row.used = used
+		if got, want := clientCommand(t, s.db, "list"), listing(row); got != want {
+			t.Errorf("%s: client list printed\n%swant\n%s", when, got, want)
+		}
+	}
+	want("before", never)
+	s.clock.move(time.Hour)
+	wantSecret(t, s.url, credentials{c.ID, "wrong"}, false)
+	want("after a wrong secret", never)
+	text := token(t, s.url, c.ID, c.Secret)
+	want("after it got a token", "2026-11-23T18:00:00Z")
+	s.clock.move(2 * time.Hour)
+	wantTokenStatus(t, s.url, text, 200)
+	want("after the token was used", "2026-11-23T20:00:00Z")
+	s.clock.move(tokenLifetime)
+	wantTokenStatus(t, s.url, text, 401)
+	want("after the token was refused", "2026-11-23T20:00:00Z")
+	s.stop()
+	want("after the server's end", "2026-11-23T20:00:00Z")
+}
+
+func TestClientRotateKeepsTheOldSecretForAsLongAsIsSaid(t *testing.T) {
+	for _, tt := range []struct {
+		flag  string
+		grace time.Duration
+	}{{"", 24 * time.Hour}, {"--grace=1s", time.Second}, {"--grace=1h30m", 90 * time.Minute}, {"--grace=8760h", 8760 * time.Hour}, {"--grace=0s", 0}, {"--grace=0", 0}} {
+		t.Run(fmt.Sprintf("%s is %s", tt.flag, tt.grace), func(t *testing.T) {
+			s := startOn(t, shortPath(t))
+			at := time.Date(2026, 11, 23, 17, 0, 0, 0, time.UTC)
+			s.clock.stop(at)
+			old := addClient(t, s.db)
+			text := token(t, s.url, old.ID, old.Secret)
+			args := []string{"client", "rotate", "--db", s.db, old.ID}
+			if tt.flag != "" {
+				args = append(args, tt.flag)
+			}
+			c, until := rotatedClient(t, commandAt(t, s.clock.now, args...))
+			want := at.Add(tt.grace).Format(time.RFC3339)
+			if tt.grace == 0 {
+				want = ""
+			}
+			if c.ID != old.ID || c.Secret == old.Secret || until != want {
+				t.Errorf("%+v until %q, want another secret of %s and %q", c, until, old.ID, want)
+			}
+			wantTokenStatus(t, s.url, text, 200)
+			wantSecret(t, s.url, c, true)
+			wantSecret(t, s.url, old, tt.grace > 0)
+			if tt.grace > 0 {
+				s.clock.move(tt.grace - time.Nanosecond)
+				wantSecret(t, s.url, old, true)
+				s.clock.move(time.Nanosecond)
+			}
+			wantSecret(t, s.url, old, false)
+			wantSecret(t, s.url, c, true)
+			if tt.grace < tokenLifetime { // the old secret's end is not the token's
+				wantTokenStatus(t, s.url, text, 200)
+			}
+			wantListed(t, s.db, c.ID)
+		})
+	}
+}
+
+func TestClientRotateTwiceKeepsTheLastOldSecretOnly(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, served func() string) {
+		first := addClient(t, db)
+		second, _ := rotateClient(t, db, first.ID)
+		third, until := rotateClient(t, db, first.ID, "--grace", "2h")
+		end, err := time.Parse(time.RFC3339, until)
+		if d := time.Until(end); err != nil || d > 2*time.Hour || d < 2*time.Hour-time.Minute {
+			t.Errorf("good until %q, %v", until, err)
+		}
+		url := served()
+		text := token(t, url, first.ID, third.Secret)
+		wantSecret(t, url, first, false)
+		wantSecret(t, url, second, true)
+		wantSecret(t, url, third, true)
+		fourth, until := rotateClient(t, db, first.ID, "--grace", "0s")
+		if until != "" {
+			t.Errorf("--grace 0s: good until %q", until)
+		}
+		for _, old := range []credentials{first, second, third} {
+			wantSecret(t, url, old, false)
+		}
+		wantSecret(t, url, fourth, true)
+		wantTokenStatus(t, url, text, 200)
+	})
+}
+
+func TestClientRemoveEndsItsTokensAtOnceAndForGood(t *testing.T) {
+	db := shortPath(t)
+	p := startProcess(t, nil, "--db", db)
+	kept, removed := addClient(t, db), addClient(t, db)
+	used, unused := token(t, p.url, removed.ID, removed.Secret), token(t, p.url, removed.ID, removed.Secret)
+	other := token(t, p.url, kept.ID, kept.Secret)
+	wantTokenStatus(t, p.url, used, 200)
+	rotated, _ := rotateClient(t, db, removed.ID)
+	if got := clientCommand(t, db, "remove", removed.ID); got != "" {
+		t.Errorf("client remove printed %q", got)
+	}
+	for round := range 2 {
+		url := p.url
+		if round == 1 {
+			if err := p.terminate(t); err != nil {
+				t.Error(err)
+			}
+			wantListed(t, db, kept.ID) // without a server
+			url = startProcess(t, nil, "--db", db).url
+		}
+		for _, text := range []string{used, unused} {
+			wantTokenStatus(t, url, text, 401)
+		}
+		for _, secret := range []credentials{removed, rotated} {
+			wantSecret(t, url, secret, false)
+		}
+		wantSecret(t, url, kept, true)
+		wantTokenStatus(t, url, other, 200)
+		wantListed(t, db, kept.ID)
+		for _, verb := range []string{"remove", "rotate"} {
+			want := ran{"", "energy-contracts: " + verb + " client: " + unknownClientSays, 1}
+			if got := run(t, nil, "client", verb, "--db", db, removed.ID); got != want {
+				t.Errorf("%s again: %+v, want %+v", verb, got, want)
+			}
+		}
+	}
+}
+
+func TestClientRemoveWithoutAServer(t *testing.T) {
+	db := shortPath(t)
+	p := startProcess(t, nil, "--db", db)
+	kept, removed := addClient(t, db), addClient(t, db)
+	text := token(t, p.url, removed.ID, removed.Secret)
+	wantTokenStatus(t, p.url, text, 200)
+	if err := p.terminate(t); err != nil {
+		t.Error(err)
+	}
+	if got := clientCommand(t, db, "remove", removed.ID); got != "" {
+		t.Errorf("client remove printed %q", got)
+	}
+	wantListed(t, db, kept.ID)
+	p = startProcess(t, nil, "--db", db)
+	wantTokenStatus(t, p.url, text, 401)
+	wantSecret(t, p.url, removed, false)
+	wantSecret(t, p.url, kept, true)
+}
+
+func TestClientThatIsUnknownIsSaidToBe(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		c := addClient(t, db)
+		// Ids that are another path, or none, where they are not escaped.
+		for _, id := range []string{"nobody", "7d8a4c0e-0000-4000-8000-000000000000", c.ID[:35], c.ID + "/secret", "a/b", ".", "..", "../clients", "%2e", "?", "#", "å b", strings.Repeat("x", 1000)} {
+			for _, verb := range []string{"rotate", "remove"} {
+				want := ran{"", "energy-contracts: " + verb + " client: " + unknownClientSays, 1}
+				if got := run(t, nil, "client", verb, "--db", db, id); got != want {
+					t.Errorf("%s %q: %+v, want %+v", verb, id, got, want)
+				}
+			}
+		}
+		wantListed(t, db, c.ID)
+	})
+}
+
+func TestClientWhoseIDIsEmptyIsUnknown(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		addClient(t, db)
+		for _, verb := range []string{"rotate", "remove"} {
+			want := ran{"", "energy-contracts: " + verb + " client: " + unknownClientSays, 1}
+			if got := run(t, nil, "client", verb, "--db", db, ""); got != want {
+				t.Errorf("%s: %+v, want %+v", verb, got, want)
+			}
+		}
+	})
+}
+
+func TestClientCommandsMakeNoDatabase(t *testing.T) {
+	for _, args := range [][]string{{"list"}, {"rotate", "x"}, {"remove", "x"}} {
+		t.Run(args[0], func(t *testing.T) {
+			db := shortPath(t)
+			want := ran{"", "energy-contracts: there is no database " + db + "; name it with --db\n", 1}
+			if got := run(t, nil, append([]string{"client", args[0], "--db", db}, args[1:]...)...); got != want {
+				t.Errorf("%+v, want %+v", got, want)
+			}
+			wantFiles(t, filepath.Dir(db))
+		})
+	}
+}
+
+func TestClientCommandsSayWhatIsWrong(t *testing.T) {
+	const graceRange = "--grace must be whole seconds, from 0s to 8760h; --help explains the commands and flags"
+	db := shortPath(t)
+	for _, tt := range []struct {
+		name, want string
+		args       []string
+	}{
+		{"a grace of less than none", graceRange, []string{"rotate", "--grace=-1s", "x"}},
+		{"a grace of a fraction", graceRange, []string{"rotate", "--grace=1500ms", "x"}},
+		{"a grace of less than a second", graceRange, []string{"rotate", "--grace=1ns", "x"}},
+		{"a grace of more than a year", graceRange, []string{"rotate", "--grace=8760h1s", "x"}},
+		{"a grace that is no duration", "--grace", []string{"rotate", "--grace=1d", "x"}},
+		{"a grace without a unit", "--grace", []string{"rotate", "--grace=60", "x"}},
+		{"a grace too large for a number", "--grace", []string{"rotate", "--grace=9999999h", "x"}},
+		{"a grace of nothing", "--grace", []string{"rotate", "--grace=", "x"}},
+		{"rotation of nobody", `expected "<id>"`, []string{"rotate"}},
+		{"removal of nobody", `expected "<id>"`, []string{"remove"}},
+		{"removal of two", "unexpected argument y", []string{"remove", "x", "y"}},
+		{"a list of something", "unexpected argument x", []string{"list", "x"}},
+		{"an unknown command", "unexpected argument show", []string{"show"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			args := append([]string{"client"}, tt.args...)
+			if tt.args[0] != "show" {
+				args = append(args, "--db", db)
+			}
+			got := run(t, nil, args...)
+			if got.status != 1 || got.stdout != "" || !strings.Contains(got.stderr, tt.want) || strings.Count(got.stderr, "\n") != 1 {
+				t.Errorf("%+v, want one line with %q", got, tt.want)
+			}
+		})
+	}
+	wantFiles(t, filepath.Dir(db))
+}
+
+// wantFiles compares the names in a directory.
+func wantFiles(t testing.TB, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%s has %q, want %q", dir, got, want)
+	}
+}
+
+// asOwner is a wrapper that takes root's power over permissions away: what the
+// owner of a file may do is then what its mode says.
+func asOwner(t testing.TB) []string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return nil
+	}
+	needTool(t, "setpriv")
+	wrapper := []string{"setpriv", "--bounding-set", "-all", "--inh-caps", "-all"}
+	if out, err := exec.Command(wrapper[0], append(wrapper[1:], "true")...).CombinedOutput(); err != nil {
+		t.Skipf("%v: %v\n%s", wrapper, err, out)
+	}
+	return wrapper
+}
+
+func TestControlSocketIsTheOwnersWhateverTheUmask(t *testing.T) {
+	for _, umask := range []string{"0", "022", "077", "0177", "0277", "0777"} {
+		t.Run(umask, func(t *testing.T) {
+			t.Parallel() // most of it waits for a file that is in use
+			wrapper := append(asOwner(t), "sh", "-c", "umask "+umask+` && exec "$@"`, "sh")
+			for _, first := range []string{"serve", "client add"} {
+				t.Run(first+" makes the file", func(t *testing.T) {
+					db := shortPath(t)
+					if first == "client add" {
+						if got := run(t, wrapper, "client", "add", "--db", db, "--org", demoOrg); got.status != 0 {
+							t.Fatalf("without a server: %+v", got)
+						}
+					}
+					p := startProcess(t, wrapper, "--db", db)
+					for path, want := range map[string]fs.FileMode{db: 0o600, db + ".sock": 0o600 | fs.ModeSocket} {
+						if info, err := os.Lstat(path); err != nil {
+							t.Errorf("%v\n%s", err, p.stderr)
+						} else if info.Mode() != want {
+							t.Errorf("%s has mode %v, want %v", path, info.Mode(), want)
+						}
+					}
+					got := run(t, wrapper, "client", "add", "--db", db, "--org", demoOrg)
+					if got.status != 0 {
+						t.Fatalf("beside the server: %+v\n%s", got, p.stderr)
+					}
+					wantSecret(t, p.url, addedClient(t, got.stdout), true)
+					wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
+				})
+			}
+		})
+	}
+}
+
+func TestControlSocketOfAnotherUserIsRefusedWithASentence(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	needTool(t, "setpriv")
+	db := shortPath(t)
+	// Another user finds the way to both, and is stopped by the socket's mode only.
+	dir := filepath.Dir(db)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	built, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	copied := filepath.Join(filepath.Dir(shortPath(t)), "p")
+	if err := os.Chmod(filepath.Dir(copied), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(copied, []byte(readFile(t, built)), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	p := startProcess(t, nil, "--db", db)
+	cmd := exec.Command("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", copied, "client", "list", "--db", db)
+	cmd.Dir = "/"
+	out, _ := cmd.CombinedOutput()
+	want := "energy-contracts: dial unix " + db + ".sock: connect: permission denied; use the account that the server runs under\n"
+	if cmd.ProcessState.ExitCode() != 1 || string(out) != want {
+		t.Errorf("%v\n%s, want\n%s", cmd.ProcessState, out, want)
+	}
+	if strings.Contains(p.stderr.String(), "route=/clients") {
+		t.Errorf("it reached the server\n%s", p.stderr)
+	}
+}
+
+func TestControlSocketGoesWithTheServer(t *testing.T) {
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(sig.String(), func(t *testing.T) {
+			db := shortPath(t)
+			p := startProcess(t, nil, "--db", db)
+			wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
+			if err := p.cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-p.ended; err != nil {
+				t.Errorf("%v\n%s", err, p.stderr)
+			}
+			wantFiles(t, filepath.Dir(db), "c.db")
+		})
+	}
+	t.Run("one that cannot listen", func(t *testing.T) {
+		taken, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer taken.Close()
+		db := shortPath(t)
+		if got := fails(t, "serve", "--db", db, "--addr", taken.Addr().String()); !strings.Contains(got, "address already in use") {
+			t.Errorf("got %q", got)
+		}
+		wantFiles(t, filepath.Dir(db), "c.db")
+	})
+}
+
+// kill ends a server as a crash does.
+func kill(t testing.TB, p *process) {
+	t.Helper()
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-p.ended
+}
+
+func TestControlSocketThatACrashLeftIsNoObstacle(t *testing.T) {
+	db := shortPath(t)
+	kill(t, startProcess(t, nil, "--db", db))
+	wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
+	c := addClient(t, db)
+	wantListed(t, db, c.ID)
+	c, _ = rotateClient(t, db, c.ID)
+	for round := range 2 {
+		p := startProcess(t, nil, "--db", db)
+		wantSecret(t, p.url, c, true)
+		wantListed(t, db, c.ID) // the server has the file, so this went through its socket
+		wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
+		if round == 0 {
+			kill(t, p)
+		}
+	}
+}
+
+func TestControlSocketSurvivesASecondServerThatIsRefused(t *testing.T) {
+	db := shortPath(t)
+	link := shortPath(t)
+	if err := os.Symlink(db, link); err != nil {
+		t.Fatal(err)
+	}
+	p := startProcess(t, nil, "--db", db)
+	for _, name := range []string{db, link} {
+		got := run(t, nil, "serve", "--addr", "127.0.0.1:0", "--db", name)
+		if want := "energy-contracts: database " + name + ": another process has it open"; got.status != 1 || got.stdout != "" || !strings.HasPrefix(got.stderr, want) || strings.Count(got.stderr, "\n") != 1 {
+			t.Errorf("%+v, want %q", got, want)
+		}
+		c := addClient(t, db)
+		wantSecret(t, p.url, c, true)
+		clientCommand(t, db, "remove", c.ID)
+	}
+	wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
+	wantFiles(t, filepath.Dir(link), "c.db")
+}
+
+func TestControlSocketIsFoundByAnyNameOfTheFile(t *testing.T) {
+	dir, elsewhere := filepath.Dir(shortPath(t)), filepath.Dir(shortPath(t))
+	db := filepath.Join(dir, "c.db")
+	addClient(t, db)
+	toFile, toDir := filepath.Join(elsewhere, "file.db"), filepath.Join(elsewhere, "dir")
+	for link, target := range map[string]string{toFile: db, toDir: dir} {
+		if err := os.Symlink(target, link); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cwd, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	relative, err := filepath.Rel(cwd, db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]string{
+		"its own": db, "a link": toFile, "a link to its directory": filepath.Join(toDir, "c.db"),
+		"a path with detours": filepath.Join(elsewhere) + "/../" + filepath.Base(dir) + "//c.db",
+	}
+	for name, path := range names {
+		t.Run(name, func(t *testing.T) {
+			p := startProcess(t, nil, "--db", path)
+			for other, path := range names {
+				c := addClient(t, path)
+				wantSecret(t, p.url, c, true)
+				if got := clientCommand(t, path, "remove", c.ID); got != "" {
+					t.Errorf("%s: %q", other, got)
+				}
+			}
+			// In this process, whose directory is known.
+			if out := commandAt(t, time.Now, "client", "list", "--db", relative); !strings.HasPrefix(out, "CLIENT") {
+				t.Errorf("a relative path: %q", out)
+			}
+			wantFiles(t, dir, "c.db", "c.db.sock")
+			wantFiles(t, elsewhere, "dir", "file.db")
+			if err := p.terminate(t); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestControlSocketOfTooLongAPathIsAWarning(t *testing.T) {
+	for _, tt := range []struct{ name, dir, file string }{
+		{"a long directory", strings.Repeat("d", 120), "c.db"},
+		// The file's own path may be short enough, and the socket's is not.
+		{"a long name", ".", strings.Repeat("f", 120)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // most of it waits for a file that is in use
+			dir := filepath.Join(filepath.Dir(shortPath(t)), tt.dir)
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			db := filepath.Join(dir, tt.file)
+			before := addClient(t, db)
+			p := startProcess(t, nil, "--db", db)
+			if n := strings.Count(p.stderr.String(), `level=WARN msg="there is no control socket`); n != 1 {
+				t.Errorf("%d warnings\n%s", n, p.stderr)
+			}
+			wantSecret(t, p.url, before, true)
+			got := run(t, nil, "client", "list", "--db", db)
+			if want := "energy-contracts: database " + db + ": another process has it open"; got.status != 1 || got.stdout != "" || !strings.HasPrefix(got.stderr, want) || strings.Count(got.stderr, "\n") != 1 {
+				t.Errorf("beside the server: %+v, want %q", got, want)
+			}
+			wantFiles(t, dir, tt.file)
+			if err := p.terminate(t); err != nil {
+				t.Error(err)
+			}
+			wantListed(t, db, before.ID)
+			rotateClient(t, db, before.ID)
+			clientCommand(t, db, "remove", before.ID)
+			wantListed(t, db)
+			wantFiles(t, dir, tt.file)
+		})
+	}
+}
+
+// What is there and no socket is the user's.
+func TestControlSocketTakesNobodysPlace(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		make func(path string) error
+		kept func(path string) error
+	}{
+		{"an empty directory",
+			func(path string) error { return os.Mkdir(path, 0o700) },
+			func(path string) error { _, err := os.ReadDir(path); return err }},
+		{"a directory with a file",
+			func(path string) error {
+				if err := os.Mkdir(path, 0o700); err != nil {
+					return err
+				}
+				return os.WriteFile(filepath.Join(path, "f"), []byte("mine"), 0o600)
+			},
+			func(path string) error { return wantContent(filepath.Join(path, "f")) }},
+		{"a file", func(path string) error { return os.WriteFile(path, []byte("mine"), 0o600) }, wantContent},
+		{"a link to a file",
+			func(path string) error {
+				if err := os.WriteFile(path+".target", []byte("mine"), 0o600); err != nil {
+					return err
+				}
+				return os.Symlink(path+".target", path)
+			}, wantContent},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // most of it waits for a file that is in use
+			db := shortPath(t)
+			c := addClient(t, db)
+			if err := tt.make(db + ".sock"); err != nil {
+				t.Fatal(err)
+			}
+			wantListed(t, db, c.ID) // without a server
+			p := startProcess(t, nil, "--db", db)
+			wantSecret(t, p.url, c, true)
+			if !strings.Contains(p.stderr.String(), `level=WARN msg="there is no control socket`) {
+				t.Errorf("no warning\n%s", p.stderr)
+			}
+			if got := run(t, nil, "client", "list", "--db", db); got.status != 1 || !strings.Contains(got.stderr, "another process has it open") {
+				t.Errorf("beside the server: %+v", got)
+			}
+			if err := p.terminate(t); err != nil {
+				t.Error(err)
+			}
+			if left, _ := filepath.Glob(filepath.Dir(db) + "/.sock-*"); len(left) > 0 {
+				t.Errorf("left behind: %v", left)
+			}
+			if err := tt.kept(db + ".sock"); err != nil {
+				t.Errorf("it is gone: %v", err)
+			}
+		})
+	}
+}
+
+func wantContent(path string) error {
+	b, err := os.ReadFile(path)
+	if err == nil && string(b) != "mine" {
+		err = fmt.Errorf("%s has %q", path, b)
+	}
+	return err
+}
+
+// adding is an add that runs.
+type adding struct {
+	cmd            *exec.Cmd
+	stdout, stderr bytes.Buffer
+}
+
+func startAdds(t testing.TB, db string, n int) (adds []*adding) {
+	t.Helper()
+	for range n {
+		adds = append(adds, &adding{cmd: command(t, nil, "client", "add", "--db", db, "--org", demoOrg)})
+	}
+	for _, a := range adds {
+		a.cmd.Stdout, a.cmd.Stderr = &a.stdout, &a.stderr
+		if err := a.cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return adds
+}
+
+func TestClientsAddedAtOnceBesideAServerAreAllThere(t *testing.T) {
+	db := shortPath(t)
+	p := startProcess(t, nil, "--db", db)
+	var made []credentials
+	for _, a := range startAdds(t, db, 8) {
+		if err := a.cmd.Wait(); err != nil || a.stderr.Len() > 0 {
+			t.Errorf("%v\n%s", err, &a.stderr)
+			continue
+		}
+		made = append(made, addedClient(t, a.stdout.String()))
+	}
+	list := clientCommand(t, db, "list")
+	if n := strings.Count(list, "\n") - 1; n != 8 {
+		t.Errorf("%d are listed", n)
+	}
+	for _, c := range made {
+		wantSecret(t, p.url, c, true)
+		if !strings.Contains(list, c.ID) {
+			t.Errorf("%s is not listed\n%s", c.ID, list)
+		}
+	}
+}
+
+func TestClientThatIsAddedWhileTheServerStopsIsKept(t *testing.T) {
+	t.Run("its request is in flight", func(t *testing.T) {
+		db := shortPath(t)
+		p := startProcess(t, nil, "--db", db)
+		conn, err := net.Dial("unix", controlPath(db))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		body, err := json.Marshal(map[string]string{"org_id": demoOrg, "scope": "read"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "POST /clients HTTP/1.1\r\nHost: control\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", len(body))
+		in := bufio.NewReader(conn)
+		const goOn = "HTTP/1.1 100 Continue\r\n\r\n"
+		got := make([]byte, len(goOn))
+		if _, err := io.ReadFull(in, got); err != nil || string(got) != goOn {
+			t.Fatalf("%q, %v", got, err)
+		}
+		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		waitFor(t, "the socket is gone", func() bool { return !exists(controlPath(db)) })
+		if _, err := conn.Write(body); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		var made struct {
+			ID     string `json:"client_id"`
+			Secret string `json:"client_secret"`
+		}
+		if err := json.NewDecoder(resp.Body).Decode(&made); err != nil || resp.StatusCode != 200 {
+			t.Fatalf("%s, %v", resp.Status, err)
+		}
+		if err := <-p.ended; err != nil {
+			t.Errorf("%v\n%s", err, p.stderr)
+		}
+		wantListing(t, db, listedRow{made.ID, demoOrg, "read", aTime, never})
+		wantSecret(t, startProcess(t, nil, "--db", db).url, credentials(made), true)
+	})
+	t.Run("by commands at the same time", func(t *testing.T) {
+		db := shortPath(t)
+		p := startProcess(t, nil, "--db", db)
+		adds := startAdds(t, db, 8)
+		var ids []string
+		for i, a := range adds {
+			err := a.cmd.Wait()
+			switch {
+			case err == nil: // by the server, or by itself after the server's end
+				ids = append(ids, addedClient(t, a.stdout.String()).ID)
+			case a.cmd.ProcessState.ExitCode() != 1 || a.stdout.Len() > 0 || strings.Count(a.stderr.String(), "\n") != 1:
+				t.Errorf("%v, want a sentence\n%s%s", err, &a.stdout, &a.stderr)
+			}
+			if i == 0 {
+				if err := p.terminate(t); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		list := clientCommand(t, db, "list")
+		for _, id := range ids {
+			if !strings.Contains(list, id) {
+				t.Errorf("%s was answered and is not there\n%s", id, list)
+			}
+		}
+		wantFiles(t, filepath.Dir(db), "c.db")
+	})
+}
+
+func TestClientCommandsAreInTheLogWithoutTheirSecrets(t *testing.T) {
+	db := shortPath(t)
+	p := startProcess(t, nil, "--db", db)
+	first := addClient(t, db)
+	second, _ := rotateClient(t, db, first.ID)
+	clientCommand(t, db, "list")
+	clientCommand(t, db, "remove", first.ID)
+	run(t, nil, "client", "remove", "--db", db, first.ID)
+	if err := p.terminate(t); err != nil {
+		t.Error(err)
+	}
+	log := p.stderr.String()
+	var lines []string
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "msg=request") {
+			lines = append(lines, line)
+		}
+	}
+	want := []string{
+		`method=POST route=/clients status=200 bytes=\d+ duration=\S+ request=\S{36} client=` + first.ID,
+		`method=POST route=/clients/:client_id/secret status=200 bytes=\d+ duration=\S+ request=\S{36} client=` + first.ID,
+		`method=GET route=/clients status=200 bytes=\d+ duration=\S+ request=\S{36} client=""`,
+		`method=DELETE route=/clients/:client_id status=204 bytes=0 duration=\S+ request=\S{36} client=` + first.ID,
+		`method=DELETE route=/clients/:client_id status=404 bytes=\d+ duration=\S+ request=\S{36} client=` + first.ID,
+	}
+	if len(lines) != len(want) {
+		t.Fatalf("%d lines of requests, want %d\n%s", len(lines), len(want), log)
+	}
+	for i, want := range want {
+		if !regexp.MustCompile(`^time=\S+ level=INFO msg=request ` + want + `\n$`).MatchString(lines[i]) {
+			t.Errorf("line %d: %swant %s", i, lines[i], want)
+		}
+	}
+	for _, c := range []credentials{first, second} {
+		hash, _ := hashOf(c.Secret).MarshalText()
+		for _, secret := range []string{c.Secret, string(hash)} {
+			if strings.Contains(log, secret) {
+				t.Errorf("the log has %s\n%s", secret, log)
+			}
+		}
+	}
+}

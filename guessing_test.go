@@ -1,0 +1,572 @@
+package main
+
+// How often a client may fail to authenticate, from where, and what that tells.
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	refusedBody = `{"error":"invalid_client","error_description":"the client is unknown, or its secret is wrong"}`
+	limitedBody = `{"error":"temporarily_unavailable","error_description":"too many wrong client ids or secrets came from here; send the right ones in %s seconds"}`
+)
+
+// What the README says of how many failures are free, and when one more is.
+const (
+	freeGuesses = 10
+	freeAgain   = 6 * time.Second
+)
+
+// guessed is a service with a stopped clock, so that what is free again is up to
+// the test, and two clients.
+type guessed struct {
+	*service
+	known, other credentials
+}
+
+func startGuessed(t testing.TB) *guessed {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux has all of 127.0.0.0/8 without being told to")
+	}
+	s := &guessed{service: startOn(t, shortPath(t))}
+	s.clock.stop(time.Now())
+	c, err := dialControl(s.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, into := range []*credentials{&s.known, &s.other} {
+		if err := c.call(t.Context(), "POST", "/clients", newClient{Org: demoOrg, Scopes: Scopes{true, true}}, into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+// way is how a client authenticates.
+type way struct {
+	name, path string
+	request    func(id, secret string) (header, body string)
+}
+
+func formBody(id, secret, more string) string {
+	return url.Values{"client_id": {id}, "client_secret": {secret}}.Encode() + "&" + more
+}
+
+func basicHeader(id, secret string) string {
+	r := http.Request{Header: http.Header{}}
+	r.SetBasicAuth(url.QueryEscape(id), url.QueryEscape(secret))
+	return "Content-Type: application/x-www-form-urlencoded\r\nAuthorization: " + r.Header.Get("Authorization") + "\r\n"
+}
+
+var ways = []way{
+	{"a token, by a form", "/oauth2/token/", func(id, secret string) (string, string) {
+		return "Content-Type: application/x-www-form-urlencoded\r\n", formBody(id, secret, "grant_type=client_credentials")
+	}},
+	{"a token, by Basic", "/oauth2/token", func(id, secret string) (string, string) {
+		return basicHeader(id, secret), "grant_type=client_credentials"
+	}},
+	{"a token, by JSON", "/oauth2/token/", func(id, secret string) (string, string) {
+		return "Content-Type: application/json\r\n", fmt.Sprintf(`{"client_id":%q,"client_secret":%q,"grant_type":"client_credentials"}`, id, secret)
+	}},
+	{"a revocation, by a form", "/oauth2/revoke_token/", func(id, secret string) (string, string) {
+		return "Content-Type: application/x-www-form-urlencoded\r\n", formBody(id, secret, "token=none")
+	}},
+	{"a revocation, by Basic", "/oauth2/revoke_token", func(id, secret string) (string, string) {
+		return basicHeader(id, secret), "token=none"
+	}},
+}
+
+// raw sends a POST from an address, and returns the answer byte for byte.
+func (s *guessed) raw(t testing.TB, from, path, header, body string) string {
+	t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	conn, err := dialer.DialContext(context.Background(), "tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n%s", path, header, len(body), body)
+	b, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func (s *guessed) attempt(t testing.TB, w way, from string, c credentials) string {
+	t.Helper()
+	header, body := w.request(c.ID, c.Secret)
+	return s.raw(t, from, w.path, header, body)
+}
+
+// wantIn fails unless a client authenticates.
+func (s *guessed) wantIn(t testing.TB, w way, from string, c credentials) {
+	t.Helper()
+	if got := s.attempt(t, w, from, c); !strings.HasPrefix(got, "HTTP/1.1 200 OK\r\n") {
+		t.Errorf("right secret from %s: %s", from, got)
+	}
+}
+
+// wantRefused fails unless the answer is a 401, whole.
+func (s *guessed) wantRefused(t testing.TB, w way, from string, c credentials) {
+	t.Helper()
+	wantOAuthError(t, s.attempt(t, w, from, c), 401, refusedBody, http.Header{"Www-Authenticate": {`Basic realm="energy-contracts", charset="UTF-8"`}})
+}
+
+// wantLimited fails unless the answer is a 429 for so many seconds, whole.
+func (s *guessed) wantLimited(t testing.TB, w way, from string, c credentials, seconds string) {
+	t.Helper()
+	wantOAuthError(t, s.attempt(t, w, from, c), 429, fmt.Sprintf(limitedBody, seconds), http.Header{"Retry-After": {seconds}})
+}
+
+func wantOAuthError(t testing.TB, answer string, status int, body string, header http.Header) {
+	t.Helper()
+	resp, err := http.ReadResponse(bufio.NewReader(strings.NewReader(answer)), nil)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, answer)
+	}
+	defer resp.Body.Close()
+	got, _ := io.ReadAll(resp.Body)
+	for _, varies := range []string{"Date", "X-Request-Id"} {
+		resp.Header.Del(varies)
+	}
+	for name, value := range map[string]string{
+		"Cache-Control": "no-store", "Pragma": "no-cache", "Content-Type": "application/json",
+		"X-Content-Type-Options": "nosniff", "Content-Length": fmt.Sprint(len(body)),
+	} {
+		header.Set(name, value)
+	}
+	if resp.StatusCode != status || string(got) != body || fmt.Sprint(resp.Header) != fmt.Sprint(header) {
+		t.Errorf("got %s\n%v\n%s\nwant %d\n%v\n%s", resp.Status, resp.Header, got, status, header, body)
+	}
+}
+
+func wrong(c credentials) credentials { return credentials{c.ID, "wrong"} }
+
+// address is one of this machine's own.
+func address(n int) string { return fmt.Sprintf("127.0.0.%d", n) }
+
+func TestGuessesOfASecretAreLimitedWhereTheyComeFrom(t *testing.T) {
+	for _, w := range ways {
+		t.Run(w.name, func(t *testing.T) {
+			s := startGuessed(t)
+			here, elsewhere := address(1), address(2)
+			for range freeGuesses {
+				s.wantRefused(t, w, here, wrong(s.known))
+			}
+			for range 3 { // which are not counted, else there would be no end
+				s.wantLimited(t, w, here, wrong(s.known), "6")
+			}
+			for _, other := range ways {
+				s.wantLimited(t, other, here, s.known, "6") // the right secret too
+				s.wantLimited(t, other, here, s.other, "6") // and another client's
+			}
+			s.wantIn(t, w, elsewhere, s.known)
+			s.wantIn(t, w, elsewhere, s.other)
+			s.wantLimited(t, w, here, s.known, "6") // whatever happens elsewhere
+			s.clock.move(freeAgain - time.Nanosecond)
+			s.wantLimited(t, w, here, s.known, "1")
+			s.clock.move(time.Nanosecond)
+			s.wantIn(t, w, here, s.known)
+		})
+	}
+}
+
+func TestGuessIsFreeAfterTheWaitAndTenAfterTenOfThem(t *testing.T) {
+	s := startGuessed(t)
+	w, here := ways[0], address(1)
+	for range freeGuesses {
+		s.wantRefused(t, w, here, wrong(s.known))
+	}
+	for range 3 {
+		s.wantLimited(t, w, here, wrong(s.known), "6")
+		s.clock.move(freeAgain / 2)
+		s.wantLimited(t, w, here, wrong(s.known), "3")
+		s.clock.move(freeAgain / 2)
+		s.wantRefused(t, w, here, wrong(s.known))
+	}
+	s.clock.move(1000 * freeAgain) // no more than ten, however long it was
+	for range freeGuesses {
+		s.wantRefused(t, w, here, wrong(s.known))
+	}
+	s.wantLimited(t, w, here, wrong(s.known), "6")
+}
+
+func TestClientThatWasRightGoesOnWhateverOthersGuess(t *testing.T) {
+	s := startGuessed(t)
+	w, proxy := ways[0], address(1)
+	s.wantIn(t, w, proxy, s.known)
+	for i := range freeGuesses {
+		s.wantRefused(t, w, proxy, credentials{fmt.Sprint("somebody", i), "wrong"})
+	}
+	s.wantLimited(t, w, proxy, credentials{"somebody", "wrong"}, "6")
+	s.wantLimited(t, w, proxy, s.other, "6") // it was never right here
+	for range 2 * freeGuesses {
+		s.wantIn(t, w, proxy, s.known)
+	}
+	// Its own first failure ends that.
+	s.wantLimited(t, w, proxy, wrong(s.known), "6")
+	s.wantLimited(t, w, proxy, s.known, "6")
+	s.clock.move(freeAgain)
+	s.wantIn(t, w, proxy, s.known)
+	// From then on it is right again.
+	s.wantRefused(t, w, proxy, credentials{"somebody", "wrong"})
+	s.wantLimited(t, w, proxy, credentials{"somebody", "wrong"}, "6")
+	s.wantIn(t, w, proxy, s.known)
+	s.wantIn(t, w, address(2), s.other)
+}
+
+// Else whoever has a client could guess at others for ever.
+func TestClientThatIsRightInBetweenHasFailedAllTheSame(t *testing.T) {
+	s := startGuessed(t)
+	w, here := ways[0], address(1)
+	for range freeGuesses {
+		s.wantIn(t, w, here, s.known)
+		s.wantRefused(t, w, here, wrong(s.known))
+	}
+	s.wantLimited(t, w, here, s.known, "6")
+}
+
+func TestGuessesFromManyAddressesLimitTheClient(t *testing.T) {
+	s := startGuessed(t)
+	w := ways[0]
+	for i := range freeGuesses {
+		s.wantRefused(t, w, address(10+i), wrong(s.known))
+	}
+	for i := range 5 { // from anywhere
+		s.wantLimited(t, w, address(30+i), wrong(s.known), "6")
+	}
+	for _, failed := range []int{10, 10 + freeGuesses - 1, 30} {
+		s.wantLimited(t, w, address(failed), s.known, "6") // the right secret
+		s.wantIn(t, w, address(failed), s.other)           // the address itself has done little
+	}
+	s.wantIn(t, w, address(50), s.known)
+	s.wantIn(t, w, address(50), s.known)
+	s.clock.move(freeAgain)
+	s.wantIn(t, w, address(10), s.known)
+}
+
+func TestGuessesOfManyClientsLimitTheAddress(t *testing.T) {
+	s := startGuessed(t)
+	w, here := ways[0], address(1)
+	for i := range freeGuesses {
+		s.wantRefused(t, w, here, credentials{fmt.Sprint("somebody", i), "wrong"})
+	}
+	s.wantLimited(t, w, here, credentials{"somebody", "wrong"}, "6")
+	s.wantLimited(t, w, here, s.known, "6")
+	s.wantIn(t, w, address(2), s.known)
+	s.wantRefused(t, w, address(2), credentials{"somebody0", "wrong"})
+}
+
+var perRequest = regexp.MustCompile(`(?m)^(X-Request-Id|Date): .*$`)
+
+// Two services that differ in nothing but that the one has the client which is asked for.
+func TestGuessTellsNothingOfWhichClientsThereAre(t *testing.T) {
+	const id = "0b6e5a9c-7d43-4c1e-9d55-2f1b1d3c7a10"
+	for _, w := range ways {
+		t.Run(w.name, func(t *testing.T) {
+			with, without := startGuessed(t), startGuessed(t)
+			at := time.Now()
+			with.clock.stop(at)
+			without.clock.stop(at)
+			known, unknown := wrong(with.known), credentials{id, "wrong"}
+			seen := map[string]int{}
+			step := func(name, from string) {
+				t.Helper()
+				one := perRequest.ReplaceAllString(with.attempt(t, w, from, known), "$1: -")
+				other := perRequest.ReplaceAllString(without.attempt(t, w, from, unknown), "$1: -")
+				if one != other {
+					t.Errorf("%s: a known client is told\n%s\nan unknown one\n%s", name, one, other)
+				}
+				seen[strings.Fields(one)[1]]++
+			}
+			move := func(d time.Duration) { with.clock.move(d); without.clock.move(d) }
+			for i := range freeGuesses + 2 {
+				step(fmt.Sprint("guess ", i), address(1))
+			}
+			for _, d := range []time.Duration{time.Second, 2500 * time.Millisecond, freeAgain, 30 * time.Second} {
+				move(d)
+				for range 3 {
+					step("after "+d.String(), address(1))
+				}
+			}
+			for i := range freeGuesses + 2 {
+				step("from many addresses", address(10+i))
+			}
+			move(time.Hour)
+			step("an hour later", address(1))
+			if len(seen) != 2 || seen["401"] == 0 || seen["429"] == 0 {
+				t.Errorf("statuses: %v", seen)
+			}
+		})
+	}
+}
+
+func TestRequestThatNamesNoCredentialsIsNoGuess(t *testing.T) {
+	s := startGuessed(t)
+	here := address(1)
+	const form = "Content-Type: application/x-www-form-urlencoded\r\n"
+	basic, _ := ways[1].request(s.known.ID, "wrong")
+	for _, tt := range []struct {
+		name, header, body string
+		status             int
+	}{
+		{"nothing", "", "", 401},
+		{"no secret", form, "grant_type=client_credentials&client_id=" + s.known.ID, 401},
+		{"no id", form, "grant_type=client_credentials&client_secret=wrong", 401},
+		{"an empty secret", form, "grant_type=client_credentials&client_secret=&client_id=" + s.known.ID, 401},
+		{"another scheme", form + "Authorization: Bearer wrong\r\n", "", 401},
+		{"Basic that is not base64", form + "Authorization: Basic !\r\n", "", 401},
+		{"Basic without a colon", form + "Authorization: Basic d3Jvbmc=\r\n", "", 401},
+		{"Basic with half of a percent-encoding", form + "Authorization: Basic JTo=\r\n", "", 400},
+		{"two places", basic, formBody(s.known.ID, "wrong", ""), 400},
+		{"two Authorization fields", basic + "Authorization: Basic eDp5\r\n", "", 400},
+		{"a parameter twice", form, formBody(s.known.ID, "wrong", "client_id=x"), 400},
+		{"JSON that is broken", "Content-Type: application/json\r\n", `{"client_id":"` + s.known.ID + `","client_secret":"wrong"`, 400},
+		{"another media type", "Content-Type: text/plain\r\n", formBody(s.known.ID, "wrong", ""), 400},
+		// Right, and of no use.
+		{"no grant type", form, formBody(s.known.ID, s.known.Secret, ""), 400},
+		{"another grant type", form, formBody(s.known.ID, s.known.Secret, "grant_type=password"), 400},
+		{"another scope", form, formBody(s.known.ID, s.known.Secret, "grant_type=client_credentials&scope=admin"), 400},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for range freeGuesses + 1 {
+				if got := s.raw(t, here, "/oauth2/token/", tt.header, tt.body); !strings.HasPrefix(got, fmt.Sprintf("HTTP/1.1 %d ", tt.status)) {
+					t.Fatalf("want %d\n%s", tt.status, got)
+				}
+			}
+		})
+	}
+	for range freeGuesses {
+		s.wantRefused(t, ways[0], here, wrong(s.known))
+	}
+	s.wantLimited(t, ways[0], here, wrong(s.known), "6")
+}
+
+func TestGuesserIsWhoCanChangeItsAddress(t *testing.T) {
+	for _, tt := range []struct {
+		name, one, other string
+		same             bool
+	}{
+		{"two ports", "192.0.2.1:1", "192.0.2.1:2", true},
+		{"IPv4, and as IPv6", "192.0.2.1:1", "[::ffff:192.0.2.1]:1", true},
+		{"two of IPv4", "192.0.2.1:1", "192.0.2.2:1", false},
+		{"two of IPv4 as IPv6", "[::ffff:192.0.2.1]:1", "[::ffff:192.0.2.2]:1", false},
+		{"one /64", "[2001:db8:0:1::1]:1", "[2001:db8:0:1:ffff:ffff:ffff:ffff]:1", true},
+		{"two /64", "[2001:db8:0:1::1]:1", "[2001:db8:0:2::1]:1", false},
+		{"two zones of one link", "[fe80::1%eth0]:1", "[fe80::2%eth1]:1", true},
+		{"loopbacks", "127.0.0.1:1", "[::1]:1", false},
+		{"none at all", "", "@", true},
+		{"none and one", "", "0.0.0.0:1", false},
+		{"none and one of IPv6", "", "[::]:1", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			one, other := addressOf(&http.Request{RemoteAddr: tt.one}), addressOf(&http.Request{RemoteAddr: tt.other})
+			if same := placeOf("a", one) == placeOf("a", other); same != tt.same {
+				t.Errorf("the same place: %v, want %v", same, tt.same)
+			}
+			if placeOf("a", one) == placeOf("b", one) {
+				t.Error("two clients have one place")
+			}
+			g, now := newGuesses(), time.Now()
+			for i := range freeGuesses {
+				if wait := g.failed(fmt.Sprint(i), one, now); wait != 0 {
+					t.Fatalf("failure %d: wait %s", i, wait)
+				}
+			}
+			if wait := g.failed("a", one, now); wait != freeAgain {
+				t.Errorf("one too many: wait %s", wait)
+			}
+			if wait := g.wait("b", other, now); (wait > 0) != tt.same {
+				t.Errorf("the other waits %s", wait)
+			}
+		})
+	}
+}
+
+func TestGuessesAreForgottenSoonerThanMemoryRunsOut(t *testing.T) {
+	g, now := newGuesses(), time.Now()
+	n := 1_000_000
+	if raceEnabled() { // which is slow, and finds nothing here in more of them
+		n = 3 * maxGuessers
+	}
+	for i := range n {
+		ip := netip.AddrFrom4([4]byte{byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i)})
+		id := fmt.Sprint(i)
+		if wait := g.failed(id, ip, now); wait != 0 {
+			t.Fatalf("first failure of %s from %s: wait %s", id, ip, wait)
+		}
+		g.succeeded(id+" too", ip)
+		if i%(n/8) == 0 || i == n-1 {
+			for name, entries := range map[string]int{"clients": g.clients.Len(), "addresses": g.addresses.Len(), "places": g.places.Len()} {
+				if entries > maxGuessers {
+					t.Fatalf("%d %s after %d failures", entries, name, i+1)
+				}
+			}
+		}
+	}
+	if g.clients.Len() != maxGuessers || g.addresses.Len() != maxGuessers || g.places.Len() != maxGuessers {
+		t.Errorf("%d clients, %d addresses, %d places, want %d of each", g.clients.Len(), g.addresses.Len(), g.places.Len(), maxGuessers)
+	}
+}
+
+// One who goes on is not forgotten for others, who fail once each.
+func TestGuesserThatGoesOnIsNotForgotten(t *testing.T) {
+	g, now := newGuesses(), time.Now()
+	guesser := netip.MustParseAddr("192.0.2.1")
+	for i := range 3 * maxGuessers {
+		g.failed(fmt.Sprint(i), netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), now)
+		if i%1000 == 0 {
+			g.failed("a", guesser, now)
+		}
+	}
+	if wait := g.wait("a", guesser, now); wait != freeAgain {
+		t.Errorf("wait %s", wait)
+	}
+}
+
+func TestGuesserIsNotLockedOutByAClockThatIsSetBack(t *testing.T) {
+	refill := freeGuesses * freeAgain
+	for _, back := range []time.Duration{time.Nanosecond, time.Second, time.Hour, 50 * 365 * 24 * time.Hour} {
+		for _, guesses := range []int{1, freeGuesses, freeGuesses + 5} {
+			t.Run(fmt.Sprintf("%s, after %d guesses", back, guesses), func(t *testing.T) {
+				g, from := newGuesses(), netip.MustParseAddr("192.0.2.1")
+				// Without a monotonic reading, as a clock that can be set back.
+				now := time.Date(2026, 11, 23, 17, 0, 0, 0, time.UTC)
+				for range guesses {
+					g.failed("a", from, now)
+				}
+				now = now.Add(-back)
+				if wait := g.wait("a", from, now); wait > freeAgain {
+					t.Errorf("just after: wait %s", wait)
+				}
+				now = now.Add(refill)
+				if wait := g.wait("a", from, now); wait != 0 {
+					t.Errorf("after %s: wait %s", refill, wait)
+				}
+			})
+		}
+	}
+}
+
+// raceEnabled tells whether this is built with -race, which takes things out of
+// pools at random.
+func raceEnabled() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
+// rotated is a client that the file says more of.
+const rotated = "wrong-secret of one that was used and rotated"
+
+// refusals are the ways to be refused, which must cost the same. Each of them is one
+// that is never limited: time passes with each.
+func refusals(t testing.TB) (a *api, ids map[string]oauthRequest) {
+	t.Helper()
+	s, _ := openStore(t, newPath(t))
+	now := time.Now()
+	a, err := newAPI(s, func() time.Time { now = now.Add(freeAgain); return now }, slog.New(slog.DiscardHandler), apiSettings{builtInTokens: true, tokenLifetime: tokenLifetime})
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := "wrong-wrong-wrong-wrong-wrong-wrong-wrong-w"
+	ids = make(map[string]oauthRequest)
+	for i, name := range []string{"unknown", "wrong-secret", rotated} {
+		id := fmt.Sprintf("0b6e5a9c-7d43-4c1e-9d55-%012d", i) // all of one length
+		ids[name] = oauthRequest{ClientID: &id, ClientSecret: &secret}
+		if name == "unknown" {
+			continue
+		}
+		c := Client{ID: id, Org: demoOrg, Scopes: Scopes{true, true}, Secret: hashOf(id), Created: now}
+		if i == 2 {
+			c.Previous, c.PreviousUntil, c.LastUsed = hashOf("previous"), now.Add(time.Hour), now
+		}
+		if err := s.AddClient(ctx, c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return a, ids
+}
+
+// refuse authenticates a client, in vain.
+func refuse(t testing.TB, a *api, x *exchange, req oauthRequest) {
+	var refused *oauthError
+	if _, err := a.authenticate(x, req); !errors.As(err, &refused) || refused.status != 401 {
+		t.Fatalf("got %v", err)
+	}
+}
+
+func TestRefusedClientAllocatesTheSameKnownOrNot(t *testing.T) {
+	if raceEnabled() {
+		t.Skip("with -race what is in a pool is chance")
+	}
+	a, ids := refusals(t)
+	x := &exchange{r: httptest.NewRequest(http.MethodPost, tokenPath, nil)}
+	got := map[string]float64{}
+	for name, req := range ids {
+		refuse(t, a, x, req) // its entries in the lists
+		got[name] = testing.AllocsPerRun(1000, func() { refuse(t, a, x, req) })
+	}
+	for name, n := range got {
+		if n != got["unknown"] {
+			t.Errorf("%s: %v allocations; unknown: %v", name, n, got["unknown"])
+		}
+	}
+}
+
+// What it costs to refuse a client that is unknown, and one whose secret is wrong. Only
+// the ratio of both counts: it is 1 if the time tells nobody which clients there are.
+func BenchmarkRefusedClient(b *testing.B) {
+	a, ids := refusals(b)
+	x := &exchange{r: httptest.NewRequest(http.MethodPost, tokenPath, nil)}
+	for _, name := range []string{"unknown", "wrong-secret", rotated} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				refuse(b, a, x, ids[name])
+			}
+		})
+	}
+	// By turns, so that whatever else the machine does befalls both; and the median
+	// of the pairs, so that a collection that befalls one does not count.
+	for _, name := range []string{"wrong-secret", rotated} {
+		b.Run("interleaved with "+name, func(b *testing.B) {
+			const batch = 64
+			timed := func(req oauthRequest) float64 {
+				began := time.Now()
+				for range batch {
+					refuse(b, a, x, req)
+				}
+				return float64(time.Since(began))
+			}
+			var ratios []float64
+			for b.Loop() {
+				if len(ratios)%2 == 0 { // neither is always the first
+					ratios = append(ratios, timed(ids[name])/timed(ids["unknown"]))
+				} else {
+					ratios = append(ratios, 1/(timed(ids["unknown"])/timed(ids[name])))
+				}
+			}
+			slices.Sort(ratios)
+			b.ReportMetric(ratios[len(ratios)/2], "known/unknown")
+		})
+	}
+}
