@@ -112,6 +112,13 @@ func (c *clientRotateCmd) Validate() error {
 	if c.Grace < 0 || c.Grace > maxLifetime || c.Grace%time.Second != 0 {
 		return errors.New("--grace must be whole seconds, from 0s to 8760h")
 	}
+	return checkClientID(c.ID)
+}
+
+func checkClientID(id string) error {
+	if id == "" {
+		return errors.New("the client's id is empty; client list shows those that there are")
+	}
 	return nil
 }
 
@@ -134,6 +141,9 @@ type clientRemoveCmd struct {
 	ID string `arg:"" help:"The client's id."`
 	clientDB
 }
+
+// Validate is called by kong.
+func (c *clientRemoveCmd) Validate() error { return checkClientID(c.ID) }
 
 // Run removes a client.
 func (c *clientRemoveCmd) Run(ctx context.Context, a *app) error {

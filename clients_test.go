@@ -445,18 +445,6 @@ func TestClientThatIsUnknownIsSaidToBe(t *testing.T) {
 	})
 }
 
-func TestClientWhoseIDIsEmptyIsUnknown(t *testing.T) {
-	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
-		addClient(t, db)
-		for _, verb := range []string{"rotate", "remove"} {
-			want := ran{"", "energy-contracts: " + verb + " client: " + unknownClientSays, 1}
-			if got := run(t, nil, "client", verb, "--db", db, ""); got != want {
-				t.Errorf("%s: %+v, want %+v", verb, got, want)
-			}
-		}
-	})
-}
-
 func TestClientCommandsMakeNoDatabase(t *testing.T) {
 	for _, args := range [][]string{{"list"}, {"rotate", "x"}, {"remove", "x"}} {
 		t.Run(args[0], func(t *testing.T) {
@@ -485,8 +473,10 @@ func TestClientCommandsSayWhatIsWrong(t *testing.T) {
 		{"a grace without a unit", "--grace", []string{"rotate", "--grace=60", "x"}},
 		{"a grace too large for a number", "--grace", []string{"rotate", "--grace=9999999h", "x"}},
 		{"a grace of nothing", "--grace", []string{"rotate", "--grace=", "x"}},
-		{"rotation of nobody", `expected "<id>"`, []string{"rotate"}},
-		{"removal of nobody", `expected "<id>"`, []string{"remove"}},
+		{"rotation of nobody", "the client's id is empty", []string{"rotate"}},
+		{"rotation of an empty id", "the client's id is empty", []string{"rotate", ""}},
+		{"removal of nobody", "the client's id is empty", []string{"remove"}},
+		{"removal of an empty id", "the client's id is empty", []string{"remove", ""}},
 		{"removal of two", "unexpected argument y", []string{"remove", "x", "y"}},
 		{"a list of something", "unexpected argument x", []string{"list", "x"}},
 		{"an unknown command", "unexpected argument show", []string{"show"}},

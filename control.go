@@ -38,11 +38,8 @@ func newControl(store *Store, now func() time.Time, log *slog.Logger) *endpoints
 // maxControlBody is the largest body of a command's request, in bytes.
 const maxControlBody = 64 << 10
 
-// controlServer serves commands.
-type controlServer struct {
-	server *http.Server
-	path   string // of its socket; "" if there is none
-}
+// controlServer serves commands, if there is a socket.
+type controlServer struct{ server *http.Server }
 
 // controlPath is where the socket of a database file is.
 func controlPath(db string) string {
@@ -55,16 +52,14 @@ func controlPath(db string) string {
 // serveControl serves commands on the socket of a database file that this process
 // has open, and so in place of a socket that a crash left. Where there can be none,
 // there is a warning: a path may be too long for a socket, which takes about 100
-// bytes, or its directory read-only.
+// bytes, its directory may be read-only, or a file in its place.
 func serveControl(db string, handler http.Handler, log *slog.Logger) *controlServer {
 	c := &controlServer{server: &http.Server{Handler: handler, ReadHeaderTimeout: readHeaderTimeout}}
-	path := controlPath(db)
-	listener, err := listenControl(path)
+	listener, err := listenControl(controlPath(db))
 	if err != nil {
-		log.Warn("there is no control socket, so commands beside this server do not work; put the database into a directory that can be written to and has a short path", "err", err)
+		log.Warn("there is no control socket, so commands beside this server do not work; see to what err says, or use another directory for the database", "err", err)
 		return c
 	}
-	c.path = path
 	go c.serve(listener, log)
 	return c
 }
@@ -75,22 +70,22 @@ func (c *controlServer) serve(l net.Listener, log *slog.Logger) {
 	}
 }
 
-// listenControl makes the socket where nobody else can reach it, takes everybody
-// else's permissions away, and only then moves it to its place: the umask may give
-// them to all.
+// listenControl makes the socket, which goes when it is closed.
 func listenControl(path string) (net.Listener, error) {
-	dir, err := os.MkdirTemp(filepath.Dir(path), ".sock-*") // 0700
+	switch info, err := os.Lstat(path); {
+	case err == nil && info.Mode().Type() != fs.ModeSocket:
+		return nil, fmt.Errorf("%s is there and no socket", path)
+	case err == nil:
+		// Nobody listens to it: who does has the database file locked, as this process has.
+		if err := os.Remove(path); err != nil {
+			return nil, err
+		}
+	}
+	l, err := net.Listen("unix", path)
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	made := filepath.Join(dir, "s")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: made, Net: "unix"})
-	if err != nil {
-		return nil, err
-	}
-	l.SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(made, 0o600), os.Rename(made, path)); err != nil {
+	if err := os.Chmod(path, 0o600); err != nil {
 		l.Close()
 		return nil, err
 	}
@@ -99,9 +94,6 @@ func listenControl(path string) (net.Listener, error) {
 
 // stop finishes the commands in flight, as serve does with requests.
 func (c *controlServer) stop() {
-	if c.path != "" {
-		os.Remove(c.path)
-	}
 	grace, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
 	if c.server.Shutdown(grace) != nil {

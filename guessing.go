@@ -23,7 +23,8 @@ const (
 )
 
 // guesses counts failed authentications. An id is counted whether it exists or
-// not, so that the count tells nothing. Its zero value is not ready: newGuesses.
+// not, so that the count tells nothing. The times that it is told have a monotonic
+// reading, as time.Now's: that a clock is set back changes nothing.
 type guesses struct {
 	mu        sync.Mutex
 	clients   *simplelru.LRU[Hash, *rate.Limiter] // by the hash of an id, which may be long

@@ -443,30 +443,6 @@ func TestGuesserThatGoesOnIsNotForgotten(t *testing.T) {
 	}
 }
 
-func TestGuesserIsNotLockedOutByAClockThatIsSetBack(t *testing.T) {
-	refill := freeGuesses * freeAgain
-	for _, back := range []time.Duration{time.Nanosecond, time.Second, time.Hour, 50 * 365 * 24 * time.Hour} {
-		for _, guesses := range []int{1, freeGuesses, freeGuesses + 5} {
-			t.Run(fmt.Sprintf("%s, after %d guesses", back, guesses), func(t *testing.T) {
-				g, from := newGuesses(), netip.MustParseAddr("192.0.2.1")
-				// Without a monotonic reading, as a clock that can be set back.
-				now := time.Date(2026, 11, 23, 17, 0, 0, 0, time.UTC)
-				for range guesses {
-					g.failed("a", from, now)
-				}
-				now = now.Add(-back)
-				if wait := g.wait("a", from, now); wait > freeAgain {
-					t.Errorf("just after: wait %s", wait)
-				}
-				now = now.Add(refill)
-				if wait := g.wait("a", from, now); wait != 0 {
-					t.Errorf("after %s: wait %s", refill, wait)
-				}
-			})
-		}
-	}
-}
-
 // raceEnabled tells whether this is built with -race, which takes things out of
 // pools at random.
 func raceEnabled() bool {

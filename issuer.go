@@ -20,22 +20,23 @@ import (
 	"github.com/MicahParks/jwkset"
 	"github.com/MicahParks/keyfunc/v3"
 	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/golang-jwt/jwt/v5"
-	"golang.org/x/time/rate"
 )
 
 const (
-	// issuerTimeout is how long the issuer may take to answer.
+	// issuerTimeout is how long the issuer may take for one of its documents.
 	issuerTimeout = 5 * time.Second
-	// issuerRetry is the time between two attempts to reach the issuer, and between
-	// two looks for a key that it did not have.
+	// issuerRetry is the least time between two attempts to fetch its keys.
 	issuerRetry = time.Second
-	// keyRefresh is how long a key is good after the issuer has withdrawn it.
-	keyRefresh = time.Hour
+	// keyRefresh is how long a key is good after the issuer has withdrawn it, and
+	// keyRefreshRetry how much longer while it cannot be reached.
+	keyRefresh      = time.Hour
+	keyRefreshRetry = time.Minute
 	// clockSkew is how far the issuer's clock may be from ours (RFC 7519 §4.1.4).
 	clockSkew = 10 * time.Second
-	// maxMetadata is the largest metadata document, in bytes.
-	maxMetadata = 1 << 20
+	// maxIssuerDocument is the largest of its documents, in bytes.
+	maxIssuerDocument = 1 << 20
 )
 
 // errIssuerDown: whether a token is good is not known, as its issuer does not tell
@@ -43,23 +44,32 @@ const (
 var errIssuerDown = errors.New("the issuer's keys cannot be had")
 
 // issuer checks the tokens of an authorization server. Keys that were fetched once
-// are used on while it cannot be reached; a key that is not among them is looked for
-// at once, at most once in an issuerRetry.
+// are used on while it cannot be reached. A token of another key has them fetched
+// again, at most once in an issuerRetry and for all such tokens together: jwkset's
+// own HTTP storage fetches for each of them, and so refuses good ones when there are
+// many.
 type issuer struct {
 	url, audience, orgClaim string
 
-	ctx    context.Context // ends the refreshing of keys
 	log    *slog.Logger
 	parser *jwt.Parser
-	down   atomic.Bool // the last attempt to reach the issuer failed
+	keys   atomic.Pointer[keySet] // nil until they were fetched
+	down   atomic.Bool            // the last attempt failed
 
-	mu    sync.Mutex
-	keys  atomic.Pointer[keyfunc.Keyfunc] // nil until the metadata were read
-	tried time.Time                       // when they were not
+	// fetching is held by the one who fetches, for all who wait for it.
+	fetching sync.Mutex
+	tried    time.Time // when the last attempt began
+	keysURL  string    // "" until the metadata were read
 }
 
-// newIssuer starts to read the issuer's metadata and keys, and does not wait for
-// them. ctx ends what goes on in the background.
+// keySet is the keys that an issuer published at one time.
+type keySet struct {
+	jwkset.Storage
+	keyfunc.Keyfunc
+}
+
+// newIssuer begins to fetch the issuer's keys, and does not wait for them. ctx ends
+// that they are kept fresh.
 func newIssuer(ctx context.Context, address, audience, orgClaim string, now func() time.Time, log *slog.Logger) (*issuer, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
@@ -69,7 +79,7 @@ func newIssuer(ctx context.Context, address, audience, orgClaim string, now func
 		log.Warn("the issuer's keys come over http, so that anybody on the way can forge tokens; use https", "issuer", address)
 	}
 	i := &issuer{
-		url: address, audience: audience, orgClaim: orgClaim, ctx: ctx, log: log,
+		url: address, audience: audience, orgClaim: orgClaim, log: log,
 		parser: jwt.NewParser(
 			// Asymmetric only: a published key must never be taken for a shared secret.
 			jwt.WithValidMethods([]string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}),
@@ -77,7 +87,7 @@ func newIssuer(ctx context.Context, address, audience, orgClaim string, now func
 			jwt.WithExpirationRequired(), jwt.WithLeeway(clockSkew), jwt.WithTimeFunc(now),
 			jwt.WithStrictDecoding()),
 	}
-	go func() { _, _ = i.keyfunc() }() // the first token need not wait, and the log says if one would
+	go i.refresh(ctx)
 	return i, nil
 }
 
@@ -131,55 +141,124 @@ func (i *issuer) key(t *jwt.Token) (any, error) {
 	if _, ok := t.Header["crit"]; ok { // RFC 7515 §4.1.11
 		return nil, badToken("signed with an extension that is not understood")
 	}
-	if kid, _ := t.Header["kid"].(string); kid == "" {
+	kid, _ := t.Header["kid"].(string)
+	if kid == "" {
 		return nil, badToken("signed with a key that it does not name")
 	}
-	keys, err := i.keyfunc()
+	keys, err := i.keysWith(kid)
 	if err != nil {
 		return nil, err
 	}
-	key, err := keys.KeyfuncCtx(i.ctx)(t)
-	switch {
-	case err == nil:
-		return key, nil
-	case i.down.Load():
-		return nil, fmt.Errorf("%w: %w", errIssuerDown, err)
-	default:
+	// Also of another algorithm than the key is for, or of a key that is not for
+	// signatures (RFC 7517 §4.2, §4.4).
+	key, err := keys.Keyfunc.Keyfunc(t)
+	if err != nil {
 		return nil, badToken("signed with a key that its issuer does not publish")
+	}
+	return key, nil
+}
+
+// keysWith returns keys that have a certain one, unless the issuer has none such.
+func (i *issuer) keysWith(kid string) (*keySet, error) {
+	if keys := i.keys.Load(); keys.has(kid) {
+		return keys, nil
+	}
+	if err := i.fetch(time.Now()); err != nil {
+		return nil, err
+	}
+	return i.keys.Load(), nil
+}
+
+func (k *keySet) has(kid string) bool {
+	if k == nil {
+		return false
+	}
+	_, err := k.KeyRead(context.Background(), kid)
+	return err == nil
+}
+
+// refresh keeps the keys fresh, so that a key which the issuer withdraws is not good
+// for much longer.
+func (i *issuer) refresh(ctx context.Context) {
+	for {
+		next := keyRefresh
+		if i.fetch(time.Now()) != nil {
+			next = keyRefreshRetry
+		}
+		select {
+		case <-time.After(next):
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
-// keyfunc returns the issuer's keys, and reads its metadata if that has not been
-// done yet.
-func (i *issuer) keyfunc() (keyfunc.Keyfunc, error) {
-	if k := i.keys.Load(); k != nil {
-		return *k, nil
-	}
-	if !i.mu.TryLock() {
-		if i.down.Load() { // and another one asks whether it still is
-			return nil, errIssuerDown
+// fetch has the keys fetched, in an attempt that begins after a time. Many who wait
+// get it together, and nobody waits for an issuer that is known to be down.
+func (i *issuer) fetch(after time.Time) error {
+	if !i.fetching.TryLock() {
+		if i.down.Load() {
+			return errIssuerDown
 		}
-		i.mu.Lock()
+		i.fetching.Lock()
 	}
-	defer i.mu.Unlock()
-	if k := i.keys.Load(); k != nil {
-		return *k, nil
+	defer i.fetching.Unlock()
+	since := time.Since(i.tried)
+	switch {
+	case i.tried.After(after), i.down.Load() && since < issuerRetry:
+		if i.down.Load() {
+			return errIssuerDown
+		}
+		return nil
+	case since < issuerRetry:
+		time.Sleep(issuerRetry - since) // not longer than an answer may take
 	}
-	if time.Since(i.tried) < issuerRetry {
-		return nil, errIssuerDown
-	}
-	keysURL, err := i.discover()
+	i.tried = time.Now()
+	keys, err := i.fetchKeys()
 	if err != nil {
-		i.tried = time.Now()
-		i.reached(err)
-		return nil, fmt.Errorf("%w: %w", errIssuerDown, err)
+		i.keysURL = "" // it may have moved
+		if !i.down.Swap(true) {
+			i.log.Warn("the issuer cannot be reached; its tokens are answered 503 if their key is not known, and it is tried again for each of them", "issuer", i.url, "err", err)
+		}
+		return fmt.Errorf("%w: %w", errIssuerDown, err)
 	}
-	k, err := i.fetch(keysURL)
-	if err != nil {
-		return nil, fmt.Errorf("issuer's keys at %s: %w", keysURL, err)
+	i.keys.Store(keys)
+	if i.down.Swap(false) {
+		i.log.Info("the issuer can be reached again", "issuer", i.url)
 	}
-	i.keys.Store(&k)
-	return k, nil
+	return nil
+}
+
+// fetchKeys reads the issuer's JWK Set (RFC 7517 §5). Keys that are not understood
+// are no obstacle to the others.
+func (i *issuer) fetchKeys() (*keySet, error) {
+	if i.keysURL == "" {
+		var err error
+		if i.keysURL, err = i.discover(); err != nil {
+			return nil, err
+		}
+	}
+	var set struct {
+		Keys []jsontext.Value `json:"keys"`
+	}
+	if err := readDocument(i.keysURL, &set); err != nil {
+		return nil, err
+	}
+	if set.Keys == nil {
+		return nil, fmt.Errorf("%s: is no JWK Set", i.keysURL)
+	}
+	storage := jwkset.NewMemoryStorage()
+	for _, raw := range set.Keys {
+		jwk, err := jwkset.NewJWKFromRawJSON([]byte(raw), jwkset.JWKMarshalOptions{}, jwkset.JWKValidateOptions{})
+		if err == nil {
+			err = storage.KeyWrite(context.Background(), jwk)
+		}
+		if err != nil {
+			i.log.Debug("a key of the issuer is left out", "issuer", i.url, "err", err)
+		}
+	}
+	keys, err := keyfunc.New(keyfunc.Options{Storage: storage, UseWhitelist: []jwkset.USE{jwkset.UseSig, ""}})
+	return &keySet{storage, keys}, err
 }
 
 // discover returns where the issuer publishes its keys: by RFC 8414 §3, or as OpenID
@@ -204,81 +283,37 @@ func (i *issuer) discover() (keysURL string, err error) {
 }
 
 func (i *issuer) readMetadata(at string) (keysURL string, err error) {
-	ctx, cancel := context.WithTimeout(i.ctx, issuerTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
-	if err != nil {
-		return "", err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s: %s", at, resp.Status)
-	}
 	var m struct {
 		Issuer  string `json:"issuer"`
 		JWKSURI string `json:"jwks_uri"`
 	}
-	if err := json.UnmarshalRead(io.LimitReader(resp.Body, maxMetadata), &m); err != nil {
-		return "", fmt.Errorf("%s: %w", at, err)
+	if err := readDocument(at, &m); err != nil {
+		return "", err
 	}
 	if m.Issuer != i.url { // RFC 8414 §3.3
 		return "", fmt.Errorf("%s: is of the issuer %q, not of %q; --issuer must be the same to the letter", at, m.Issuer, i.url)
 	}
-	if strings.HasPrefix(i.url, "https:") && !strings.HasPrefix(m.JWKSURI, "https:") {
-		return "", fmt.Errorf("%s: jwks_uri is %q, not https", at, m.JWKSURI)
+	u, err := url.Parse(m.JWKSURI)
+	if err != nil || u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || strings.HasPrefix(i.url, "https:")) {
+		return "", fmt.Errorf("%s: jwks_uri is %q, and must be an https URL", at, m.JWKSURI)
 	}
 	return m.JWKSURI, nil
 }
 
-// fetch keeps the keys at a URL, fetched now, every keyRefresh, and when one is
-// unknown.
-func (i *issuer) fetch(keysURL string) (keyfunc.Keyfunc, error) {
-	published, err := jwkset.NewStorageFromHTTP(keysURL, jwkset.HTTPClientStorageOptions{
-		Ctx:                       i.ctx,
-		HTTPTimeout:               issuerTimeout,
-		NoErrorReturnFirstHTTPReq: true,
-		RefreshErrorHandler:       func(_ context.Context, err error) { i.reached(err) },
-		RefreshInterval:           keyRefresh,
-		Storage:                   published{jwkset.NewMemoryStorage(), i},
-	})
+// readDocument gets a JSON document of the issuer.
+func readDocument(at string, into any) error {
+	resp, err := (&http.Client{Timeout: issuerTimeout}).Get(at)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	storage, err := jwkset.NewHTTPClient(jwkset.HTTPClientOptions{
-		HTTPURLs:          map[string]jwkset.Storage{keysURL: published},
-		RefreshUnknownKID: rate.NewLimiter(rate.Every(issuerRetry), 1),
-		RateLimitWaitMax:  issuerTimeout,
-	})
-	if err != nil {
-		return nil, err
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", at, resp.Status)
 	}
-	return keyfunc.New(keyfunc.Options{Ctx: i.ctx, Storage: storage, UseWhitelist: []jwkset.USE{jwkset.UseSig, ""}})
-}
-
-// published is the keys of an issuer, which it was reached for when they are
-// replaced.
-type published struct {
-	jwkset.Storage
-	issuer *issuer
-}
-
-func (p published) KeyReplaceAll(ctx context.Context, keys []jwkset.JWK) error {
-	p.issuer.reached(nil)
-	return p.Storage.KeyReplaceAll(ctx, keys)
-}
-
-// reached takes note of an attempt to reach the issuer, and logs a change.
-func (i *issuer) reached(err error) {
-	switch was := i.down.Swap(err != nil); {
-	case !was && err != nil:
-		i.log.Warn("the issuer cannot be reached; its tokens are answered 503 if their key is not known, and it is tried again for each of them", "issuer", i.url, "err", err)
-	case was && err == nil:
-		i.log.Info("the issuer can be reached again", "issuer", i.url)
+	if err := json.UnmarshalRead(io.LimitReader(resp.Body, maxIssuerDocument), into); err != nil {
+		return fmt.Errorf("%s: %w", at, err)
 	}
+	return nil
 }
 
 // typeOf is the media type of a JWT (RFC 9068 §4): at+jwt, or jwt with issuers that

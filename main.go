@@ -44,6 +44,7 @@ type app struct {
 }
 
 func main() {
+	syscall.Umask(0o077) // what the program makes is its user's alone
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	level := new(slog.LevelVar)

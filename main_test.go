@@ -13,12 +13,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 )
 
 // fails runs the program and returns what it says when it exits 1.
@@ -100,49 +98,6 @@ func TestFlagsAreVariablesToo(t *testing.T) {
 	if !exists(db) {
 		t.Errorf("%s is not there", db)
 	}
-}
-
-func TestClientAddMakesAClientWhoseSecretWorks(t *testing.T) {
-	db := filepath.Join(t.TempDir(), "clients.db")
-	add := func(args ...string) (id, secret string) {
-		t.Helper()
-		out, err := command(t, nil, append([]string{"client", "add", "--db", db, "--org", strings.ToUpper(demoOrg)}, args...)...).Output()
-		m := regexp.MustCompile(`^client_id:     (\S+)\nclient_secret: (\S{43})\n\nThe secret is not shown again.\n$`).FindStringSubmatch(string(out))
-		if err != nil || m == nil {
-			t.Fatalf("client add: %v\n%s", err, out)
-		}
-		return m[1], m[2]
-	}
-	all, allSecret := add()
-	reader, readerSecret := add("--scope", "read")
-	p := startProcess(t, nil, "--db", db)
-	if strings.Contains(p.stderr.String(), "no client") {
-		t.Errorf("the log says that there is no client\n%s", p.stderr)
-	}
-	url := contractsURL(p.url, demoOrg, demoUser)
-	if resp, got := do(t, client(p.url, all, allSecret), "POST", url, jsonBody, `{}`); resp.StatusCode != 200 {
-		t.Errorf("POST: %s\n%s", resp.Status, got)
-	}
-	if resp, got := do(t, client(p.url, reader, readerSecret), "GET", url, nil, ""); resp.StatusCode != 200 || !strings.Contains(got, `"id"`) {
-		t.Errorf("GET: %s\n%s", resp.Status, got)
-	}
-	resp, got := do(t, client(p.url, reader, readerSecret), "POST", url, jsonBody, `{}`)
-	wantProblem(t, resp, got, 403)
-	started := time.Now()
-	if got := fails(t, "client", "add", "--db", db, "--org", demoOrg); !strings.Contains(got, db) || !strings.Contains(got, "another process has it open") {
-		t.Errorf("beside a running server: %q", got)
-	}
-	if d := time.Since(started); d > 3*time.Second { // a second, and the start of a process on a busy machine
-		t.Errorf("it took %s to say so", d)
-	}
-	info, err := os.Stat(db)
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the file's mode is %v, %v", info.Mode(), err)
-	}
-	if err := p.terminate(t); err != nil {
-		t.Errorf("SIGTERM: %v", err)
-	}
-	checkFileSound(t, db)
 }
 
 func TestFirstStartSaysHowToAddAClient(t *testing.T) {

@@ -103,7 +103,8 @@ func (s Scopes) Within(other Scopes) bool {
 	return (!s.Read || other.Read) && (!s.Write || other.Write)
 }
 
-// Client is a program that acts for one organization (RFC 6749 §1.1).
+// Client is a program that acts for one organization (RFC 6749 §1.1). The JSON of each
+// has all members, so that the time to read it tells nothing of the client.
 type Client struct {
 	ID      string    `json:"-"`
 	Org     ID        `json:"org_id"`
@@ -111,9 +112,9 @@ type Client struct {
 	Secret  Hash      `json:"secret_sha256"`
 	Created time.Time `json:"created"`
 	// Previous is the secret before the last rotation, good until PreviousUntil.
-	Previous      Hash      `json:"previous_sha256,omitzero"`
-	PreviousUntil time.Time `json:"previous_until,omitzero"`
-	LastUsed      time.Time `json:"last_used,omitzero"` // to a minute
+	Previous      Hash      `json:"previous_sha256"`
+	PreviousUntil time.Time `json:"previous_until"`
+	LastUsed      time.Time `json:"last_used"` // to a minute
 }
 
 // Knows tells whether a secret is the client's. It takes the same time whatever

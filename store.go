@@ -443,10 +443,10 @@ func (s *Store) Client(id string) (c Client, err error) {
 	err = s.view(func(tx *bbolt.Tx) error {
 		c, err = getClient(tx, id)
 		if errors.Is(err, ErrNotFound) {
-			var nobody Client
-			if err := unsealJSON(nil, s.decoy, &nobody); err != nil {
+			if err := unsealJSON(nil, s.decoy, &c); err != nil {
 				return err
 			}
+			c = Client{}
 		}
 		return err
 	})
