@@ -38,8 +38,11 @@ func newControl(store *Store, now func() time.Time, log *slog.Logger) *endpoints
 // maxControlBody is the largest body of a command's request, in bytes.
 const maxControlBody = 64 << 10
 
-// controlServer serves commands, if there is a socket.
-type controlServer struct{ server *http.Server }
+// controlServer serves commands.
+type controlServer struct {
+	server   *http.Server
+	listener net.Listener // nil where there can be no socket
+}
 
 // controlPath is where the socket of a database file is.
 func controlPath(db string) string {
@@ -55,17 +58,17 @@ func controlPath(db string) string {
 // bytes, its directory may be read-only, or a file in its place.
 func serveControl(db string, handler http.Handler, log *slog.Logger) *controlServer {
 	c := &controlServer{server: &http.Server{Handler: handler, ReadHeaderTimeout: readHeaderTimeout}}
-	listener, err := listenControl(controlPath(db))
-	if err != nil {
+	var err error
+	if c.listener, err = listenControl(controlPath(db)); err != nil {
 		log.Warn("there is no control socket, so commands beside this server do not work; see to what err says, or use another directory for the database", "err", err)
 		return c
 	}
-	go c.serve(listener, log)
+	go c.serve(log)
 	return c
 }
 
-func (c *controlServer) serve(l net.Listener, log *slog.Logger) {
-	if err := c.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+func (c *controlServer) serve(log *slog.Logger) {
+	if err := c.server.Serve(c.listener); !errors.Is(err, http.ErrServerClosed) {
 		log.Error("commands are not served any more; the API is", "err", err)
 	}
 }
@@ -94,11 +97,15 @@ func listenControl(path string) (net.Listener, error) {
 
 // stop finishes the commands in flight, as serve does with requests.
 func (c *controlServer) stop() {
+	if c.listener == nil {
+		return
+	}
 	grace, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
 	if c.server.Shutdown(grace) != nil {
 		c.server.Close()
 	}
+	c.listener.Close() // which the server did, unless it was stopped before it began
 }
 
 // controlClient is how a command asks.

@@ -163,7 +163,7 @@ func (i *issuer) keysWith(kid string) (*keySet, error) {
 	if keys := i.keys.Load(); keys.has(kid) {
 		return keys, nil
 	}
-	if err := i.fetch(time.Now()); err != nil {
+	if err := i.fetch(kid); err != nil {
 		return nil, err
 	}
 	return i.keys.Load(), nil
@@ -182,7 +182,7 @@ func (k *keySet) has(kid string) bool {
 func (i *issuer) refresh(ctx context.Context) {
 	for {
 		next := keyRefresh
-		if i.fetch(time.Now()) != nil {
+		if i.fetch("") != nil {
 			next = keyRefreshRetry
 		}
 		select {
@@ -193,9 +193,10 @@ func (i *issuer) refresh(ctx context.Context) {
 	}
 }
 
-// fetch has the keys fetched, in an attempt that begins after a time. Many who wait
-// get it together, and nobody waits for an issuer that is known to be down.
-func (i *issuer) fetch(after time.Time) error {
+// fetch has the keys fetched from now on, unless a certain one turns up earlier. Many
+// who wait get it together, and nobody waits for an issuer that is known to be down.
+func (i *issuer) fetch(kid string) error {
+	asked := time.Now()
 	if !i.fetching.TryLock() {
 		if i.down.Load() {
 			return errIssuerDown
@@ -205,13 +206,14 @@ func (i *issuer) fetch(after time.Time) error {
 	defer i.fetching.Unlock()
 	since := time.Since(i.tried)
 	switch {
-	case i.tried.After(after), i.down.Load() && since < issuerRetry:
-		if i.down.Load() {
-			return errIssuerDown
-		}
+	case i.keys.Load().has(kid):
+		return nil
+	case i.down.Load() && since < issuerRetry:
+		return errIssuerDown
+	case i.tried.After(asked):
 		return nil
 	case since < issuerRetry:
-		time.Sleep(issuerRetry - since) // not longer than an answer may take
+		time.Sleep(issuerRetry - since)
 	}
 	i.tried = time.Now()
 	keys, err := i.fetchKeys()
