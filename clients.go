@@ -57,7 +57,8 @@ func (c *clientAddCmd) Run(ctx context.Context, a *app) error {
 		return fmt.Errorf("--scope: %w", err)
 	}
 	var made credentials
-	if err := c.ask(ctx, a, "add client", true, http.MethodPost, "/clients", wanted, &made); err != nil {
+	r := clientRequest{what: "add client", method: http.MethodPost, path: "/clients", in: wanted, out: &made, mayCreate: true}
+	if err := c.ask(ctx, a, r); err != nil {
 		return err
 	}
 	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again.\n", made.ID, made.Secret)
@@ -78,7 +79,7 @@ type listedClient struct {
 // Run prints the clients as a table, in the order of their making.
 func (c *clientListCmd) Run(ctx context.Context, a *app) error {
 	var clients []listedClient
-	if err := c.ask(ctx, a, "list clients", false, http.MethodGet, "/clients", nil, &clients); err != nil {
+	if err := c.ask(ctx, a, clientRequest{what: "list clients", method: http.MethodGet, path: "/clients", out: &clients}); err != nil {
 		return err
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
@@ -125,7 +126,8 @@ func checkClientID(id string) error {
 // Run gives a client a new secret and prints it.
 func (c *clientRotateCmd) Run(ctx context.Context, a *app) error {
 	var made credentials
-	if err := c.ask(ctx, a, "rotate client", false, http.MethodPost, clientPath(c.ID)+"/secret", rotation{int64(c.Grace / time.Second)}, &made); err != nil {
+	r := clientRequest{what: "rotate client", method: http.MethodPost, path: clientPath(c.ID) + "/secret", in: rotation{int64(c.Grace / time.Second)}, out: &made}
+	if err := c.ask(ctx, a, r); err != nil {
 		return err
 	}
 	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again. ", made.ID, made.Secret)
@@ -147,20 +149,28 @@ func (c *clientRemoveCmd) Validate() error { return checkClientID(c.ID) }
 
 // Run removes a client.
 func (c *clientRemoveCmd) Run(ctx context.Context, a *app) error {
-	return c.ask(ctx, a, "remove client", false, http.MethodDelete, clientPath(c.ID), nil, nil)
+	return c.ask(ctx, a, clientRequest{what: "remove client", method: http.MethodDelete, path: clientPath(c.ID)})
 }
 
 func clientPath(id string) string { return "/clients/" + url.PathEscape(id) }
 
+// clientRequest is what a command asks for.
+type clientRequest struct {
+	what         string // in words, for an error
+	method, path string
+	in, out      any  // JSON, or nil
+	mayCreate    bool // the database
+}
+
 // ask has the process with the database do what a command is for.
-func (c clientDB) ask(ctx context.Context, a *app, what string, mayCreate bool, method, path string, in, out any) (err error) {
-	control, err := a.control(c.DB, mayCreate)
+func (c clientDB) ask(ctx context.Context, a *app, r clientRequest) (err error) {
+	control, err := a.control(c.DB, r.mayCreate)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, control.close()) }()
-	if err := control.call(ctx, method, path, in, out); err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+	if err := control.call(ctx, r.method, r.path, r.in, r.out); err != nil {
+		return fmt.Errorf("%s: %w", r.what, err)
 	}
 	return nil
 }

@@ -197,6 +197,9 @@ func (c *controlClient) call(ctx context.Context, method, path string, in, out a
 		for _, f := range p.Errors {
 			details = append(details, f.Parameter+" "+f.Detail)
 		}
+		if resp.StatusCode >= 500 {
+			details = append(details, "(request "+p.Instance+")")
+		}
 		return errors.New(strings.Join(details, " "))
 	}
 	if out == nil {

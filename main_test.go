@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -232,6 +233,14 @@ func TestSignal(t *testing.T) {
 			t.Errorf("ended with %v\n%s", p.cmd.ProcessState, p.stderr)
 		}
 	})
+}
+
+// What is registered past handle is in no list of routes, and so in no test of them.
+func TestEachRouteIsRegisteredByHandle(t *testing.T) {
+	registered := regexp.MustCompile(`router\.(Handle|Handler|HandlerFunc|ServeFiles|GET|HEAD|OPTIONS|POST|PUT|PATCH|DELETE)\(`)
+	if found := registered.FindAllString(readFile(t, "handler.go"), -1); len(found) != 1 {
+		t.Errorf("handler.go registers routes by %q, want it once, in handle", found)
+	}
 }
 
 // Calls run one way, which the compiler cannot see to inside of one package.
