@@ -152,23 +152,31 @@ func (w *wrongToken) check(t *testing.T, resp *http.Response, got string) {
 	}
 }
 
-func TestBearerCheckTakesNoTransactionAndAllocatesNothingButTheHash(t *testing.T) {
-	const text = "0123456789012345678901234567890123456789012"
-	s, _, _ := tokenStore(t, text)
+const someToken = "0123456789012345678901234567890123456789012"
+
+// bearerCheck returns a check of someToken, which is remembered.
+func bearerCheck(t testing.TB) (*Store, func()) {
+	t.Helper()
+	s, _, _ := tokenStore(t, someToken)
 	a, err := newAPI(s, time.Now, slog.New(slog.DiscardHandler), apiSettings{builtInTokens: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r := httptest.NewRequest(http.MethodGet, "/", nil)
-	r.Header.Set("Authorization", "Bearer "+text)
+	r.Header.Set("Authorization", "Bearer "+someToken)
 	check := func() {
 		if _, err := a.bearer(r); err != nil {
 			t.Fatal(err)
 		}
 	}
-	check() // reads the token from the file
+	check() // reads it from the file
+	return s, check
+}
+
+func TestBearerCheckTakesNoTransactionAndAllocatesNothingButTheHash(t *testing.T) {
+	s, check := bearerCheck(t)
 	before := s.db.Stats().TxN
-	allocations, ofHash := testing.AllocsPerRun(100, check), testing.AllocsPerRun(100, func() { hashOf(text) })
+	allocations, ofHash := testing.AllocsPerRun(100, check), testing.AllocsPerRun(100, func() { hashOf(someToken) })
 	if n := s.db.Stats().TxN - before; n != 0 || allocations != ofHash {
 		t.Errorf("%d transactions; %v allocations, the hash has %v", n, allocations, ofHash)
 	}
