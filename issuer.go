@@ -170,7 +170,7 @@ func (i *issuer) keysWith(kid string) (*keySet, error) {
 }
 
 func (k *keySet) has(kid string) bool {
-	if k == nil {
+	if k == nil || kid == "" { // a key may have no id
 		return false
 	}
 	_, err := k.KeyRead(context.Background(), kid)
@@ -208,7 +208,7 @@ func (i *issuer) fetch(kid string) error {
 	switch {
 	case i.keys.Load().has(kid):
 		return nil
-	case i.down.Load() && since < issuerRetry:
+	case i.down.Load() && (i.tried.After(asked) || since < issuerRetry):
 		return errIssuerDown
 	case i.tried.After(asked):
 		return nil

@@ -1196,6 +1196,26 @@ func TestIssuerThatIsDownIsNotAskedForEachToken(t *testing.T) {
 	}
 }
 
+func TestIssuerThatIsSlowToFailIsDownForAllWhoWait(t *testing.T) {
+	t.Parallel()
+	i := newOwnIssuer(t, "", nil)
+	i.mu.Lock()
+	i.slow = issuerRetry // so that an attempt takes longer than the time between two
+	i.mu.Unlock()
+	s := relyOn(t, i.url)
+	text := i.token(t, nil)
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			resp, got := s.send(t, "GET", text)
+			if resp.StatusCode != 503 || resp.Header.Get("Retry-After") != "1" {
+				t.Errorf("got %s\n%s", resp.Status, got)
+			}
+		})
+	}
+	clients.Wait()
+}
+
 // What the keys are replaced by when the service looks for one that it does not know.
 func TestIssuerThatGetsOutOfOrderLeavesTheKeysThatAreKnown(t *testing.T) {
 	t.Parallel()
