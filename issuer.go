@@ -302,9 +302,24 @@ func (i *issuer) readMetadata(at string) (keysURL string, err error) {
 	return m.JWKSURI, nil
 }
 
+// issuerHTTP follows redirects as usual, but not away from https: all that tells a
+// true key from a forged one is where it came from.
+var issuerHTTP = &http.Client{
+	Timeout: issuerTimeout,
+	CheckRedirect: func(to *http.Request, via []*http.Request) error {
+		switch {
+		case via[0].URL.Scheme == "https" && to.URL.Scheme != "https":
+			return errors.New("redirects from https to " + to.URL.Scheme)
+		case len(via) >= 10:
+			return errors.New("redirects too often")
+		}
+		return nil
+	},
+}
+
 // readDocument gets a JSON document of the issuer.
 func readDocument(at string, into any) error {
-	resp, err := (&http.Client{Timeout: issuerTimeout}).Get(at)
+	resp, err := issuerHTTP.Get(at)
 	if err != nil {
 		return err
 	}

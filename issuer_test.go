@@ -29,6 +29,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -730,7 +731,7 @@ type ownIssuer struct {
 	url string // the issuer's
 
 	mu        sync.Mutex
-	documents map[string]string // "" is a 500
+	documents map[string]string // "" is a 500, an URL a redirect
 	asked     []string          // paths
 	slow      time.Duration     // how long an answer takes
 }
@@ -739,8 +740,13 @@ type ownIssuer struct {
 // in which {origin} is where it listens.
 func newOwnIssuer(t testing.TB, path string, documents map[string]string) *ownIssuer {
 	t.Helper()
+	return listenAs(t, httptest.NewServer, path, documents)
+}
+
+func listenAs(t testing.TB, listen func(http.Handler) *httptest.Server, path string, documents map[string]string) *ownIssuer {
+	t.Helper()
 	i := &ownIssuer{}
-	i.Server = httptest.NewServer(i)
+	i.Server = listen(i)
 	t.Cleanup(i.Close)
 	i.url = i.URL + path
 	i.serve(documents)
@@ -759,6 +765,7 @@ func (i *ownIssuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	i.mu.Lock()
 	i.asked = append(i.asked, r.URL.Path)
 	text, ok := i.documents[r.URL.Path]
+	text = strings.ReplaceAll(text, "{origin}", i.URL)
 	slow := i.slow
 	i.mu.Unlock()
 	time.Sleep(slow)
@@ -767,9 +774,11 @@ func (i *ownIssuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 	case text == "":
 		http.Error(w, "out of order", http.StatusInternalServerError)
+	case strings.HasPrefix(text, "http"):
+		http.Redirect(w, r, text, http.StatusFound)
 	default:
 		w.Header().Set("Content-Type", "application/json")
-		fmt.Fprint(w, strings.ReplaceAll(text, "{origin}", i.URL))
+		fmt.Fprint(w, text)
 	}
 }
 
@@ -1132,6 +1141,45 @@ func TestIssuersMetadataAreFound(t *testing.T) {
 			s.stop()
 			if got := i.paths(); !slices.Equal(got, tt.asked) {
 				t.Errorf("asked for %q, want %q", got, tt.asked)
+			}
+		})
+	}
+}
+
+// In a process of its own, which is told whom to trust as it is by the system.
+func TestIssuersKeysComeOverHTTPSOnlyWhereItIsHTTPS(t *testing.T) {
+	if runtime.GOOS == "darwin" {
+		t.Skip("macOS has no SSL_CERT_FILE")
+	}
+	plain := newOwnIssuer(t, "", nil)
+	for _, tt := range []struct {
+		name      string
+		documents map[string]string
+		good      bool
+	}{
+		{"all of it", map[string]string{oauthMetadata: usualMetadata}, true},
+		{"keys redirected", map[string]string{oauthMetadata: `{"issuer":"{origin}","jwks_uri":"{origin}/old"}`, "/old": "{origin}/keys"}, true},
+		{"keys redirected to http", map[string]string{oauthMetadata: usualMetadata, "/keys": plain.URL + "/keys"}, false},
+		{"keys redirected without end", map[string]string{oauthMetadata: usualMetadata, "/keys": "{origin}/keys"}, false},
+		{"keys at http", map[string]string{oauthMetadata: `{"issuer":"{origin}","jwks_uri":"` + plain.URL + `/keys"}`}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			i := listenAs(t, httptest.NewTLSServer, "", tt.documents)
+			trusted := filepath.Join(t.TempDir(), "trusted.pem")
+			if err := os.WriteFile(trusted, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: i.Certificate().Raw}), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			t.Setenv("SSL_CERT_FILE", trusted)
+			p := startProcess(t, nil, "--demo", "--issuer", i.url, "--audience", audience)
+			s := &relying{service: &service{url: p.url}}
+			_, s.document = s.send(t, "PUT", token(t, p.url, "demo", "demo-secret"))
+			if tt.good {
+				s.wantGood(t, i.token(t, nil))
+			} else {
+				s.wantUnknowable(t, i.token(t, nil))
+			}
+			if err := p.terminate(t); err != nil {
+				t.Errorf("SIGTERM: %v", err)
 			}
 		})
 	}
