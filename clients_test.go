@@ -659,7 +659,8 @@ func TestControlSocketSurvivesASecondServerThatIsRefused(t *testing.T) {
 	p := startProcess(t, nil, "--db", db)
 	for _, name := range []string{db, link} {
 		got := run(t, nil, "serve", "--addr", "127.0.0.1:0", "--db", name)
-		if want := "energy-contracts: database " + name + ": another process has it open"; got.status != 1 || got.stdout != "" || !strings.HasPrefix(got.stderr, want) || strings.Count(got.stderr, "\n") != 1 {
+		said := sentence(got.stderr)
+		if want := "energy-contracts: database " + name + ": another process has it open"; got.status != 1 || got.stdout != "" || !strings.HasPrefix(said, want) || strings.Count(said, "\n") != 1 {
 			t.Errorf("%+v, want %q", got, want)
 		}
 		c := addClient(t, db)
@@ -730,7 +731,7 @@ func TestControlSocketOfTooLongAPathIsAWarning(t *testing.T) {
 			db := filepath.Join(dir, tt.file)
 			before := addClient(t, db)
 			p := startProcess(t, nil, "--db", db)
-			if n := strings.Count(p.stderr.String(), `level=WARN msg="there is no control socket`); n != 1 {
+			if n := strings.Count(p.stderr.String(), `"level":"WARN","msg":"there is no control socket`); n != 1 {
 				t.Errorf("%d warnings\n%s", n, p.stderr)
 			}
 			wantSecret(t, p.url, before, true)
@@ -788,7 +789,7 @@ func TestControlSocketTakesNobodysPlace(t *testing.T) {
 			wantListed(t, db, c.ID) // without a server
 			p := startProcess(t, nil, "--db", db)
 			wantSecret(t, p.url, c, true)
-			if !strings.Contains(p.stderr.String(), `level=WARN msg="there is no control socket`) {
+			if !strings.Contains(p.stderr.String(), `"level":"WARN","msg":"there is no control socket`) {
 				t.Errorf("no warning\n%s", p.stderr)
 			}
 			if got := run(t, nil, "client", "list", "--db", db); got.status != 1 || !strings.Contains(got.stderr, "another process has it open") {
@@ -946,22 +947,22 @@ func TestClientCommandsAreInTheLogWithoutTheirSecrets(t *testing.T) {
 	log := p.stderr.String()
 	var lines []string
 	for line := range strings.Lines(log) {
-		if strings.Contains(line, "msg=request") {
+		if strings.Contains(line, `"msg":"request"`) {
 			lines = append(lines, line)
 		}
 	}
 	want := []string{
-		`method=POST route=/clients status=200 bytes=\d+ duration=\S+ request=\S{36} client=` + first.ID,
-		`method=POST route=/clients/:client_id/secret status=200 bytes=\d+ duration=\S+ request=\S{36} client=` + first.ID,
-		`method=GET route=/clients status=200 bytes=\d+ duration=\S+ request=\S{36} client=""`,
-		`method=DELETE route=/clients/:client_id status=204 bytes=0 duration=\S+ request=\S{36} client=` + first.ID,
-		`method=DELETE route=/clients/:client_id status=404 bytes=\d+ duration=\S+ request=\S{36} client=` + first.ID,
+		`"method":"POST","route":"/clients","status":200,"bytes":\d+,"duration":\d+,"request":"\S{36}","client":"` + first.ID,
+		`"method":"POST","route":"/clients/:client_id/secret","status":200,"bytes":\d+,"duration":\d+,"request":"\S{36}","client":"` + first.ID,
+		`"method":"GET","route":"/clients","status":200,"bytes":\d+,"duration":\d+,"request":"\S{36}","client":"`,
+		`"method":"DELETE","route":"/clients/:client_id","status":204,"bytes":0,"duration":\d+,"request":"\S{36}","client":"` + first.ID,
+		`"method":"DELETE","route":"/clients/:client_id","status":404,"bytes":\d+,"duration":\d+,"request":"\S{36}","client":"` + first.ID,
 	}
 	if len(lines) != len(want) {
 		t.Fatalf("%d lines of requests, want %d\n%s", len(lines), len(want), log)
 	}
 	for i, want := range want {
-		if !regexp.MustCompile(`^time=\S+ level=INFO msg=request ` + want + `\n$`).MatchString(lines[i]) {
+		if !regexp.MustCompile(`^{"time":"\S+","level":"INFO","msg":"request",` + want + `"}\n$`).MatchString(lines[i]) {
 			t.Errorf("line %d: %swant %s", i, lines[i], want)
 		}
 	}

@@ -148,6 +148,7 @@ func (s *Store) commit(batch []*write) {
 	switch {
 	case err == nil:
 		c.failures = 0
+		s.failing.Store(false)
 		for _, w := range batch {
 			w.finish(w.err)
 		}
@@ -157,6 +158,7 @@ func (s *Store) commit(batch []*write) {
 		s.log.Error("commit failed", "err", err, "transaction", txid, "writes", len(batch))
 		c.failures++
 		c.mending = true
+		s.failing.Store(true)
 		if s.mayStand(txid) {
 			c.undecided, c.undecidedTx = slices.Clone(batch), txid
 		} else {

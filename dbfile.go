@@ -20,11 +20,13 @@ import (
 	"time"
 )
 
-// formatKey in bucketMeta says who wrote the file and in which form: formatName,
-// a slash, formatVersion. A reader refuses a version that it does not know.
+// formatKey in bucketMeta says what the file is and in which form: programName, a
+// slash, formatVersion. A program refuses a version that it does not know, and says
+// what is under programKey: the version of the program that gave the file its form,
+// and so one that reads it.
 const (
 	formatKey     = "format"
-	formatName    = "energy-contracts"
+	programKey    = "program"
 	formatVersion = 1
 )
 
@@ -42,6 +44,7 @@ type meta struct {
 	valid    bool
 	pageSize int64
 	root     uint64 // page id of the root bucket
+	freelist uint64 // page id of the list of free pages
 	pages    uint64 // how many pages the file holds (bbolt's pgid, the high water mark)
 	txid     uint64
 }
@@ -62,14 +65,7 @@ const (
 // hold it for clean. It returns the file, locked, and the id of the transaction
 // that stands in it.
 func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, txid uint64, err error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, 0, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, 0, fmt.Errorf("%s is not a file", path)
-	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := openLocked(path, os.O_RDWR)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -79,9 +75,6 @@ func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, txid uint
 			err = fmt.Errorf("database %s: %w", path, err)
 		}
 	}()
-	if err := lock(f); err != nil {
-		return nil, 0, err
-	}
 	metas, err := readMetas(f)
 	if err != nil {
 		return nil, 0, err
@@ -106,10 +99,47 @@ func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, txid uint
 	return f, m.txid, nil
 }
 
-// lock takes the lock that bbolt will take once more, on the same open file.
-func lock(f *os.File) error {
+// openLocked opens an existing file for os.O_RDWR and locks it against all others,
+// or for os.O_RDONLY and locks it against those who would write. It is the lock that
+// bbolt will take once more, on the same open file.
+func openLocked(path string, flag int) (*os.File, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a file", path)
+	}
+	how := syscall.LOCK_EX
+	if flag == os.O_RDONLY {
+		how = syscall.LOCK_SH
+	}
+	for {
+		f, err := os.OpenFile(path, flag, 0)
+		if err != nil {
+			return nil, err
+		}
+		if err := lock(f, how); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("database %s: %w", path, err)
+		}
+		// Who had the lock until now may have put another file in its place.
+		opened, err1 := f.Stat()
+		placed, err2 := os.Stat(path)
+		if err := errors.Join(err1, err2); err != nil {
+			f.Close()
+			return nil, err
+		}
+		if os.SameFile(opened, placed) {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+func lock(f *os.File, how int) error {
 	for deadline := time.Now().Add(lockTimeout); ; time.Sleep(20 * time.Millisecond) {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB)
 		switch {
 		case err == nil:
 			return nil
@@ -167,7 +197,7 @@ func readMeta(f *os.File, offset, size int64) meta {
 	b := m.page[pageHeaderSize : pageHeaderSize+metaSize]
 	u32 := func(at int) uint32 { return binary.NativeEndian.Uint32(b[at:]) }
 	u64 := func(at int) uint64 { return binary.NativeEndian.Uint64(b[at:]) }
-	m.pageSize, m.root, m.pages, m.txid = int64(u32(8)), u64(16), u64(40), u64(48)
+	m.pageSize, m.root, m.freelist, m.pages, m.txid = int64(u32(8)), u64(16), u64(32), u64(40), u64(48)
 	sum := fnv.New64a()
 	sum.Write(b[:56])
 	m.valid = u32(0) == metaMagic && u32(4) == metaVersion && u64(56) == sum.Sum64() &&
@@ -192,17 +222,22 @@ func checkFile(f *os.File, m meta) error {
 	// A bucket this small stands inline in its parent: a header of a root id and
 	// a sequence, then a page of its own.
 	const bucketHeaderSize = 16
-	var format []byte
+	var format, program []byte
 	if inline := leafValue(leaf, bucketMeta); len(inline) > bucketHeaderSize {
 		format = leafValue(inline[bucketHeaderSize:], []byte(formatKey))
+		program = leafValue(inline[bucketHeaderSize:], []byte(programKey))
 	}
 	name, version, _ := strings.Cut(string(format), "/")
 	n, err := strconv.Atoi(version)
 	switch {
-	case name != formatName || err != nil:
+	case name != programName || err != nil:
 		return errors.New("is a bbolt database, but not one of this program (or its root is broken); name another file with --db, or restore a backup")
 	case n != formatVersion:
-		return fmt.Errorf("has format version %d, this program reads version %d; use the program that wrote it", n, formatVersion)
+		reader := "the program that wrote it"
+		if program != nil {
+			reader = fmt.Sprintf("%s %s or a later one", programName, shown(string(program)))
+		}
+		return fmt.Errorf("has format version %d, and this program (%s) reads version %d; use %s", n, readBuild().Version, formatVersion, reader)
 	}
 	return nil
 }

@@ -245,7 +245,7 @@ func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-var listeningLine = regexp.MustCompile(`msg=listening addr=(\S+)`)
+var listeningLine = regexp.MustCompile(`"msg":"listening","addr":"([^"]+)"`)
 
 // startProcess runs "serve" on a free port and waits until it listens. The test
 // ends it, or its cleanup kills it.

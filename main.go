@@ -24,13 +24,18 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"golang.org/x/term"
 )
 
 // cli is the command line. Each flag is an environment variable too.
 type cli struct {
-	Serve  serveCmd  `cmd:"" help:"Serve the API until a signal ends it."`
-	Client clientCmd `cmd:"" help:"Manage the clients that may get tokens, beside a running server or without one."`
+	Serve   serveCmd   `cmd:"" help:"Serve the API until a signal ends it."`
+	Client  clientCmd  `cmd:"" help:"Manage the clients that may get tokens, beside a running server or without one."`
+	Version versionCmd `cmd:"" help:"Print the version, the commit and the Go version of this program."`
 }
+
+// programName is the binary's, and what the database file and the logs call it.
+const programName = "energy-contracts"
 
 // app is what a command gets from its surroundings.
 type app struct {
@@ -50,21 +55,29 @@ func main() {
 	level := new(slog.LevelVar)
 	a := &app{
 		stdout:    os.Stdout,
-		log:       slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		log:       slog.New(newLogHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
 		logLevel:  level,
 		now:       time.Now,
 		listening: func(net.Addr) {},
 	}
 	if err := a.run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintf(os.Stderr, "energy-contracts: %v\n", err)
+		fmt.Fprintf(os.Stderr, programName+": %v\n", err)
 		os.Exit(1)
 	}
+}
+
+// newLogHandler writes text for a person at a terminal, and JSON for all else.
+func newLogHandler(to *os.File, options *slog.HandlerOptions) slog.Handler {
+	if term.IsTerminal(int(to.Fd())) {
+		return slog.NewTextHandler(to, options)
+	}
+	return slog.NewJSONHandler(to, options)
 }
 
 // run does what the command line says.
 func (a *app) run(ctx context.Context, args []string) error {
 	parser, err := kong.New(&cli{},
-		kong.Name("energy-contracts"),
+		kong.Name(programName),
 		kong.Description("Serve a partner API's energy contracts from one binary and one file."),
 		kong.DefaultEnvars("ENERGY_CONTRACTS"),
 		kong.BindTo(ctx, (*context.Context)(nil)),
@@ -86,6 +99,8 @@ type serveCmd struct {
 	DB      string `name:"db" placeholder:"FILE" help:"The database file, made if there is none (default: energy-contracts.db; with --demo: a temporary one)."`
 	Demo    bool   `help:"Load sample data and print a request to paste. Its secrets are known to everyone, so it is for a loopback address only."`
 	MaxBody int64  `default:"4194304" placeholder:"BYTES" help:"The largest request body, in bytes (default: ${default})."`
+
+	LogLevel string `default:"info" enum:"debug,info,warn,error" placeholder:"LEVEL" help:"Log what is at least debug, info, warn or error (default: ${default}). A request is info."`
 
 	TokenLifetime   time.Duration `default:"10h" placeholder:"DURATION" help:"How long a token is good (default: ${default})."`
 	PublicURL       string        `name:"public-url" placeholder:"ORIGIN" help:"Where clients reach the service, such as https://energy.example (default: what a request says)."`
@@ -138,6 +153,11 @@ const (
 // Run serves until ctx ends. It stops in this order: no new connections, the
 // requests in flight, the control socket, the writes that wait, the file.
 func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
+	if err := a.logLevel.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return fmt.Errorf("--log-level: %w", err)
+	}
+	this := readBuild()
+	a.log.Info("starting", "version", this.Version, "commit", this.Commit, "go", this.Go)
 	addr, err := net.ResolveTCPAddr("tcp", c.Addr)
 	if err != nil {
 		return fmt.Errorf("--addr %s: %w", c.Addr, err)

@@ -33,6 +33,14 @@ func fails(t testing.TB, args ...string) string {
 	return stderr.String()
 }
 
+// sentence is stderr without serve's first line of the log.
+func sentence(stderr string) string {
+	if strings.HasPrefix(stderr, `{"time":`) {
+		_, stderr, _ = strings.Cut(stderr, "\n")
+	}
+	return stderr
+}
+
 func TestCommandLineRefusesWithASentence(t *testing.T) {
 	db := filepath.Join(t.TempDir(), "x.db")
 	for _, tt := range []struct {
@@ -104,7 +112,7 @@ func TestFlagsAreVariablesToo(t *testing.T) {
 func TestFirstStartSaysHowToAddAClient(t *testing.T) {
 	db := filepath.Join(t.TempDir(), "new.db")
 	p := startProcess(t, nil, "--db", db)
-	want := `command="energy-contracts client add --org ORGANIZATION_UUID --db \"` + db + `\""`
+	want := `"command":"energy-contracts client add --org ORGANIZATION_UUID --db \"` + db + `\""`
 	if !strings.Contains(p.stderr.String(), want) {
 		t.Errorf("the log does not say %s\n%s", want, p.stderr)
 	}

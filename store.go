@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -83,6 +82,7 @@ const (
 //
 //	bucket       key                            value
 //	meta         format                         energy-contracts/1
+//	             program                        the version of the program that made the file
 //	contracts    org_id/user_id/contract_id     sum, the contract as it is answered
 //	clients      client_id                      sum, JSON of Client
 //	tokens       SHA-256 of the token           sum, expiry, JSON of Token
@@ -124,6 +124,8 @@ type Store struct {
 
 	// damaged is set for good by the first broken page: no more writes.
 	damaged atomic.Bool
+	// failing: the last commit failed.
+	failing atomic.Bool
 
 	ready struct {
 		sync.Mutex
@@ -169,19 +171,15 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	return s, nil
 }
 
-// create makes the file beside its place and links it there when it is whole, so
-// that a start that is cut short leaves none, and two starts make one.
-func create(path string) (err error) {
-	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // 0600
+// create makes the file, so that a start that is cut short leaves none, and two
+// starts make one.
+func create(path string) error {
+	f, err := createAtomic(path)
 	if err != nil {
 		return err
 	}
-	defer os.Remove(tmp.Name())
-	if err := tmp.Close(); err != nil {
-		return err
-	}
-	db, err := bbolt.Open(tmp.Name(), 0o600, &bbolt.Options{Timeout: lockTimeout})
+	defer f.discard()
+	db, err := bbolt.Open(f.Name(), 0o600, &bbolt.Options{Timeout: lockTimeout})
 	if err != nil {
 		return err
 	}
@@ -191,20 +189,17 @@ func create(path string) (err error) {
 				return err
 			}
 		}
-		format := fmt.Sprintf("%s/%d", formatName, formatVersion)
-		return tx.Bucket(bucketMeta).Put([]byte(formatKey), []byte(format))
+		format := fmt.Sprintf("%s/%d", programName, formatVersion)
+		b := tx.Bucket(bucketMeta)
+		return errors.Join(b.Put([]byte(formatKey), []byte(format)), b.Put([]byte(programKey), []byte(readBuild().Version)))
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
 	}
-	if err := os.Link(tmp.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := f.link(); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return nil
 }
 
 // open opens the file, which openFile checks and, with resync, syncs first. It
@@ -700,12 +695,16 @@ func (s *Store) AddSamples(ctx context.Context, samples Samples) error {
 	})
 }
 
-// Ready tells whether the file can be written, by a commit without changes, at
-// most once in a readyInterval. Its error wraps ErrUnavailable or ErrBusy.
+// Ready tells whether the file can be written: it cannot if the last commit failed,
+// and one without changes is tried here, at most once in a readyInterval. Its error
+// wraps ErrUnavailable or ErrBusy.
 func (s *Store) Ready(ctx context.Context) error {
 	s.ready.Lock()
 	defer s.ready.Unlock()
 	if time.Since(s.ready.at) < readyInterval {
+		if s.ready.err == nil && s.failing.Load() {
+			return ErrUnavailable
+		}
 		return s.ready.err
 	}
 	// The answer is not only for the one who asked.

@@ -1,0 +1,196 @@
+package main
+
+// Every page of a database file, looked at as bytes: that none lies outside of the
+// file, stands twice, or has elements outside of itself. bbolt's own check takes
+// that for granted, and ends the process where it is not so.
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+)
+
+const (
+	freelistPageFlag = 0x10
+	bucketLeafFlag   = 0x01
+	// maxTreeDepth is more than any tree has: a branch has at least two pages below.
+	maxTreeDepth = 64
+)
+
+// survey is one look at all the pages that a meta page leads to.
+type survey struct {
+	f     *os.File
+	m     meta
+	used  []bool // by page id
+	found func(string)
+	seen  func(bytes int64)
+}
+
+// surveyPages tells found what is wrong, and seen how much was looked at. It
+// returns an error only when the file cannot be read.
+func surveyPages(f *os.File, m meta, found func(string), seen func(bytes int64)) error {
+	s := &survey{f: f, m: m, used: make([]bool, m.pages), found: found, seen: seen}
+	s.used[0], s.used[1] = true, true // the meta pages
+	if err := s.freelist(); err != nil {
+		return err
+	}
+	return s.tree(m.root, 1)
+}
+
+// read returns a page and those that it overflows to, or nil where something is
+// wrong with it.
+func (s *survey) read(id uint64) ([]byte, error) {
+	if id < 2 || id >= s.m.pages {
+		s.found(fmt.Sprintf("page %d is outside of the file, which has %d", id, s.m.pages))
+		return nil, nil
+	}
+	page := make([]byte, s.m.pageSize)
+	if _, err := s.f.ReadAt(page, int64(id)*s.m.pageSize); err != nil {
+		return nil, fmt.Errorf("read page %d: %w", id, err)
+	}
+	overflow := uint64(binary.NativeEndian.Uint32(page[12:]))
+	switch is := binary.NativeEndian.Uint64(page); {
+	case is != id:
+		s.found(fmt.Sprintf("page %d says that it is page %d", id, is))
+		return nil, nil
+	case id+overflow >= s.m.pages:
+		s.found(fmt.Sprintf("page %d goes on for %d pages, out of the file", id, overflow))
+		return nil, nil
+	}
+	for i := id; i <= id+overflow; i++ {
+		if s.used[i] {
+			s.found(fmt.Sprintf("page %d is used twice", i))
+			return nil, nil
+		}
+		s.used[i] = true
+	}
+	if overflow > 0 {
+		page = make([]byte, int64(overflow+1)*s.m.pageSize)
+		if _, err := s.f.ReadAt(page, int64(id)*s.m.pageSize); err != nil {
+			return nil, fmt.Errorf("read page %d: %w", id, err)
+		}
+	}
+	s.seen(int64(len(page)))
+	return page, nil
+}
+
+// freelist looks at the page with the ids of the free ones.
+func (s *survey) freelist() error {
+	page, err := s.read(s.m.freelist)
+	if page == nil {
+		return err
+	}
+	if binary.NativeEndian.Uint16(page[8:]) != freelistPageFlag {
+		s.found(fmt.Sprintf("page %d is not the list of free pages", s.m.freelist))
+		return nil
+	}
+	at, count := uint64(pageHeaderSize), uint64(binary.NativeEndian.Uint16(page[10:]))
+	if count == 0xFFFF { // then the first entry is the count
+		count = binary.NativeEndian.Uint64(page[at:])
+		at += 8
+	}
+	if count > (uint64(len(page))-at)/8 {
+		s.found(fmt.Sprintf("the list of free pages has %d entries, more than fit", count))
+		return nil
+	}
+	for i := range count {
+		if id := binary.NativeEndian.Uint64(page[at+8*i:]); id < 2 || id >= s.m.pages {
+			s.found(fmt.Sprintf("page %d is free and outside of the file, which has %d", id, s.m.pages))
+		}
+	}
+	s.seen(int64(count) * s.m.pageSize)
+	return nil
+}
+
+// tree looks at a page and all below it.
+func (s *survey) tree(id uint64, depth int) error {
+	if depth > maxTreeDepth {
+		s.found(fmt.Sprintf("page %d is deeper than a database can be", id))
+		return nil
+	}
+	page, err := s.read(id)
+	if page == nil {
+		return err
+	}
+	where := fmt.Sprintf("page %d", id)
+	switch binary.NativeEndian.Uint16(page[8:]) {
+	case branchPageFlag:
+		for _, child := range s.branch(where, page) {
+			if err := s.tree(child, depth+1); err != nil {
+				return err
+			}
+		}
+	case leafPageFlag:
+		for _, root := range s.leaf(where, page) {
+			if err := s.tree(root, depth+1); err != nil {
+				return err
+			}
+		}
+	default:
+		s.found(where + " is neither a branch nor a leaf")
+	}
+	return nil
+}
+
+// branch returns the ids of the pages below.
+func (s *survey) branch(where string, page []byte) (children []uint64) {
+	count := int(binary.NativeEndian.Uint16(page[10:]))
+	if count == 0 {
+		s.found(where + " is a branch with nothing below")
+	}
+	for i := range count {
+		at := pageHeaderSize + i*elementSize
+		if !within(page, at, 0, 4, 0) {
+			s.found(fmt.Sprintf("%s has its element %d outside of itself", where, i))
+			return nil
+		}
+		children = append(children, binary.NativeEndian.Uint64(page[at+8:]))
+	}
+	return children
+}
+
+// leaf returns the ids of the root pages of the buckets in it.
+func (s *survey) leaf(where string, page []byte) (roots []uint64) {
+	const bucketHeaderSize = 16
+	for i := range int(binary.NativeEndian.Uint16(page[10:])) {
+		at := pageHeaderSize + i*elementSize
+		if !within(page, at, 4, 8, 12) {
+			s.found(fmt.Sprintf("%s has its element %d outside of itself", where, i))
+			return nil
+		}
+		if binary.NativeEndian.Uint32(page[at:])&bucketLeafFlag == 0 {
+			continue
+		}
+		pos := at + int(binary.NativeEndian.Uint32(page[at+4:])) + int(binary.NativeEndian.Uint32(page[at+8:]))
+		bucket := page[pos : pos+int(binary.NativeEndian.Uint32(page[at+12:]))]
+		switch {
+		case len(bucket) < bucketHeaderSize:
+			s.found(fmt.Sprintf("%s has a bucket of %d bytes as its element %d", where, len(bucket), i))
+		case binary.NativeEndian.Uint64(bucket) != 0:
+			roots = append(roots, binary.NativeEndian.Uint64(bucket))
+		default:
+			inline := bucket[bucketHeaderSize:]
+			where := fmt.Sprintf("%s, element %d", where, i)
+			if len(inline) < pageHeaderSize || binary.NativeEndian.Uint16(inline[8:]) != leafPageFlag {
+				s.found(where + " is a bucket without a leaf")
+			} else if len(s.leaf(where, inline)) > 0 {
+				s.found(where + " is a bucket inside of its page, with a bucket in it")
+			}
+		}
+	}
+	return roots
+}
+
+// within tells whether an element and what it points to are inside of its page. The
+// element starts at at, and has its position, the size of its key and the size of
+// its value there; 0 is no value.
+func within(page []byte, at, pos, keySize, valueSize int) bool {
+	if at+elementSize > len(page) {
+		return false
+	}
+	end := uint64(at) + uint64(binary.NativeEndian.Uint32(page[at+pos:])) + uint64(binary.NativeEndian.Uint32(page[at+keySize:]))
+	if valueSize > 0 {
+		end += uint64(binary.NativeEndian.Uint32(page[at+valueSize:]))
+	}
+	return end <= uint64(len(page))
+}
