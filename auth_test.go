@@ -199,7 +199,7 @@ func tokenOfRemovedClient(t *testing.T, s *service) string {
 		t.Fatal(err)
 	}
 	var made credentials
-	if err := c.call(t.Context(), "POST", "/clients", newClient{Org: demoOrg, Scopes: Scopes{true, true}}, &made); err != nil {
+	if err := c.call(t.Context(), controlRequest{method: "POST", path: "/clients", in: newClient{Org: demoOrg, Scopes: Scopes{true, true}}, out: &made}); err != nil {
 		t.Fatal(err)
 	}
 	text := token(t, s.url, made.ID, made.Secret)
@@ -207,7 +207,7 @@ func tokenOfRemovedClient(t *testing.T, s *service) string {
 	if resp, got := do(t, http.DefaultClient, "GET", contractsURL(s.url, demoOrg, demoUser), header, ""); resp.StatusCode != 200 {
 		t.Fatalf("before the client is removed: %s\n%s", resp.Status, got)
 	}
-	if err := c.call(t.Context(), "DELETE", clientPath(made.ID), nil, nil); err != nil {
+	if err := c.call(t.Context(), controlRequest{method: "DELETE", path: clientPath(made.ID)}); err != nil {
 		t.Fatal(err)
 	}
 	return text

@@ -12,7 +12,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/go-json-experiment/json"
 	"github.com/google/uuid"
 )
 
@@ -23,15 +22,10 @@ type clientCmd struct {
 	Remove clientRemoveCmd `cmd:"" help:"Remove a client. Its tokens are refused from then on."`
 }
 
-// clientDB is the flag of all of these commands.
-type clientDB struct {
-	DB string `name:"db" default:"energy-contracts.db" placeholder:"FILE" help:"The database file (default: ${default})."`
-}
-
 type clientAddCmd struct {
 	Org   string `required:"" placeholder:"UUID" help:"The organization that the client acts for."`
 	Scope string `default:"read write" placeholder:"SCOPES" help:"What the client may do (default: \"${default}\")."`
-	clientDB
+	database
 }
 
 // newClient is what a client is made from.
@@ -57,7 +51,7 @@ func (c *clientAddCmd) Run(ctx context.Context, a *app) error {
 		return fmt.Errorf("--scope: %w", err)
 	}
 	var made credentials
-	r := clientRequest{what: "add client", method: http.MethodPost, path: "/clients", in: wanted, out: &made, mayCreate: true}
+	r := controlRequest{what: "add client", method: http.MethodPost, path: "/clients", in: wanted, out: &made, mayCreate: true}
 	if err := c.ask(ctx, a, r); err != nil {
 		return err
 	}
@@ -65,7 +59,7 @@ func (c *clientAddCmd) Run(ctx context.Context, a *app) error {
 	return nil
 }
 
-type clientListCmd struct{ clientDB }
+type clientListCmd struct{ database }
 
 // listedClient is a client without its secrets.
 type listedClient struct {
@@ -79,7 +73,7 @@ type listedClient struct {
 // Run prints the clients as a table, in the order of their making.
 func (c *clientListCmd) Run(ctx context.Context, a *app) error {
 	var clients []listedClient
-	if err := c.ask(ctx, a, clientRequest{what: "list clients", method: http.MethodGet, path: "/clients", out: &clients}); err != nil {
+	if err := c.ask(ctx, a, controlRequest{what: "list clients", method: http.MethodGet, path: "/clients", out: &clients}); err != nil {
 		return err
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
@@ -100,7 +94,7 @@ func shownTime(t time.Time) string {
 type clientRotateCmd struct {
 	ID    string        `arg:"" help:"The client's id."`
 	Grace time.Duration `default:"24h" placeholder:"DURATION" help:"How long the old secret stays good (default: ${default}); 0s is not at all."`
-	clientDB
+	database
 }
 
 // rotation is how a secret is to be replaced.
@@ -126,7 +120,7 @@ func checkClientID(id string) error {
 // Run gives a client a new secret and prints it.
 func (c *clientRotateCmd) Run(ctx context.Context, a *app) error {
 	var made credentials
-	r := clientRequest{what: "rotate client", method: http.MethodPost, path: clientPath(c.ID) + "/secret", in: rotation{int64(c.Grace / time.Second)}, out: &made}
+	r := controlRequest{what: "rotate client", method: http.MethodPost, path: clientPath(c.ID) + "/secret", in: rotation{int64(c.Grace / time.Second)}, out: &made}
 	if err := c.ask(ctx, a, r); err != nil {
 		return err
 	}
@@ -141,7 +135,7 @@ func (c *clientRotateCmd) Run(ctx context.Context, a *app) error {
 
 type clientRemoveCmd struct {
 	ID string `arg:"" help:"The client's id."`
-	clientDB
+	database
 }
 
 // Validate is called by kong.
@@ -149,31 +143,10 @@ func (c *clientRemoveCmd) Validate() error { return checkClientID(c.ID) }
 
 // Run removes a client.
 func (c *clientRemoveCmd) Run(ctx context.Context, a *app) error {
-	return c.ask(ctx, a, clientRequest{what: "remove client", method: http.MethodDelete, path: clientPath(c.ID)})
+	return c.ask(ctx, a, controlRequest{what: "remove client", method: http.MethodDelete, path: clientPath(c.ID)})
 }
 
 func clientPath(id string) string { return "/clients/" + url.PathEscape(id) }
-
-// clientRequest is what a command asks for.
-type clientRequest struct {
-	what         string // in words, for an error
-	method, path string
-	in, out      any  // JSON, or nil
-	mayCreate    bool // the database
-}
-
-// ask has the process with the database do what a command is for.
-func (c clientDB) ask(ctx context.Context, a *app, r clientRequest) (err error) {
-	control, err := a.control(c.DB, r.mayCreate)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, control.close()) }()
-	if err := control.call(ctx, r.method, r.path, r.in, r.out); err != nil {
-		return fmt.Errorf("%s: %w", r.what, err)
-	}
-	return nil
-}
 
 // clientControl is the other end: the endpoints behind the commands.
 type clientControl struct {
@@ -235,22 +208,4 @@ func unknownClient(err error) error {
 		return newProblem(http.StatusNotFound, "There is no client with this id; client list shows those that there are.")
 	}
 	return err
-}
-
-// readControl decodes what a command sent.
-func readControl(x *exchange, into any) error {
-	body, err := x.body(maxControlBody)
-	if err != nil {
-		return err
-	}
-	defer body.free()
-	if err := json.Unmarshal(body.b, into, json.RejectUnknownMembers(true)); err != nil {
-		return newProblem(http.StatusBadRequest, "The server does not understand this; is it of the same version as the command?")
-	}
-	return nil
-}
-
-func answerControl(content any) (answer, error) {
-	b, err := json.Marshal(content)
-	return answer{status: http.StatusOK, noStore: true, content: b}, err
 }

@@ -218,7 +218,9 @@ func (s *Store) mayStand(txid uint64) bool {
 // is on disk still needs. Hence openFile with resync.
 func (s *Store) mend() bool {
 	c := &s.committer
+	s.wantGate.Store(true)
 	s.gate.Lock()
+	s.wantGate.Store(false)
 	defer s.gate.Unlock()
 	var closeErr error
 	if s.db != nil {

@@ -24,6 +24,32 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
+// database is the flag of all commands but serve.
+type database struct {
+	DB string `name:"db" default:"energy-contracts.db" placeholder:"FILE" help:"The database file (default: ${default})."`
+}
+
+// controlRequest is what a command asks for.
+type controlRequest struct {
+	what         string // in words, for an error
+	method, path string
+	in, out      any  // JSON, or nil
+	mayCreate    bool // the database
+}
+
+// ask has the process with the database do what a command is for.
+func (d database) ask(ctx context.Context, a *app, r controlRequest) (err error) {
+	control, err := a.control(d.DB, r.mayCreate)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, control.close()) }()
+	if err := control.call(ctx, r); err != nil {
+		return fmt.Errorf("%s: %w", r.what, err)
+	}
+	return nil
+}
+
 // newControl is what commands may ask of the process that has the database.
 func newControl(store *Store, now func() time.Time, log *slog.Logger) *endpoints {
 	e := newEndpoints(log, "The server does not know this; is it of the same version as the command?")
@@ -32,6 +58,7 @@ func newControl(store *Store, now func() time.Time, log *slog.Logger) *endpoints
 	e.public(http.MethodPost, "/clients", c.add)
 	e.handle(http.MethodPost, "/clients/:client_id/secret", c.rotate)
 	e.handle(http.MethodDelete, "/clients/:client_id", c.remove)
+	e.public(http.MethodGet, "/backup", backupControl{store}.get)
 	return e
 }
 
@@ -119,12 +146,11 @@ type controlClient struct {
 func (a *app) control(db string, mayCreate bool) (*controlClient, error) {
 	a.logLevel.Set(slog.LevelWarn) // a command's own requests are not worth a line
 	c, err := dialControl(db)
-	if err == nil || !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EINVAL) {
+	if !errors.Is(err, errNoServer) {
 		return c, err
 	}
-	// Nobody listens, or nobody can at such a path.
 	if !mayCreate && !exists(db) {
-		return nil, fmt.Errorf("there is no database %s; name it with --db", db)
+		return nil, noDatabase(db)
 	}
 	store, err := Open(db, a.now, a.log)
 	if errors.Is(err, ErrInUse) { // by a server that has just started
@@ -141,13 +167,22 @@ func (a *app) control(db string, mayCreate bool) (*controlClient, error) {
 	return newControlClient(l.dial, func() error { return errors.Join(server.Close(), store.Close()) }), nil
 }
 
-// dialControl finds out whether a server listens.
+func noDatabase(path string) error {
+	return fmt.Errorf("there is no database %s; name it with --db", path)
+}
+
+// errNoServer: no server has the database open, or none that can be asked.
+var errNoServer = errors.New("no server listens")
+
+// dialControl finds out whether a server listens. It returns errNoServer if none does.
 func dialControl(db string) (*controlClient, error) {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", controlPath(db))
 	}
 	conn, err := dial(context.Background(), "", "")
 	switch {
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EINVAL): // too long a path
+		return nil, fmt.Errorf("%w: %w", errNoServer, err)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%w; use the account that the server runs under", err)
 	case err != nil:
@@ -164,51 +199,65 @@ func newControlClient(dial func(context.Context, string, string) (net.Conn, erro
 	}
 }
 
-// call sends a request with a JSON body, and decodes the answer. Its error is what a
-// problem document says.
-func (c *controlClient) call(ctx context.Context, method, path string, in, out any) error {
+// call sends a request with a JSON body, and decodes the answer.
+func (c *controlClient) call(ctx context.Context, r controlRequest) error {
 	var body []byte
-	if in != nil {
+	if r.in != nil {
 		var err error
-		if body, err = json.Marshal(in); err != nil {
+		if body, err = json.Marshal(r.in); err != nil {
 			return fmt.Errorf("encode request: %w", err)
 		}
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://control"+path, bytes.NewReader(body))
+	content, _, err := c.send(ctx, r.method, r.path, bytes.NewReader(body))
 	if err != nil {
 		return err
+	}
+	defer content.Close()
+	if r.out == nil {
+		return nil
+	}
+	if err := json.UnmarshalRead(content, r.out); err != nil {
+		return fmt.Errorf("decode the server's answer: %w", err)
+	}
+	return nil
+}
+
+// send sends a request and returns the content of the answer, and how many bytes it
+// has; -1 is unknown. Its error is what a problem document says.
+func (c *controlClient) send(ctx context.Context, method, path string, body io.Reader) (content io.ReadCloser, size int64, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://control"+path, body)
+	if err != nil {
+		return nil, 0, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("ask the server: %w", errors.Unwrap(err)) // without the URL, which is none
+		return nil, 0, fmt.Errorf("ask the server: %w", errors.Unwrap(err)) // without the URL, which is none
+	}
+	if resp.StatusCode < 400 {
+		return resp.Body, resp.ContentLength, nil
 	}
 	defer resp.Body.Close()
-	content, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return fmt.Errorf("read the server's answer: %w", err)
+	var p problem
+	if err := json.UnmarshalRead(resp.Body, &p); err != nil {
+		return nil, 0, fmt.Errorf("the server answered %s", resp.Status)
 	}
-	if resp.StatusCode >= 400 {
-		var p problem
-		if err := json.Unmarshal(content, &p); err != nil {
-			return fmt.Errorf("the server answered %s", resp.Status)
-		}
-		details := []string{p.Detail}
-		for _, f := range p.Errors {
-			details = append(details, f.Parameter+" "+f.Detail)
-		}
-		if resp.StatusCode >= 500 {
-			details = append(details, "(request "+p.Instance+")")
-		}
-		return errors.New(strings.Join(details, " "))
+	details := []string{p.Detail}
+	for _, f := range p.Errors {
+		details = append(details, f.String())
 	}
-	if out == nil {
-		return nil
+	if resp.StatusCode >= 500 {
+		details = append(details, "(request "+p.Instance+")")
 	}
-	if err := json.Unmarshal(content, out); err != nil {
-		return fmt.Errorf("decode the server's answer: %w", err)
+	return nil, 0, errors.New(strings.Join(details, " "))
+}
+
+// answerLeft says why an answer ends too early, as its reader sees it.
+func answerLeft(err error) error {
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("the server broke off its answer, and its log says why: %w", err)
 	}
-	return nil
+	return err
 }
 
 // pipeListener accepts the connections that dial makes, in the same process.
@@ -245,3 +294,31 @@ func (l *pipeListener) Close() error {
 }
 
 func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+
+// readControl decodes what a command sent.
+func readControl(x *exchange, into any) error {
+	body, err := x.body(maxControlBody)
+	if err != nil {
+		return err
+	}
+	defer body.free()
+	if err := json.Unmarshal(body.b, into, json.RejectUnknownMembers(true)); err != nil {
+		return newProblem(http.StatusBadRequest, "The server does not understand this; is it of the same version as the command?")
+	}
+	return nil
+}
+
+// tellOperator has an error be told as it is: who may use the socket may read the log.
+func tellOperator(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
+		return err
+	}
+	p := *problemOf(err)
+	p.Detail = err.Error()
+	return &p
+}
+
+func answerControl(content any) (answer, error) {
+	b, err := json.Marshal(content)
+	return answer{status: http.StatusOK, noStore: true, content: b}, err
+}

@@ -137,6 +137,15 @@ func openLocked(path string, flag int) (*os.File, error) {
 	}
 }
 
+// duplicate returns another handle of an open file: bbolt closes the one that it gets.
+func duplicate(f *os.File) (*os.File, error) {
+	fd, err := syscall.Dup(int(f.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("duplicate %s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
 func lock(f *os.File, how int) error {
 	for deadline := time.Now().Add(lockTimeout); ; time.Sleep(20 * time.Millisecond) {
 		err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB)

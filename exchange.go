@@ -30,6 +30,7 @@ type exchange struct {
 	route  string  // the pattern that matched, or ""
 	client string  // the id of the client that asks or is asked about, once it is known
 	free   *buffer // holds the answer's content, or nil
+	done   func()  // is called at the end, however the exchange ends; or nil
 
 	status int   // of the answer; 0: none was sent
 	bytes  int64 // of the answer's content
@@ -49,6 +50,7 @@ type answer struct {
 	content []byte
 	// more gives content that did not fit, until it gives none.
 	more func(buf []byte) ([]byte, error)
+	size int64 // of all the content, in bytes, if there is more; 0 is unknown
 }
 
 // ServeHTTP lets an endpoint answer, and logs one line.
@@ -56,6 +58,9 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	x := &exchange{ResponseWriter: w, r: r, id: uuid.New().String()}
 	defer func() {
+		if x.done != nil {
+			x.done()
+		}
 		if x.err == nil && x.status == 0 {
 			x.err = errors.New("no answer")
 		}
@@ -120,7 +125,10 @@ func (x *exchange) send(a answer) {
 		}
 		set("Content-Type", a.contentType)
 		if a.more == nil {
-			h.Set("Content-Length", strconv.Itoa(len(a.content)))
+			a.size = int64(len(a.content))
+		}
+		if a.more == nil || a.size > 0 {
+			h.Set("Content-Length", strconv.FormatInt(a.size, 10))
 		}
 	}
 	x.status = a.status

@@ -31,6 +31,10 @@ import (
 type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Serve the API until a signal ends it."`
 	Client  clientCmd  `cmd:"" help:"Manage the clients that may get tokens, beside a running server or without one."`
+	Backup  backupCmd  `cmd:"" help:"Copy the database to a file, beside a running server or without one."`
+	Restore restoreCmd `cmd:"" help:"Put a backup in the place of the database. No server may run."`
+	Check   checkCmd   `cmd:"" help:"Look for faults in the database, beside a running server or without one."`
+	Compact compactCmd `cmd:"" help:"Rewrite the database without its free pages. No server may run."`
 	Version versionCmd `cmd:"" help:"Print the version, the commit and the Go version of this program."`
 }
 
@@ -40,7 +44,9 @@ const programName = "energy-contracts"
 // app is what a command gets from its surroundings.
 type app struct {
 	stdout io.Writer
-	log    *slog.Logger
+	// terminal: a person sees what is written to stderr.
+	terminal bool
+	log      *slog.Logger
 	// logLevel is log's.
 	logLevel *slog.LevelVar
 	now      func() time.Time
@@ -55,23 +61,21 @@ func main() {
 	level := new(slog.LevelVar)
 	a := &app{
 		stdout:    os.Stdout,
-		log:       slog.New(newLogHandler(os.Stderr, &slog.HandlerOptions{Level: level})),
+		terminal:  term.IsTerminal(int(os.Stderr.Fd())),
 		logLevel:  level,
 		now:       time.Now,
 		listening: func(net.Addr) {},
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if a.terminal {
+		a.log = slog.New(slog.NewTextHandler(os.Stderr, options))
+	} else {
+		a.log = slog.New(slog.NewJSONHandler(os.Stderr, options))
 	}
 	if err := a.run(ctx, os.Args[1:]); err != nil {
 		fmt.Fprintf(os.Stderr, programName+": %v\n", err)
 		os.Exit(1)
 	}
-}
-
-// newLogHandler writes text for a person at a terminal, and JSON for all else.
-func newLogHandler(to *os.File, options *slog.HandlerOptions) slog.Handler {
-	if term.IsTerminal(int(to.Fd())) {
-		return slog.NewTextHandler(to, options)
-	}
-	return slog.NewJSONHandler(to, options)
 }
 
 // run does what the command line says.

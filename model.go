@@ -219,6 +219,18 @@ func (c *Contract) encode(id ID) ([]byte, error) {
 	return b, nil
 }
 
+// appendLine appends a contract as a line of an export: the document as it is
+// answered, with its organization and user before all else.
+func appendLine(buf []byte, k Key, doc []byte) []byte {
+	buf = append(buf, `{"org_id":"`...)
+	buf = append(buf, k.Org...)
+	buf = append(buf, `","user_id":"`...)
+	buf = append(buf, k.User...)
+	buf = append(buf, `",`...)
+	buf = append(buf, doc[1:]...)
+	return append(buf, '\n')
+}
+
 // decodeDocument is the reverse of encode: the contract that a stored document
 // says, as its client could have sent it.
 func decodeDocument(doc []byte) (*Contract, error) {

@@ -23,12 +23,12 @@ type survey struct {
 	m     meta
 	used  []bool // by page id
 	found func(string)
-	seen  func(bytes int64)
+	seen  func(bytes int64) error
 }
 
-// surveyPages tells found what is wrong, and seen how much was looked at. It
-// returns an error only when the file cannot be read.
-func surveyPages(f *os.File, m meta, found func(string), seen func(bytes int64)) error {
+// surveyPages tells found what is wrong, and seen how much more was looked at. It
+// returns an error when the file cannot be read, and seen's.
+func surveyPages(f *os.File, m meta, found func(string), seen func(bytes int64) error) error {
 	s := &survey{f: f, m: m, used: make([]bool, m.pages), found: found, seen: seen}
 	s.used[0], s.used[1] = true, true // the meta pages
 	if err := s.freelist(); err != nil {
@@ -70,14 +70,13 @@ func (s *survey) read(id uint64) ([]byte, error) {
 			return nil, fmt.Errorf("read page %d: %w", id, err)
 		}
 	}
-	s.seen(int64(len(page)))
-	return page, nil
+	return page, s.seen(int64(len(page)))
 }
 
 // freelist looks at the page with the ids of the free ones.
 func (s *survey) freelist() error {
 	page, err := s.read(s.m.freelist)
-	if page == nil {
+	if page == nil || err != nil {
 		return err
 	}
 	if binary.NativeEndian.Uint16(page[8:]) != freelistPageFlag {
@@ -98,8 +97,7 @@ func (s *survey) freelist() error {
 			s.found(fmt.Sprintf("page %d is free and outside of the file, which has %d", id, s.m.pages))
 		}
 	}
-	s.seen(int64(count) * s.m.pageSize)
-	return nil
+	return s.seen(int64(count) * s.m.pageSize)
 }
 
 // tree looks at a page and all below it.
@@ -109,7 +107,7 @@ func (s *survey) tree(id uint64, depth int) error {
 		return nil
 	}
 	page, err := s.read(id)
-	if page == nil {
+	if page == nil || err != nil {
 		return err
 	}
 	where := fmt.Sprintf("page %d", id)

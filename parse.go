@@ -33,13 +33,16 @@ const maxNameShown = 100
 
 var errTooDeep = errors.New("nested deeper than a contract ever is")
 
-// form is the kind of body: a whole contract, or a merge patch of one.
+// form is the kind of body.
 type form int
 
 const (
 	wholeContract form = iota
 	// mergePatch: a null removes the member (RFC 7396 §2), energy_prices too.
 	mergePatch
+	// exported: a line of an export, which is a contract as it is answered, with its
+	// organization and user.
+	exported
 )
 
 // parser reads one body. Its methods return an error only when the body is not
@@ -49,6 +52,8 @@ type parser struct {
 	body   []byte
 	form   form
 	faults invalid
+	// org, user and id are what a line of an export says; nil where it does not.
+	org, user, id *string
 }
 
 // parseOver reads body and sets the members that it names in c. It returns the
@@ -59,15 +64,26 @@ type parser struct {
 // (RFC 7396 §2), and more exactly so than evanphx/json-patch, which also removes
 // nulls inside of arrays.
 func parseOver(c *Contract, body []byte, f form) (invalid, error) {
-	p := parser{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), body: body, form: f}
+	p := newParser(body, f)
+	err := p.all(c)
+	return p.faults, err
+}
+
+func newParser(body []byte, f form) *parser {
+	return &parser{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), body: body, form: f}
+}
+
+// all reads the body to its end. It returns a *malformed.
+func (p *parser) all(c *Contract) error {
 	err := p.contract(c)
 	if err == nil {
 		err = p.end()
 	}
 	if err != nil {
-		return invalid{}, p.malformed(err)
+		p.faults = invalid{}
+		return p.malformed(err)
 	}
-	return p.faults, nil
+	return nil
 }
 
 func (p *parser) contract(c *Contract) error {
@@ -82,23 +98,10 @@ func (p *parser) contract(c *Contract) error {
 		if err != nil {
 			return err
 		}
-		switch string(name) {
-		case "energy_contract_type":
-			err = p.string(&c.EnergyContractType)
-		case "energy_prices":
-			err = p.prices(&c.EnergyPrices)
-		case "building_id":
-			err = p.string(&c.BuildingID)
-		case "meter_id":
-			err = p.string(&c.MeterID)
-		case "supplier":
-			err = p.string(&c.Supplier)
-		case "currency_energy_price":
-			err = p.string(&c.CurrencyEnergyPrice)
-		case "energy_price_includes_external_components":
-			err = p.bool(&c.EnergyPriceIncludesExternalComponents)
-		default:
-			err = p.unknown(string(name), contractMembers)
+		if p.form == exported {
+			err = p.exportedMember(c, name)
+		} else {
+			err = p.member(c, name)
 		}
 		if err != nil {
 			return err
@@ -108,8 +111,60 @@ func (p *parser) contract(c *Contract) error {
 	return err
 }
 
+// member reads the value of a member of a contract.
+func (p *parser) member(c *Contract, name []byte) error {
+	switch string(name) {
+	case "energy_contract_type":
+		return p.string(&c.EnergyContractType)
+	case "energy_prices":
+		return p.prices(&c.EnergyPrices)
+	case "building_id":
+		return p.string(&c.BuildingID)
+	case "meter_id":
+		return p.string(&c.MeterID)
+	case "supplier":
+		return p.string(&c.Supplier)
+	case "currency_energy_price":
+		return p.string(&c.CurrencyEnergyPrice)
+	case "energy_price_includes_external_components":
+		return p.bool(&c.EnergyPriceIncludesExternalComponents)
+	default:
+		return p.unknown(string(name), p.known())
+	}
+}
+
+// exportedMember reads the value of a member of a line: what an answer calls otherwise
+// than a request, and what says where the contract belongs.
+func (p *parser) exportedMember(c *Contract, name []byte) error {
+	switch string(name) {
+	case "org_id":
+		return p.string(&p.org)
+	case "user_id":
+		return p.string(&p.user)
+	case "id":
+		return p.string(&p.id)
+	case "building":
+		return p.string(&c.BuildingID)
+	case "building_id":
+		return p.unknown("building_id", p.known())
+	default:
+		return p.member(c, name)
+	}
+}
+
+func (p *parser) known() []string {
+	if p.form == exported {
+		return exportedMembers
+	}
+	return contractMembers
+}
+
 // The members that a typing error is compared with.
 var (
+	exportedMembers = []string{
+		"org_id", "user_id", "energy_contract_type", "energy_prices", "id", "building", "meter_id", "supplier",
+		"currency_energy_price", "energy_price_includes_external_components",
+	}
 	contractMembers = []string{
 		"energy_contract_type", "energy_prices", "building_id", "meter_id", "supplier",
 		"currency_energy_price", "energy_price_includes_external_components",

@@ -14,6 +14,7 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -115,6 +116,8 @@ type Store struct {
 	gate sync.RWMutex
 	db   *bbolt.DB // nil while the file cannot be opened
 	file *os.File  // db's own
+	// wantGate: somebody waits to hold gate for writing.
+	wantGate atomic.Bool
 
 	// beginMu is held around the start of a read transaction. bbolt takes a lock
 	// of its own there, and never lets go of it when it panics on a meta page that
@@ -910,3 +913,18 @@ func sum(key, value []byte) uint64 {
 func (o Owner) prefix() []byte { return []byte(o.Org + "/" + o.User + "/") }
 
 func (k Key) bytes() []byte { return []byte(k.Org + "/" + k.User + "/" + k.Contract) }
+
+// parseKey is the reverse of bytes.
+func parseKey(b []byte) (k Key, ok bool) {
+	parts := strings.Split(string(b), "/")
+	if len(parts) != 3 {
+		return k, false
+	}
+	for i, id := range []*ID{&k.Org, &k.User, &k.Contract} {
+		var err error
+		if *id, err = parseID(parts[i]); err != nil || string(*id) != parts[i] {
+			return k, false
+		}
+	}
+	return k, true
+}

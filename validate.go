@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +28,13 @@ type fault struct {
 	Pointer   string `json:"pointer,omitzero"`   // into the body, as a URI fragment
 	Parameter string `json:"parameter,omitzero"` // or of the path, the query or the header
 	Detail    string `json:"detail"`
+}
+
+func (f fault) String() string {
+	if f.Pointer == "" {
+		return f.Parameter + " " + f.Detail
+	}
+	return f.Pointer + " " + f.Detail
 }
 
 // malformed is the error of a request that cannot be read (400).
@@ -63,6 +71,20 @@ func (v *invalid) onlyCount() bool {
 	}
 	v.more++
 	return true
+}
+
+// has tells whether there is a fault of what a pointer points to.
+func (v *invalid) has(pointer string) bool {
+	return slices.ContainsFunc(v.faults, func(f fault) bool { return f.Pointer == pointer })
+}
+
+// rename has the faults of one member be those of another.
+func (v *invalid) rename(pointer, as string) {
+	for i := range v.faults {
+		if v.faults[i].Pointer == pointer {
+			v.faults[i].Pointer = as
+		}
+	}
 }
 
 // err is nil when there is no fault.
@@ -137,6 +159,37 @@ func (v *Validator) over(c Contract, body []byte, f form) (*Contract, error) {
 		return nil, err
 	}
 	return &c, nil
+}
+
+// Line reads a line of an export: a contract, and where it belongs. It returns a
+// *malformed or an *invalid.
+func (v *Validator) Line(line []byte) (k Key, c *Contract, err error) {
+	p, c := newParser(line, exported), &Contract{}
+	if err := p.all(c); err != nil {
+		return k, nil, err
+	}
+	for _, m := range []struct {
+		name string
+		is   *string
+		id   *ID
+	}{{"org_id", p.org, &k.Org}, {"user_id", p.user, &k.User}, {"id", p.id, &k.Contract}} {
+		switch pointer := "#/" + m.name; {
+		case m.is != nil:
+			if *m.id, err = parseID(*m.is); err != nil {
+				p.faults.add(pointer, err.Error())
+			}
+		case !p.faults.has("#") && !p.faults.has(pointer):
+			p.faults.add(pointer, "is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a")
+		}
+	}
+	if err := v.rules(c, p.faults); err != nil {
+		var broken *invalid
+		if errors.As(err, &broken) {
+			broken.rename("#/building_id", "#/building")
+		}
+		return k, nil, err
+	}
+	return k, c, nil
 }
 
 // rules adds the rules that c breaks to the faults found so far. A member with a
