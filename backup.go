@@ -30,7 +30,7 @@ func (c *backupCmd) Run(ctx context.Context, a *app) (err error) {
 	defer func() { err = errors.Join(err, control.close()) }()
 	return a.output(c.File,
 		func(to io.Writer) error { return a.receive(ctx, control, "/backup", to) },
-		func(path string) error { return a.verify(ctx, path) })
+		func(path string) error { return a.verify(ctx, path, c.File) })
 }
 
 // receive writes what the process with the database answers.
@@ -125,8 +125,8 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return fmt.Errorf("copy %s: %w", c.File, err)
 	}
-	if err := a.verify(ctx, f.Name()); err != nil {
-		return fmt.Errorf("%s is not restored: %w", c.File, err)
+	if err := a.verify(ctx, f.Name(), c.File); err != nil {
+		return fmt.Errorf("nothing was restored: %w", err)
 	}
 	if there {
 		return f.replace()

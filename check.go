@@ -36,7 +36,7 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 		return noDatabase(path)
 	}
 	var faults int
-	contents, err := a.examine(ctx, path, func(fault string) {
+	contents, err := a.examine(ctx, path, c.DB, func(fault string) {
 		faults++
 		fmt.Fprintln(a.stdout, fault)
 	})
@@ -59,8 +59,14 @@ func counted(n int, what string) string {
 	return fmt.Sprintf("%d %s", n, what)
 }
 
-// examine tells found each fault of a database that no server has open.
-func (a *app) examine(ctx context.Context, path string, found func(fault string)) (Contents, error) {
+// examine tells found each fault of a database that no server has open. Its error calls
+// it by name.
+func (a *app) examine(ctx context.Context, path, name string, found func(fault string)) (c Contents, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("database %s: %w", name, err)
+		}
+	}()
 	v, err := newValidator()
 	if err != nil {
 		return Contents{}, err
@@ -83,11 +89,11 @@ func (a *app) examine(ctx context.Context, path string, found func(fault string)
 	return e.Examine(ctx, path)
 }
 
-// verify is nil for a database without a fault.
-func (a *app) verify(ctx context.Context, path string) error {
+// verify is nil for a database without a fault. Its error calls it by name.
+func (a *app) verify(ctx context.Context, path, name string) error {
 	var faults int
 	var first string
-	_, err := a.examine(ctx, path, func(fault string) {
+	_, err := a.examine(ctx, path, name, func(fault string) {
 		if faults++; faults == 1 {
 			first = fault
 		}
@@ -96,7 +102,7 @@ func (a *app) verify(ctx context.Context, path string) error {
 		return err
 	}
 	if faults > 0 {
-		return fmt.Errorf("it has %s, which check lists, the first: %s", counted(faults, "fault"), first)
+		return fmt.Errorf("database %s has %s, which check lists, the first: %s", name, counted(faults, "fault"), first)
 	}
 	return nil
 }
@@ -138,7 +144,7 @@ func (c *compactCmd) Run(ctx context.Context, a *app) (err error) {
 		return noDatabase(c.DB)
 	}
 	verify := func(path string) error {
-		if err := a.verify(ctx, path); err != nil {
+		if err := a.verify(ctx, path, c.DB); err != nil {
 			return fmt.Errorf("%w; nothing was changed", err)
 		}
 		return nil

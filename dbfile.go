@@ -66,6 +66,9 @@ const (
 // that stands in it.
 func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, txid uint64, err error) {
 	f, err := openLocked(path, os.O_RDWR)
+	if errors.Is(err, ErrInUse) {
+		return nil, 0, fmt.Errorf("database %s: %w", path, err)
+	}
 	if err != nil {
 		return nil, 0, err
 	}
@@ -121,7 +124,7 @@ func openLocked(path string, flag int) (*os.File, error) {
 		}
 		if err := lock(f, how); err != nil {
 			f.Close()
-			return nil, fmt.Errorf("database %s: %w", path, err)
+			return nil, err
 		}
 		// Who had the lock until now may have put another file in its place.
 		opened, err1 := f.Stat()
@@ -262,7 +265,7 @@ const (
 
 // rootLeaf returns the page of the root bucket where key is, if it is anywhere.
 // The root is one leaf until the small buckets that stand inline in it outgrow a
-// page; then there is a branch above. It has six keys, so one level at most.
+// page; then there is a branch above. It has seven keys at most, so one level.
 func rootLeaf(f *os.File, m meta, key []byte) ([]byte, error) {
 	page := make([]byte, m.pageSize)
 	id := m.root

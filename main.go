@@ -35,6 +35,8 @@ type cli struct {
 	Restore restoreCmd `cmd:"" help:"Put a backup in the place of the database. No server may run."`
 	Check   checkCmd   `cmd:"" help:"Look for faults in the database, beside a running server or without one."`
 	Compact compactCmd `cmd:"" help:"Rewrite the database without its free pages. No server may run."`
+	Export  exportCmd  `cmd:"" help:"Write contracts as JSON Lines, beside a running server or without one."`
+	Import  importCmd  `cmd:"" help:"Store the contracts of an export, all or none, beside a running server or without one."`
 	Version versionCmd `cmd:"" help:"Print the version, the commit and the Go version of this program."`
 }
 
@@ -201,7 +203,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	control := serveControl(c.DB, newControl(store, a.now, a.log), a.log)
+	control := serveControl(c.DB, newControl(store, handler.validator, a.now, a.log), a.log)
 	defer control.stop()
 	listener, err := net.ListenTCP("tcp", addr)
 	if err != nil {

@@ -124,7 +124,8 @@ type Contents struct {
 }
 
 // Examine looks at a file that nobody has open for writing, and leaves it as it is.
-// Its error says why it cannot, and wraps ErrInUse when a server has it.
+// Its error says why it cannot, without the path, and wraps ErrInUse when a server has
+// it.
 func (e Examination) Examine(ctx context.Context, path string) (c Contents, err error) {
 	f, err := openLocked(path, os.O_RDONLY)
 	if err != nil {
@@ -133,11 +134,11 @@ func (e Examination) Examine(ctx context.Context, path string) (c Contents, err 
 	defer f.Close()
 	metas, err := readMetas(f)
 	if err != nil {
-		return c, fmt.Errorf("database %s: %w", path, err)
+		return c, err
 	}
 	m := standing(metas)
 	if err := checkFile(f, m); err != nil {
-		return c, fmt.Errorf("database %s: %w", path, err)
+		return c, err
 	}
 	c.Bytes = int64(m.pages) * m.pageSize
 	for i := range metas {
@@ -149,7 +150,7 @@ func (e Examination) Examine(ctx context.Context, path string) (c Contents, err 
 	found := func(fault string) { broken = true; e.Found(fault) }
 	seen := func(bytes int64) error { e.Seen(bytes); return ctx.Err() }
 	if err := surveyPages(f, m, found, seen); err != nil {
-		return c, fmt.Errorf("database %s: %w", path, err)
+		return c, err
 	}
 	if broken {
 		return c, nil // bbolt would get lost in it
@@ -160,7 +161,7 @@ func (e Examination) Examine(ctx context.Context, path string) (c Contents, err 
 	}
 	db, err := openReadOnly(again)
 	if err != nil {
-		return c, fmt.Errorf("database %s: %w", path, err)
+		return c, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	return c, db.View(func(tx *bbolt.Tx) (err error) {

@@ -58,6 +58,7 @@ var (
 	bucketTokens      = []byte("tokens")
 	bucketIdempotency = []byte("idempotency")
 	bucketExpiry      = []byte("expiry")
+	bucketImport      = []byte("import") // there during an import only
 
 	buckets = [][]byte{bucketMeta, bucketContracts, bucketClients, bucketTokens, bucketIdempotency, bucketExpiry}
 )
@@ -89,6 +90,7 @@ const (
 //	tokens       SHA-256 of the token           sum, expiry, JSON of Token
 //	idempotency  org_id/user_id/client_id␀key   sum, expiry, SHA-256 of the body, contract_id, document
 //	expiry       expiry, bucket, ␀, key         nothing: where to look for what has expired
+//	import       org_id/user_id/contract_id     line, sum, document: staged, as staging.go says
 //
 // A sum is the XXH64 of key and value, an expiry the time from which on a commit may
 // remove the value, in seconds since 1970; both
@@ -108,6 +110,8 @@ type Store struct {
 	stopped chan struct{} // closed by the committer, as its last act
 
 	memory *memory
+	// importing: there is an Import.
+	importing atomic.Bool
 	// decoy is a sealed client that nobody is.
 	decoy []byte
 
@@ -171,6 +175,9 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	}
 	go s.commitLoop()
 	go s.recordLoop()
+	if err := s.settleImport(); err != nil {
+		return nil, errors.Join(fmt.Errorf("an import that was cut short is still in %s: %w", path, err), s.Close())
+	}
 	return s, nil
 }
 
@@ -337,6 +344,56 @@ func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 	})
 	page.Documents = buf
 	return page, err
+}
+
+// Selection is a part of all contracts; an ID that is "" selects any.
+type Selection struct {
+	Org, User ID
+}
+
+// scanBytes is what a scan looks at in one transaction, give or take a document.
+const scanBytes = 1 << 20
+
+// Scan tells each those of the selected contracts that follow after, in the order of
+// their keys, until it has looked at scanBytes. The document is the file's own, and gone
+// with the call. It returns where to go on, or false at the end.
+func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (last Key, more bool, err error) {
+	var prefix []byte
+	switch {
+	case sel.Org != "" && sel.User != "":
+		prefix = Owner(sel).prefix()
+	case sel.Org != "":
+		prefix = []byte(sel.Org + "/")
+	}
+	err = s.view(func(tx *bbolt.Tx) error {
+		c := tx.Bucket(bucketContracts).Cursor()
+		start := prefix
+		if after != (Key{}) {
+			start = after.bytes()
+		}
+		k, v := c.Seek(start)
+		if bytes.Equal(k, start) {
+			k, v = c.Next()
+		}
+		for size := 0; bytes.HasPrefix(k, prefix) && k != nil; k, v = c.Next() {
+			if size > scanBytes {
+				more = true
+				return nil
+			}
+			size += len(k) + len(v)
+			doc, _, err := unseal(k, v)
+			key, ok := parseKey(k)
+			if err != nil || !ok {
+				return fmt.Errorf("contract %s: %w", k, ErrCorrupt)
+			}
+			last = key
+			if sel.User == "" || sel.User == key.User {
+				each(key, doc)
+			}
+		}
+		return nil
+	})
+	return last, more, err
 }
 
 // Check decides whether a change may be made to what the writes before it left.
