@@ -49,6 +49,7 @@ func (a *api) bearer(r *http.Request) (Token, error) {
 	}
 	var bad badToken // allocated, so not before
 	if errors.As(err, &bad) {
+		a.metrics.tokenRefused(bad)
 		return t, newProblem(http.StatusUnauthorized, "The token is "+string(bad)+"; "+a.issuers()+" issues another.").
 			with("WWW-Authenticate", fmt.Sprintf(`Bearer %s, error="invalid_token", error_description="The token is %s"`, realm, string(bad)))
 	}

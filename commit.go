@@ -28,9 +28,10 @@ const (
 
 // write is one change on its way to the committer.
 type write struct {
-	do   change
-	err  error         // the outcome, valid when done is closed
-	done chan struct{} // closed when the outcome is known
+	do    change
+	since time.Time     // it waits
+	err   error         // the outcome, valid when done is closed
+	done  chan struct{} // closed when the outcome is known
 }
 
 func (w *write) finish(err error) {
@@ -59,7 +60,7 @@ func (s *Store) update(ctx context.Context, do change) error {
 	if s.damaged.Load() {
 		return fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged)
 	}
-	w := &write{do: do, done: make(chan struct{})}
+	w := &write{do: do, since: time.Now(), done: make(chan struct{})}
 	select {
 	case s.queue <- w:
 	default:
@@ -144,6 +145,9 @@ func (s *Store) commit(batch []*write) {
 		finish(batch, ErrUnavailable)
 		return
 	}
+	for _, w := range batch {
+		s.metrics.wait.UpdateDuration(w.since)
+	}
 	txid, err := s.apply(batch)
 	switch {
 	case err == nil:
@@ -159,6 +163,7 @@ func (s *Store) commit(batch []*write) {
 		c.failures++
 		c.mending = true
 		s.failing.Store(true)
+		s.metrics.failures.Inc()
 		if s.mayStand(txid) {
 			c.undecided, c.undecidedTx = slices.Clone(batch), txid
 		} else {
@@ -178,6 +183,7 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 			err = s.damage(p)
 		}
 	}()
+	began := time.Now()
 	tx, err := s.db.Begin(true)
 	if err != nil {
 		return math.MaxUint64, err // an id that none reaches
@@ -198,7 +204,10 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 	if err := purge(tx, s.now(), 2*len(batch)); err != nil {
 		return txid, errors.Join(err, tx.Rollback())
 	}
-	return txid, tx.Commit()
+	err = tx.Commit()
+	s.metrics.writes.Update(float64(len(batch)))
+	s.metrics.duration.UpdateDuration(began)
+	return txid, err
 }
 
 // mayStand tells whether the meta page of a failed commit got into the file. If

@@ -62,15 +62,14 @@ const (
 // checked without reading all of it. With resync it then writes both meta pages
 // again as they are, and syncs: a meta page whose sync failed, or was cut short
 // by the end of its process, is only in the page cache, where the kernel may
-// hold it for clean. It returns the file, locked, and the id of the transaction
-// that stands in it.
-func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, txid uint64, err error) {
+// hold it for clean. It returns the file, locked, and the meta page that stands.
+func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, m meta, err error) {
 	f, err := openLocked(path, os.O_RDWR)
 	if errors.Is(err, ErrInUse) {
-		return nil, 0, fmt.Errorf("database %s: %w", path, err)
+		return nil, m, fmt.Errorf("database %s: %w", path, err)
 	}
 	if err != nil {
-		return nil, 0, err
+		return nil, m, err
 	}
 	defer func() { // else the file would stay locked, for mend too
 		if err != nil {
@@ -80,26 +79,26 @@ func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, txid uint
 	}()
 	metas, err := readMetas(f)
 	if err != nil {
-		return nil, 0, err
+		return nil, m, err
 	}
-	m := standing(metas)
+	m = standing(metas)
 	if !metas[0].valid || !metas[1].valid {
 		log.Warn("one of the database's two meta pages is broken, the other one is used; back the file up", "file", path)
 	}
 	if err := checkFile(f, m); err != nil {
-		return nil, 0, err
+		return nil, m, err
 	}
 	if resync {
 		for i := range metas {
 			if _, err := f.WriteAt(metas[i].page, int64(i)*m.pageSize); err != nil {
-				return nil, 0, fmt.Errorf("write meta page: %w", err)
+				return nil, m, fmt.Errorf("write meta page: %w", err)
 			}
 		}
 		if err := f.Sync(); err != nil {
-			return nil, 0, fmt.Errorf("sync: %w", err)
+			return nil, m, fmt.Errorf("sync: %w", err)
 		}
 	}
-	return f, m.txid, nil
+	return f, m, nil
 }
 
 // openLocked opens an existing file for os.O_RDWR and locks it against all others,

@@ -93,16 +93,16 @@ func hasDemoClient(store *Store, now time.Time) (bool, error) {
 
 // demoCommands is what --demo prints: two commands for a POSIX shell, the second
 // of them the one of the vendor's page.
-func demoCommands(addr string) string {
+func demoCommands(origin string) string {
 	return fmt.Sprintf(`The demo data is loaded. Paste these into another terminal: first get a token,
 
 TOKEN=$(curl --silent --user demo:demo-secret --data grant_type=client_credentials \
-  --url http://%[1]s/oauth2/token/ | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
+  --url %[1]s/oauth2/token/ | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
 
 then update an energy contract:
 
 curl --request PUT \
-  --url http://%[1]s/api/partners/v2.0/org/5f0c2b9e-6f7a-4f0e-9b1d-2a4c8e6d0f11/users/016b78a7-0c7c-4241-a277-015c3ad3cb90/energy-contracts/3c90c3cc-0d44-4b50-8888-8dd25736052a \
+  --url %[1]s/api/partners/v2.0/org/5f0c2b9e-6f7a-4f0e-9b1d-2a4c8e6d0f11/users/016b78a7-0c7c-4241-a277-015c3ad3cb90/energy-contracts/3c90c3cc-0d44-4b50-8888-8dd25736052a \
   --header "Authorization: Bearer $TOKEN" \
   --header 'Content-Type: application/json' \
   --data '
@@ -120,5 +120,5 @@ curl --request PUT \
 }
 '
 
-`, addr)
+`, origin)
 }

@@ -64,12 +64,13 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if x.err == nil && x.status == 0 {
 			x.err = errors.New("no answer")
 		}
+		took := time.Since(start)
 		level, attrs := slog.LevelInfo, []slog.Attr{
 			slog.String("method", r.Method),
 			slog.String("route", x.route),
 			slog.Int("status", x.status),
 			slog.Int64("bytes", x.bytes),
-			slog.Duration("duration", time.Since(start)),
+			slog.Duration("duration", took),
 			slog.String("request", x.id),
 			slog.String("client", x.client),
 		}
@@ -80,6 +81,9 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			attrs = append(attrs, slog.Any("err", x.err))
 		}
 		e.log.LogAttrs(context.Background(), level, "request", attrs...)
+		if e.metrics != nil {
+			e.metrics.request(x.route, r.Method, x.status, took)
+		}
 	}()
 	h := w.Header()
 	h.Set("X-Request-ID", x.id)

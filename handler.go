@@ -24,8 +24,9 @@ const (
 
 // endpoints is a router whose requests are exchanges. It is an http.Handler.
 type endpoints struct {
-	router *httprouter.Router
-	log    *slog.Logger
+	router  *httprouter.Router
+	log     *slog.Logger
+	metrics *apiMetrics // nil: requests are not counted
 	// routes is what was registered, for the tests that ask each of them.
 	routes []route
 }
@@ -101,6 +102,7 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 		endpoints:   newEndpoints(log, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts."),
 		apiSettings: settings, store: store, validator: v, now: now, guesses: newGuesses(),
 	}
+	a.metrics = newAPIMetrics()
 	read, write := Scopes{Read: true}, Scopes{Write: true}
 	a.contract(http.MethodGet, contractsPath, read, a.listContracts)
 	a.contract(http.MethodHead, contractsPath, read, a.listContracts)

@@ -24,6 +24,7 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/term"
 )
 
@@ -106,6 +107,10 @@ type serveCmd struct {
 	Demo    bool   `help:"Load sample data and print a request to paste. Its secrets are known to everyone, so it is for a loopback address only."`
 	MaxBody int64  `default:"4194304" placeholder:"BYTES" help:"The largest request body, in bytes (default: ${default})."`
 
+	TLSCert     string `name:"tls-cert" placeholder:"FILE" help:"Serve HTTPS with this certificate and what it is signed with, in PEM. Read again when the file changes."`
+	TLSKey      string `name:"tls-key" placeholder:"FILE" help:"The key of --tls-cert, in PEM."`
+	MetricsAddr string `placeholder:"HOST:PORT" help:"Serve /metrics to Prometheus on this address, over HTTP (default: not at all)."`
+
 	LogLevel string `default:"info" enum:"debug,info,warn,error" placeholder:"LEVEL" help:"Log what is at least debug, info, warn or error (default: ${default}). A request is info."`
 
 	TokenLifetime   time.Duration `default:"10h" placeholder:"DURATION" help:"How long a token is good (default: ${default})."`
@@ -130,6 +135,8 @@ func (c *serveCmd) Validate() error {
 		}
 	}
 	switch {
+	case (c.TLSCert == "") != (c.TLSKey == ""):
+		return errors.New("--tls-cert and --tls-key belong together")
 	case (c.Issuer == "") != (c.Audience == ""):
 		return errors.New("--issuer and --audience belong together: without an audience, a token for any other service would be good here")
 	case c.NoBuiltInTokens && c.Issuer == "":
@@ -205,10 +212,6 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	}
 	control := serveControl(c.DB, newControl(store, handler.validator, a.now, a.log), a.log)
 	defer control.stop()
-	listener, err := net.ListenTCP("tcp", addr)
-	if err != nil {
-		return fmt.Errorf("%w; stop what listens there or name another address with --addr", err)
-	}
 	server := &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,
@@ -217,12 +220,59 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
 	}
-	a.log.Info("listening", "addr", listener.Addr().String(), "db", c.DB)
+	scheme := "http"
+	if c.TLSCert != "" {
+		scheme = "https"
+		certificate, err := newCertificate(c.TLSCert, c.TLSKey, a.log)
+		if err != nil {
+			return err
+		}
+		server.TLSConfig = certificate.config()
+	} else if !loopback {
+		a.log.Warn("tokens and secrets can be read on their way: use --tls-cert and --tls-key, unless a proxy in front does", "addr", c.Addr)
+	}
+	stopMetrics, err := c.serveMetrics(a, metricsHandler(handler.metrics, store.metrics))
+	if err != nil {
+		return err
+	}
+	defer stopMetrics()
+	listener, err := net.ListenTCP("tcp", addr)
+	if err != nil {
+		return fmt.Errorf("%w; stop what listens there or name another address with --addr", err)
+	}
+	a.log.Info("listening", "addr", listener.Addr().String(), "scheme", scheme, "db", c.DB)
 	if c.Demo {
-		fmt.Fprint(a.stdout, demoCommands(listener.Addr().String()))
+		fmt.Fprint(a.stdout, demoCommands(scheme+"://"+listener.Addr().String()))
 	}
 	a.listening(listener.Addr())
 	return a.serve(ctx, server, listener)
+}
+
+// serveMetrics begins to serve what is counted, if it is to be served.
+func (c *serveCmd) serveMetrics(a *app, handler http.Handler) (stop func(), err error) {
+	if c.MetricsAddr == "" {
+		return func() {}, nil
+	}
+	listener, err := net.Listen("tcp", c.MetricsAddr)
+	if err != nil {
+		return nil, fmt.Errorf("--metrics-addr: %w", err)
+	}
+	server := &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      readTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+	}
+	a.log.Info("serving metrics", "addr", listener.Addr().String())
+	go func() {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			a.log.Error("metrics are not served any more; the API is", "err", err)
+		}
+	}()
+	return func() { server.Close() }, nil
 }
 
 // prepare looks at what is in the store before anybody else can.
@@ -251,15 +301,24 @@ func (c *serveCmd) prepare(ctx context.Context, a *app, store *Store, loopback b
 	return nil
 }
 
-// serve returns when the server has stopped, and nil if ctx was the reason.
+// serve returns when the server has stopped, and nil if ctx was the reason. It tells
+// systemd, if that wants to know, when the service is ready and when it is stopping.
 func (a *app) serve(ctx context.Context, server *http.Server, listener net.Listener) error {
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(listener) }()
+	go func() {
+		if server.TLSConfig != nil {
+			failed <- server.ServeTLS(listener, "", "")
+		} else {
+			failed <- server.Serve(listener)
+		}
+	}()
+	a.notify(daemon.SdNotifyReady)
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
 	}
+	a.notify(daemon.SdNotifyStopping)
 	a.log.Info("stopping: finishing the requests in flight")
 	grace, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
@@ -269,4 +328,10 @@ func (a *app) serve(ctx context.Context, server *http.Server, listener net.Liste
 	}
 	a.log.Info("stopped")
 	return nil
+}
+
+func (a *app) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		a.log.Warn("systemd is not told of the state of the service", "state", state, "err", err)
+	}
 }

@@ -57,7 +57,13 @@ type tokenResponse struct {
 }
 
 // postToken is the token endpoint.
-func (a *api) postToken(x *exchange) (answer, error) {
+func (a *api) postToken(x *exchange) (_ answer, err error) {
+	defer func() {
+		var refused *oauthError
+		if errors.As(err, &refused) {
+			a.metrics.tokenRequestRefused(refused.Code)
+		}
+	}()
 	req, client, err := a.clientRequest(x)
 	if err != nil {
 		return answer{}, err
@@ -83,6 +89,7 @@ func (a *api) postToken(x *exchange) (answer, error) {
 	if err != nil {
 		return answer{}, oauthErrorOf(err)
 	}
+	a.metrics.issued.Inc()
 	return answer{status: http.StatusOK, noStore: true, content: content}, nil
 }
 

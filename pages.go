@@ -79,14 +79,10 @@ func (s *survey) freelist() error {
 	if page == nil || err != nil {
 		return err
 	}
-	if binary.NativeEndian.Uint16(page[8:]) != freelistPageFlag {
+	count, at, ok := freeCount(page)
+	if !ok {
 		s.found(fmt.Sprintf("page %d is not the list of free pages", s.m.freelist))
 		return nil
-	}
-	at, count := uint64(pageHeaderSize), uint64(binary.NativeEndian.Uint16(page[10:]))
-	if count == 0xFFFF { // then the first entry is the count
-		count = binary.NativeEndian.Uint64(page[at:])
-		at += 8
 	}
 	if count > (uint64(len(page))-at)/8 {
 		s.found(fmt.Sprintf("the list of free pages has %d entries, more than fit", count))
@@ -98,6 +94,19 @@ func (s *survey) freelist() error {
 		}
 	}
 	return s.seen(int64(count) * s.m.pageSize)
+}
+
+// freeCount returns how many ids the page of free pages says that it has, and where
+// they begin, or false where it is none.
+func freeCount(page []byte) (count, at uint64, ok bool) {
+	if len(page) < pageHeaderSize+8 || binary.NativeEndian.Uint16(page[8:]) != freelistPageFlag {
+		return 0, 0, false
+	}
+	count, at = uint64(binary.NativeEndian.Uint16(page[10:])), pageHeaderSize
+	if count == 0xFFFF { // then the first entry is the count
+		return binary.NativeEndian.Uint64(page[at:]), at + 8, true
+	}
+	return count, at, true
 }
 
 // tree looks at a page and all below it.

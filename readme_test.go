@@ -22,7 +22,7 @@ func blocks(t testing.TB, language string) (found []string) {
 }
 
 func TestREADMECommandsGetTheAnswerItShows(t *testing.T) {
-	printed := demoCommands("127.0.0.1:8080")
+	printed := demoCommands("http://127.0.0.1:8080")
 	var script string
 	for _, b := range blocks(t, "sh") {
 		if strings.HasPrefix(b, "TOKEN=") || strings.HasPrefix(b, "curl ") {

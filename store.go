@@ -109,7 +109,8 @@ type Store struct {
 	closing chan struct{} // closed by Close
 	stopped chan struct{} // closed by the committer, as its last act
 
-	memory *memory
+	metrics *storeMetrics
+	memory  *memory
 	// importing: there is an Import.
 	importing atomic.Bool
 	// decoy is a sealed client that nobody is.
@@ -122,6 +123,9 @@ type Store struct {
 	file *os.File  // db's own
 	// wantGate: somebody waits to hold gate for writing.
 	wantGate atomic.Bool
+	// freeAtOpen is how many free pages the file had then: bbolt counts them from the
+	// first commit on.
+	freeAtOpen uint64
 
 	// beginMu is held around the start of a read transaction. bbolt takes a lock
 	// of its own there, and never lets go of it when it panics on a meta page that
@@ -166,6 +170,7 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		dead:    make(chan struct{}),
 		memory:  newMemory(),
 	}
+	s.metrics = newStoreMetrics(s)
 	var err error
 	if s.decoy, err = sealClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()}); err != nil {
 		return nil, err
@@ -229,8 +234,16 @@ func (s *Store) open(resync bool) (txid uint64, err error) {
 		// Its cost does not grow with the number of free pages.
 		FreelistType: bbolt.FreelistMapType,
 		OpenFile: func(path string, _ int, _ os.FileMode) (_ *os.File, err error) {
-			s.file, txid, err = openFile(path, resync, s.log)
-			return s.file, err
+			var m meta
+			if s.file, m, err = openFile(path, resync, s.log); err != nil {
+				return nil, err
+			}
+			txid = m.txid
+			list := make([]byte, pageHeaderSize+8)
+			if _, err := s.file.ReadAt(list, int64(m.freelist)*m.pageSize); err == nil {
+				s.freeAtOpen, _, _ = freeCount(list)
+			}
+			return s.file, nil
 		},
 	})
 	if err != nil {
@@ -776,6 +789,37 @@ func (s *Store) Ready(ctx context.Context) error {
 	}
 	s.ready.at, s.ready.err = time.Now(), err
 	return err
+}
+
+// Waiting is how many writes wait for a commit to begin.
+func (s *Store) Waiting() int { return len(s.queue) }
+
+// Stats is how the file is.
+type Stats struct {
+	Bytes     int64
+	FreePages int64
+	OpenReads int64 // transactions
+}
+
+// Stats returns false while the file is being opened again.
+func (s *Store) Stats() (Stats, bool) {
+	if !s.gate.TryRLock() { // who watches is not to wait for a disk that hangs
+		return Stats{}, false
+	}
+	defer s.gate.RUnlock()
+	if s.db == nil {
+		return Stats{}, false
+	}
+	info, err := s.file.Stat()
+	if err != nil {
+		return Stats{}, false
+	}
+	of := s.db.Stats()
+	stats := Stats{Bytes: info.Size(), FreePages: int64(of.FreePageN), OpenReads: int64(of.OpenTxN)}
+	if of.TxStats.GetWrite() == 0 {
+		stats.FreePages = int64(s.freeAtOpen)
+	}
+	return stats, true
 }
 
 // view runs fn in a read transaction. fn copies what it needs: bbolt's bytes are
