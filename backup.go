@@ -91,7 +91,7 @@ func holdPlace(path string) (release func(), err error) {
 
 type restoreCmd struct {
 	File  string `arg:"" help:"The backup; - is standard input."`
-	Force bool   `help:"Replace a database that is there."`
+	Force bool   `env:"-" help:"Replace a database that is there."`
 	database
 }
 

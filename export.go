@@ -16,8 +16,8 @@ import (
 const jsonLinesType = "application/jsonl"
 
 type exportCmd struct {
-	Org  string `placeholder:"UUID" help:"The contracts of this organization only."`
-	User string `placeholder:"UUID" help:"The contracts of this user only."`
+	Org  string `env:"-" placeholder:"UUID" help:"The contracts of this organization only."`
+	User string `env:"-" placeholder:"UUID" help:"The contracts of this user only."`
 	File string `arg:"" default:"-" help:"Write to this file, in place of what is there; - is standard output (default: ${default})."`
 	database
 }

@@ -23,7 +23,7 @@ import (
 
 type importCmd struct {
 	File      string `arg:"" help:"The contracts, as export writes them; - is standard input."`
-	KeepGoing bool   `help:"Import the good lines also when there are bad ones, and exit 1 then."`
+	KeepGoing bool   `env:"-" help:"Import the good lines also when there are bad ones, and exit 1 then."`
 	database
 }
 

@@ -1,12 +1,13 @@
 // Energy-contracts serves a partner API's energy contracts from one binary: what
 // a user of an organization pays for electricity.
 //
-// Calls run one way: main.go and clients.go read the command line and wire, with
-// control.go between a command and a running server; handler.go and oauth.go have the
-// endpoints, on top of exchange.go (one request and its answer), auth.go, issuer.go,
-// guessing.go, condition.go, idempotency.go and problem.go; parse.go and validate.go
-// turn bodies into the contracts of model.go; store.go keeps them, with tokens.go,
-// commit.go and dbfile.go, and knows nothing of HTTP.
+// Calls run one way: main.go and the files of the commands (clients.go, backup.go,
+// check.go, export.go, import.go) read the command line and wire, with control.go
+// between a command and a running server; handler.go and oauth.go have the endpoints,
+// on top of exchange.go (one request and its answer), auth.go, issuer.go, guessing.go,
+// condition.go, idempotency.go and problem.go; parse.go and validate.go turn bodies
+// into the contracts of model.go; store.go keeps them, with tokens.go, commit.go,
+// staging.go, maintenance.go, dbfile.go and pages.go, and knows nothing of HTTP.
 package main
 
 import (
