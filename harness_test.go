@@ -220,6 +220,41 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// nestedProgram builds a program that has a module of its own under testdata, once.
+func nestedProgram(name string) func() (string, error) {
+	return sync.OnceValues(func() (path string, err error) {
+		path = filepath.Join(buildDir, name)
+		for _, args := range [][]string{{"mod", "download"}, {"build", "-o", path, "."}} {
+			cmd := exec.Command("go", args...)
+			cmd.Dir = filepath.Join("testdata", name)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				err = fmt.Errorf("go %s in %s: %w\n%s", strings.Join(args, " "), cmd.Dir, err, out)
+				if args[0] == "mod" {
+					return "", errNoModules{err}
+				}
+				return "", err
+			}
+		}
+		return path, nil
+	})
+}
+
+// errNoModules: the modules of a nested program cannot be downloaded.
+type errNoModules struct{ error }
+
+// needNested skips a test whose nested program cannot be had; where CI=true it fails.
+func needNested(t testing.TB, program func() (string, error)) (path string) {
+	t.Helper()
+	path, err := program()
+	if errors.As(err, new(errNoModules)) && os.Getenv("CI") != "true" {
+		t.Skipf("the modules of a program to test with cannot be had: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // process is the service in a process of its own.
 type process struct {
 	url    string

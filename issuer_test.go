@@ -47,25 +47,7 @@ import (
 // elsewhere and web.
 const audience = "energy-contracts"
 
-// issuerProgram builds testdata/issuer, once.
-var issuerProgram = sync.OnceValues(func() (path string, err error) {
-	path = filepath.Join(buildDir, "issuer")
-	for _, args := range [][]string{{"mod", "download"}, {"build", "-o", path, "."}} {
-		cmd := exec.Command("go", args...)
-		cmd.Dir = filepath.Join("testdata", "issuer")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			err = fmt.Errorf("go %s in %s: %w\n%s", strings.Join(args, " "), cmd.Dir, err, out)
-			if args[0] == "mod" {
-				return "", errNoModules{err}
-			}
-			return "", err
-		}
-	}
-	return path, nil
-})
-
-// errNoModules: the issuer's modules cannot be downloaded.
-type errNoModules struct{ error }
+var issuerProgram = nestedProgram("issuer")
 
 // realIssuer is testdata/issuer. Its keys and its address outlive the process.
 type realIssuer struct {
@@ -85,13 +67,7 @@ func startIssuer(t testing.TB) *realIssuer {
 // start waits until it listens, where it did before.
 func (i *realIssuer) start(t testing.TB) {
 	t.Helper()
-	path, err := issuerProgram()
-	if errors.As(err, new(errNoModules)) && os.Getenv("CI") != "true" {
-		t.Skipf("the modules of the issuer to test against cannot be had: %v", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := needNested(t, issuerProgram)
 	addr := "127.0.0.1:0"
 	if i.url != "" {
 		addr = strings.TrimPrefix(i.url, "http://")

@@ -138,11 +138,11 @@ func (p *parser) member(c *Contract, name []byte) error {
 func (p *parser) exportedMember(c *Contract, name []byte) error {
 	switch string(name) {
 	case "org_id":
-		return p.string(&p.org)
+		return p.uuid(&p.org)
 	case "user_id":
-		return p.string(&p.user)
+		return p.uuid(&p.user)
 	case "id":
-		return p.string(&p.id)
+		return p.uuid(&p.id)
 	case "building":
 		return p.string(&c.BuildingID)
 	case "building_id":
@@ -264,6 +264,14 @@ func (p *parser) string(into **string) error {
 	default:
 		return p.wrong(p.dec.StackPointer(), k, "a string or null")
 	}
+}
+
+// uuid is for what a line must have.
+func (p *parser) uuid(into **string) error {
+	if k := p.dec.PeekKind(); k != jsontext.KindString && k != jsontext.KindNull {
+		return p.wrong(p.dec.StackPointer(), k, "a UUID")
+	}
+	return p.string(into)
 }
 
 func (p *parser) bool(into **bool) error {

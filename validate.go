@@ -78,15 +78,6 @@ func (v *invalid) has(pointer string) bool {
 	return slices.ContainsFunc(v.faults, func(f fault) bool { return f.Pointer == pointer })
 }
 
-// rename has the faults of one member be those of another.
-func (v *invalid) rename(pointer, as string) {
-	for i := range v.faults {
-		if v.faults[i].Pointer == pointer {
-			v.faults[i].Pointer = as
-		}
-	}
-}
-
 // err is nil when there is no fault.
 func (v *invalid) err() error {
 	if len(v.faults) == 0 {
@@ -182,10 +173,15 @@ func (v *Validator) Line(line []byte) (k Key, c *Contract, err error) {
 			p.faults.add(pointer, "is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a")
 		}
 	}
+	shape := len(p.faults.faults)
 	if err := v.rules(c, p.faults); err != nil {
 		var broken *invalid
-		if errors.As(err, &broken) {
-			broken.rename("#/building_id", "#/building")
+		if errors.As(err, &broken) { // by the names of a request
+			for i := range broken.faults[shape:] {
+				if f := &broken.faults[shape+i]; f.Pointer == "#/building_id" {
+					f.Pointer = "#/building"
+				}
+			}
 		}
 		return k, nil, err
 	}

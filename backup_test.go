@@ -1,0 +1,513 @@
+package main
+
+// The commands backup, restore, check and compact: the program that was built, beside a
+// server and without one.
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// contractLines is an export.
+const contractLines = "testdata/contracts.jsonl"
+
+// ok runs a command on a database, wants it to succeed without complaint, and returns
+// what it prints.
+func ok(t testing.TB, db string, args ...string) (stdout string) {
+	t.Helper()
+	got := run(t, nil, append(args, "--db", db)...)
+	if got.status != 0 || got.stderr != "" {
+		t.Fatalf("%q: %+v", args, got)
+	}
+	return got.stdout
+}
+
+// refusedCommand runs a command on a database and wants it to exit 1 with one sentence.
+func refusedCommand(t testing.TB, db, want string, args ...string) (stdout string) {
+	t.Helper()
+	got := run(t, nil, append(args, "--db", db)...)
+	if got.status != 1 || got.stderr != "energy-contracts: "+want+"\n" {
+		t.Errorf("%q: %+v\nwant %q", args, got, want)
+	}
+	return got.stdout
+}
+
+// absolute is a file of ours for a command, which runs elsewhere.
+func absolute(t testing.TB, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// wantMode is for files that are the owner's alone.
+func wantMode(t testing.TB, path string) {
+	t.Helper()
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
+		t.Errorf("%s: %v, %v; want mode 0600", path, info, err)
+	}
+}
+
+// wantExport compares what is in a database with lines.
+func wantExport(t testing.TB, db, want string) {
+	t.Helper()
+	if got := ok(t, db, "export"); got != want {
+		t.Errorf("the export of %s is\n%s\nwant\n%s", db, head(got), head(want))
+	}
+}
+
+func TestBackupIsTheDatabaseAsItIs(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		ok(t, db, "import", absolute(t, contractLines))
+		c := addClient(t, db)
+		dir := t.TempDir()
+		backup := filepath.Join(dir, "backup.db")
+		if got := ok(t, db, "backup", backup); got != "" {
+			t.Errorf("backup printed %q", got)
+		}
+		wantMode(t, backup)
+		wantFiles(t, dir, "backup.db")
+		if got := ok(t, db, "backup", "-"); got != readFile(t, backup) {
+			t.Error("on standard output it is another one")
+		}
+		// From here on without the database.
+		if got, want := ok(t, backup, "check"), backup+" is sound: 4 contracts, 1 client, "; !strings.HasPrefix(got, want) {
+			t.Errorf("check printed %q, want %q", got, want)
+		}
+		wantExport(t, backup, readFile(t, contractLines))
+		p := startProcess(t, nil, "--db", backup)
+		wantSecret(t, p.url, c, true)
+
+		// In place of an older one, by a link too.
+		ok(t, db, "client", "remove", c.ID)
+		if err := os.Symlink(filepath.Join(dir, "again.db"), filepath.Join(dir, "link")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "again.db"), []byte("an older one"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		ok(t, db, "backup", filepath.Join(dir, "link"))
+		wantMode(t, filepath.Join(dir, "again.db"))
+		wantListed(t, filepath.Join(dir, "again.db"))
+		if info, err := os.Lstat(filepath.Join(dir, "link")); err != nil || info.Mode().Type() != fs.ModeSymlink {
+			t.Errorf("the link is %v, %v", info, err)
+		}
+	})
+}
+
+func TestBackupReplacesNothingThatItShouldNot(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		ok(t, db, "import", absolute(t, contractLines))
+		dir := filepath.Dir(db)
+		other := shortPath(t)
+		startProcess(t, nil, "--db", other)
+		pipe := filepath.Join(dir, "pipe")
+		if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, tt := range []struct{ name, file, want string }{
+			{"the database itself", db, db + " is a database that a process has open, so it is not replaced; stop that process or name another file"},
+			{"another server's", other, other + " is a database that a process has open, so it is not replaced; stop that process or name another file"},
+			{"a pipe", pipe, pipe + " is not a file"},
+			{"a directory", dir, dir + " is not a file"},
+			{"where no directory is", filepath.Join(dir, "no", "b.db"), "stat " + filepath.Join(dir, "no") + ": no such file or directory"},
+		} {
+			refusedCommand(t, db, tt.want, "backup", tt.file)
+		}
+		wantExport(t, db, readFile(t, contractLines))
+		if info, err := os.Lstat(pipe); err != nil || info.Mode().Type() != fs.ModeNamedPipe {
+			t.Errorf("the pipe is %v, %v", info, err)
+		}
+	})
+}
+
+func TestCommandsNeedADatabase(t *testing.T) {
+	db := shortPath(t)
+	for _, args := range [][]string{{"backup", "x"}, {"backup", "-"}, {"check"}, {"compact"}, {"export"}, {"export", "x"}} {
+		refusedCommand(t, db, "there is no database "+db+"; name it with --db", args...)
+	}
+	wantFiles(t, filepath.Dir(db))
+}
+
+// A backup must not hold the transaction open while somebody takes their time to read it:
+// no writer could go on once the file must grow out of its mapping.
+func TestBackupOfASlowReaderHoldsUpNobody(t *testing.T) {
+	db := shortPath(t)
+	s := startOn(t, db, "--demo", "--metrics-addr", "127.0.0.1:0")
+	l := newLedger(t, s.url, demoContract)
+	for i := range 8 { // more than the socket's buffers hold
+		l.create(t, string(key(i).Contract), largeContract)
+	}
+	before := l.list(t)
+	conn, err := net.Dial("unix", controlPath(db))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprint(conn, "GET /backup HTTP/1.0\r\nHost: control\r\n\r\n")
+	begin := make([]byte, len("HTTP/1.0 200 OK\r\n"))
+	if _, err := io.ReadFull(conn, begin); err != nil || string(begin) != "HTTP/1.0 200 OK\r\n" {
+		t.Fatalf("%q, %v", begin, err)
+	}
+	for i := range 40 {
+		l.create(t, string(key(100+i).Contract), largeContract)
+	}
+	if open := metric(t, scrape(t, s.log.String()), "energy_contracts_database_open_read_transactions"); open != "0" {
+		t.Errorf("%s transactions are open while the backup is read", open)
+	}
+	wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
+	answer, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, copied, _ := bytes.Cut(answer, []byte("\r\n\r\n"))
+	backup := writeFile(t, copied)
+	again := startOn(t, backup, "--demo")
+	if got := newLedger(t, again.url).list(t); got != before {
+		t.Errorf("the backup has %s\nwant what there was when it began\n%s", head(got), head(before))
+	}
+	l.check(t)
+}
+
+// Of two contracts that are written in turn, the second is never ahead of the first.
+func TestBackupIsOfOneInstant(t *testing.T) {
+	db := shortPath(t)
+	s := startOn(t, db, "--demo")
+	c := client(s.url, "demo", "demo-secret")
+	url := contractsURL(s.url, demoOrg, demoUser) + "/"
+	second := string(key(2).Contract)
+	do(t, c, "PUT", url+second, with(jsonBody, "If-None-Match", "*"), `{"supplier":"0"}`)
+	do(t, c, "PUT", url+demoContract, jsonBody, `{"supplier":"0"}`)
+	stop := make(chan struct{})
+	var writer sync.WaitGroup
+	defer writer.Wait()
+	defer close(stop)
+	writer.Go(func() {
+		for n := 1; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			for _, id := range []string{demoContract, second} {
+				if resp, got := do(t, c, "PUT", url+id, jsonBody, fmt.Sprintf(`{"supplier":"%d"}`, n)); resp.StatusCode != 200 {
+					t.Errorf("PUT: %s\n%s", resp.Status, got)
+					return
+				}
+			}
+		}
+	})
+	last := -1
+	for round := range 10 {
+		backup := filepath.Join(t.TempDir(), "b.db")
+		ok(t, db, "backup", backup)
+		suppliers := map[string]int{}
+		for line := range strings.Lines(ok(t, backup, "export", "--org", demoOrg, "--user", demoUser)) {
+			var c struct {
+				ID       string
+				Supplier string
+			}
+			if err := json.Unmarshal([]byte(line), &c); err != nil {
+				t.Fatal(err)
+			}
+			suppliers[c.ID], _ = strconv.Atoi(c.Supplier)
+		}
+		first, second := suppliers[demoContract], suppliers[second]
+		if first != second && first != second+1 || first < last {
+			t.Errorf("backup %d has %d and %d, the one before had %d", round, first, second, last)
+		}
+		last = first
+	}
+	if last < 1 {
+		t.Error("nothing was written meanwhile")
+	}
+}
+
+func TestBackupOfADatabaseWithAFaultIsSaidToBe(t *testing.T) {
+	besideAndWithoutBroken(t, func(t *testing.T, db string, id string) {
+		backup := filepath.Join(t.TempDir(), "b.db")
+		if err := os.WriteFile(backup, []byte("an older one"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		refusedCommand(t, db, "database "+backup+" has 1 fault, which check lists, the first: contracts \""+id+"\": stored value fails its checksum; nothing was written to "+backup, "backup", backup)
+		if got := readFile(t, backup); got != "an older one" {
+			t.Errorf("the older one is %q", head(got))
+		}
+	})
+}
+
+// besideAndWithoutBroken runs a test on a database that has a document with a wrong
+// checksum, with a server up and with none.
+func besideAndWithoutBroken(t *testing.T, test func(t *testing.T, db, id string)) {
+	t.Helper()
+	for _, up := range []bool{true, false} {
+		t.Run(fmt.Sprintf("server %v", up), func(t *testing.T) {
+			db := shortPath(t)
+			ok(t, db, "import", absolute(t, contractLines))
+			id := demoOrg + "/" + demoUser + "/" + demoContract
+			editBolt(t, db, func(tx *bbolt.Tx) error {
+				b := tx.Bucket(bucketContracts)
+				value := bytes.Clone(b.Get([]byte(id)))
+				value[len(value)-2] ^= 1
+				return b.Put([]byte(id), value)
+			})
+			if up {
+				startProcess(t, nil, "--db", db)
+			}
+			test(t, db, id)
+		})
+	}
+}
+
+// editBolt writes to a database behind the store's back.
+func editBolt(t testing.TB, path string, edit func(*bbolt.Tx) error) {
+	t.Helper()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.Update(edit); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRestorePutsABackupInPlace(t *testing.T) {
+	source := shortPath(t)
+	ok(t, source, "import", absolute(t, contractLines))
+	c := addClient(t, source)
+	backup := filepath.Join(t.TempDir(), "b.db")
+	ok(t, source, "backup", backup)
+
+	t.Run("where none is", func(t *testing.T) {
+		db := shortPath(t)
+		ok(t, db, "restore", backup)
+		wantMode(t, db)
+		wantFiles(t, filepath.Dir(db), "c.db")
+		p := startProcess(t, nil, "--db", db)
+		wantSecret(t, p.url, c, true)
+	})
+	t.Run("from standard input", func(t *testing.T) {
+		db := shortPath(t)
+		cmd := command(t, nil, "restore", "--db", db, "-")
+		cmd.Stdin = strings.NewReader(readFile(t, backup))
+		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		wantExport(t, db, readFile(t, contractLines))
+	})
+	t.Run("of another only by force", func(t *testing.T) {
+		db := shortPath(t)
+		addClient(t, db)
+		before := readFile(t, db)
+		refusedCommand(t, db, db+" is there already; --force replaces it", "restore", backup)
+		if readFile(t, db) != before {
+			t.Error("it was changed all the same")
+		}
+		ok(t, db, "restore", "--force", backup)
+		wantMode(t, db)
+		wantListed(t, db, c.ID)
+		wantFiles(t, filepath.Dir(db), "c.db")
+	})
+	t.Run("of one that is broken, by a link", func(t *testing.T) {
+		db := writeFile(t, []byte("no database at all"))
+		link := shortPath(t)
+		if err := os.Symlink(db, link); err != nil {
+			t.Fatal(err)
+		}
+		ok(t, link, "restore", "--force", backup)
+		wantListed(t, db, c.ID)
+		if info, err := os.Lstat(link); err != nil || info.Mode().Type() != fs.ModeSymlink {
+			t.Errorf("the link is %v, %v", info, err)
+		}
+	})
+	t.Run("beside the socket that a crash left", func(t *testing.T) {
+		db := shortPath(t)
+		kill(t, startProcess(t, nil, "--db", db))
+		ok(t, db, "restore", "--force", backup)
+		wantListed(t, db, c.ID)
+	})
+}
+
+func TestRestoreIsRefused(t *testing.T) {
+	source := shortPath(t)
+	ok(t, source, "import", absolute(t, contractLines))
+	backup := filepath.Join(t.TempDir(), "b.db")
+	ok(t, source, "backup", backup)
+	t.Run("while a server runs", func(t *testing.T) {
+		db := shortPath(t)
+		p := startProcess(t, nil, "--db", db)
+		c := addClient(t, db)
+		refusedCommand(t, db, "a server has "+db+" open; stop it first", "restore", "--force", backup)
+		refusedCommand(t, db, "a server has "+db+" open; stop it first", "restore", backup)
+		wantSecret(t, p.url, c, true)
+		// Also when it cannot be asked.
+		if err := os.Remove(db + ".sock"); err != nil {
+			t.Fatal(err)
+		}
+		refusedCommand(t, db, db+" is a database that a process has open, so it is not replaced; stop that process or name another file", "restore", "--force", backup)
+		wantSecret(t, p.url, c, true)
+	})
+	sound := readFile(t, backup)
+	half := writeFile(t, []byte(sound[:len(sound)/2]))
+	none := writeFile(t, []byte("no database at all, but longer than nothing"))
+	faulty := writeFile(t, []byte(sound))
+	editBolt(t, faulty, func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketContracts).Put([]byte("a/b"), seal([]byte("a/b"), []byte("{}")))
+	})
+	missing := filepath.Join(t.TempDir(), "none.db")
+	for _, tt := range []struct{ name, file, want string }{
+		{"of half a file", half, fmt.Sprintf("nothing was restored: database %s: is cut off: it has %d bytes, its meta page says %d; restore a backup", half, len(sound)/2, len(sound))},
+		{"of no database", none, "nothing was restored: database " + none + ": is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
+		{"of one with a fault", faulty, "nothing was restored: database " + faulty + " has 1 fault, which check lists, the first: contracts \"a/b\": is not a key of three UUIDs in lower case"},
+		{"of nothing", missing, "open " + missing + ": no such file or directory"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			db := shortPath(t)
+			refusedCommand(t, db, tt.want, "restore", tt.file)
+			wantFiles(t, filepath.Dir(db))
+			c := addClient(t, db)
+			refusedCommand(t, db, tt.want, "restore", "--force", tt.file)
+			wantListed(t, db, c.ID)
+			wantFiles(t, filepath.Dir(db), "c.db")
+		})
+	}
+}
+
+func TestCompactRemovesFreePages(t *testing.T) {
+	db := shortPath(t)
+	p := startProcess(t, nil, "--demo", "--db", db)
+	l := newLedger(t, p.url, demoContract)
+	for i := range 30 {
+		l.create(t, string(key(i).Contract), largeContract)
+	}
+	for i := range 30 {
+		if a := l.send("DELETE", string(key(i).Contract), ""); a.status != 204 {
+			t.Fatal(a)
+		}
+	}
+	before := readFile(t, db)
+	t.Run("not beside a server", func(t *testing.T) {
+		refusedCommand(t, db, "database "+db+": another process has it open; stop that one (a running server?) or name another file with --db; nothing was changed", "compact")
+		if readFile(t, db) != before {
+			t.Error("the file changed")
+		}
+	})
+	if err := p.terminate(t); err != nil {
+		t.Fatal(err)
+	}
+	if os.Getuid() == 0 { // as a service's file is another user's, and stays so
+		if err := os.Chown(db, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+	}
+	owner := ownerOf(t, db)
+	contents, clients := ok(t, db, "export"), ok(t, db, "client", "list")
+	var was, is int
+	printed := ok(t, db, "compact")
+	if _, err := fmt.Sscanf(printed, db+" had %d bytes and has %d\n", &was, &is); err != nil || was < 1<<20 || is > 128<<10 {
+		t.Errorf("printed %q, %v", printed, err)
+	}
+	if info, err := os.Stat(db); err != nil || info.Size() != int64(is) {
+		t.Errorf("the file: %v, %v", info, err)
+	}
+	wantMode(t, db)
+	wantFiles(t, filepath.Dir(db), "c.db")
+	if now := ownerOf(t, db); now != owner {
+		t.Errorf("belongs to %v, belonged to %v", now, owner)
+	}
+	if got := ok(t, db, "check"); !strings.Contains(got, " is sound: 5 contracts, 2 clients, ") {
+		t.Errorf("check printed %q", got)
+	}
+	wantExport(t, db, contents)
+	if got := ok(t, db, "client", "list"); got != clients {
+		t.Errorf("clients: %s\nwere %s", got, clients)
+	}
+	again := startProcess(t, nil, "--demo", "--db", db)
+	l.base = again.url
+	// With its token, which is there still.
+	if a := l.send("GET", demoContract, ""); a.status != 200 {
+		t.Error(a)
+	}
+}
+
+func ownerOf(t testing.TB, path string) [2]uint32 {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := info.Sys().(*syscall.Stat_t)
+	return [2]uint32{s.Uid, s.Gid}
+}
+
+func TestCompactLeavesADatabaseWithAFaultAlone(t *testing.T) {
+	db := shortPath(t)
+	ok(t, db, "import", absolute(t, contractLines))
+	editBolt(t, db, func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketContracts).Put([]byte("a/b"), seal([]byte("a/b"), []byte("{}")))
+	})
+	before := readFile(t, db)
+	refusedCommand(t, db, "database "+db+" has 1 fault, which check lists, the first: contracts \"a/b\": is not a key of three UUIDs in lower case; nothing was changed", "compact")
+	if readFile(t, db) != before {
+		t.Error("the file changed")
+	}
+	wantFiles(t, filepath.Dir(db), "c.db")
+}
+
+// Whoever waits for the lock of a file that is replaced meanwhile gets the new one.
+func TestServerThatStartsDuringACompactionHasTheNewFile(t *testing.T) {
+	db := shortPath(t)
+	ok(t, db, "import", absolute(t, contractLines))
+	held, err := openLocked(db, os.O_RDWR)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := command(t, nil, "client", "add", "--org", demoOrg, "--db", db)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "it has the file open", func() bool {
+		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", cmd.Process.Pid))
+		for _, f := range files {
+			if to, _ := os.Readlink(f); to == db {
+				return true
+			}
+		}
+		return len(files) == 0 // no /proc: nothing to wait for
+	})
+	f, err := createAtomic(db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.discard()
+	if _, err := io.Copy(f, held); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.replace(); err != nil {
+		t.Fatal(err)
+	}
+	held.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, &out)
+	}
+	wantListed(t, db, addedClient(t, out.String()).ID)
+}
