@@ -230,9 +230,7 @@ func checkFile(f *os.File, m meta) error {
 	if err != nil {
 		return err
 	}
-	// A bucket this small stands inline in its parent: a header of a root id and
-	// a sequence, then a page of its own.
-	const bucketHeaderSize = 16
+	// A bucket this small stands inline in its parent, as a page of its own.
 	var format, program []byte
 	if inline := leafValue(leaf, bucketMeta); len(inline) > bucketHeaderSize {
 		format = leafValue(inline[bucketHeaderSize:], []byte(formatKey))
@@ -260,6 +258,9 @@ const (
 	branchPageFlag = 0x01
 	leafPageFlag   = 0x02
 	elementSize    = 16
+	// bucketHeaderSize is that of a bucket's root id and sequence, before its page
+	// if that stands inline.
+	bucketHeaderSize = 16
 )
 
 // rootLeaf returns the page of the root bucket where key is, if it is anywhere.

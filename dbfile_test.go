@@ -41,18 +41,24 @@ func withSomeContracts(t testing.TB, path string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg}}, Documents: map[Key][]byte{}}
+	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}}}, Documents: map[Key][]byte{}}
 	for i := range someContracts {
 		samples.Documents[key(i)] = []byte(someDocument(i))
 	}
 	if err := errors.Join(s.AddSamples(ctx, samples), s.Close()); err != nil {
 		t.Fatal(err)
 	}
+	return trimmed(t, path)
+}
+
+// trimmed is the bytes of a database without the pages that bbolt makes room for at
+// once and has not used yet.
+func trimmed(t testing.TB, path string) []byte {
+	t.Helper()
 	metas, err := readMetas(open(t, path))
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Without the pages that bbolt makes room for at once and has not used yet.
 	return []byte(readFile(t, path))[:int(standing(metas).pages)*pageSize]
 }
 

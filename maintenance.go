@@ -227,14 +227,14 @@ func (e Examination) value(bucket, k, sealed []byte, c *Contents) (fault string)
 		}
 		e.Contract(key, value)
 	case bytes.Equal(bucket, bucketClients):
-		if err := json.Unmarshal(value, new(Client)); err != nil {
-			return fail(err)
+		if json.Unmarshal(value, new(Client)) != nil {
+			return fail(errors.New("is no client"))
 		}
 	case len(value) < expirySize:
 		return fail(errors.New("has no time at which it expires"))
 	case bytes.Equal(bucket, bucketTokens):
-		if err := json.Unmarshal(value[expirySize:], new(Token)); err != nil {
-			return fail(err)
+		if json.Unmarshal(value[expirySize:], new(Token)) != nil {
+			return fail(errors.New("is no token"))
 		}
 	}
 	return ""

@@ -141,35 +141,28 @@ func (s *survey) tree(id uint64, depth int) error {
 
 // branch returns the ids of the pages below.
 func (s *survey) branch(where string, page []byte) (children []uint64) {
-	count := int(binary.NativeEndian.Uint16(page[10:]))
-	if count == 0 {
+	elements := s.elements(where, page, 0, 4, 0)
+	if len(elements) == 0 {
 		s.found(where + " is a branch with nothing below")
 	}
-	for i := range count {
-		at := pageHeaderSize + i*elementSize
-		if !within(page, at, 0, 4, 0) {
-			s.found(fmt.Sprintf("%s has its element %d outside of itself", where, i))
-			return nil
-		}
-		children = append(children, binary.NativeEndian.Uint64(page[at+8:]))
+	for _, e := range elements {
+		children = append(children, binary.NativeEndian.Uint64(page[e.at+8:]))
 	}
 	return children
 }
 
 // leaf returns the ids of the root pages of the buckets in it.
 func (s *survey) leaf(where string, page []byte) (roots []uint64) {
-	const bucketHeaderSize = 16
-	for i := range int(binary.NativeEndian.Uint16(page[10:])) {
-		at := pageHeaderSize + i*elementSize
-		if !within(page, at, 4, 8, 12) {
-			s.found(fmt.Sprintf("%s has its element %d outside of itself", where, i))
-			return nil
-		}
-		if binary.NativeEndian.Uint32(page[at:])&bucketLeafFlag == 0 {
+	for i, e := range s.elements(where, page, 4, 8, 12) {
+		switch binary.NativeEndian.Uint32(page[e.at:]) {
+		case 0:
+			continue
+		case bucketLeafFlag:
+		default:
+			s.found(fmt.Sprintf("%s has an element %d of no kind", where, i))
 			continue
 		}
-		pos := at + int(binary.NativeEndian.Uint32(page[at+4:])) + int(binary.NativeEndian.Uint32(page[at+8:]))
-		bucket := page[pos : pos+int(binary.NativeEndian.Uint32(page[at+12:]))]
+		bucket := page[e.value:e.end]
 		switch {
 		case len(bucket) < bucketHeaderSize:
 			s.found(fmt.Sprintf("%s has a bucket of %d bytes as its element %d", where, len(bucket), i))
@@ -188,16 +181,34 @@ func (s *survey) leaf(where string, page []byte) (roots []uint64) {
 	return roots
 }
 
-// within tells whether an element and what it points to are inside of its page. The
-// element starts at at, and has its position, the size of its key and the size of
-// its value there; 0 is no value.
-func within(page []byte, at, pos, keySize, valueSize int) bool {
-	if at+elementSize > len(page) {
-		return false
+// element is where an element of a page is, its value, and the end of that.
+type element struct{ at, value, end int }
+
+// elements returns where the elements of a page are, or nothing where one is not where
+// bbolt puts it: their keys and values follow one another behind all of them. The
+// position of a key, its size and the size of the value are at these offsets of an
+// element; 0 is no value.
+func (s *survey) elements(where string, page []byte, pos, keySize, valueSize int) (all []element) {
+	count := int(binary.NativeEndian.Uint16(page[10:]))
+	next := pageHeaderSize + count*elementSize
+	u32 := func(at int) int64 { return int64(binary.NativeEndian.Uint32(page[at:])) }
+	for i := range count {
+		at := pageHeaderSize + i*elementSize
+		if next > len(page) || int64(at)+u32(at+pos) != int64(next) {
+			s.found(fmt.Sprintf("%s has its element %d not where it belongs", where, i))
+			return nil
+		}
+		value := int64(next) + u32(at+keySize)
+		end := value
+		if valueSize > 0 {
+			end += u32(at + valueSize)
+		}
+		if end > int64(len(page)) {
+			s.found(fmt.Sprintf("%s has its element %d end outside of itself", where, i))
+			return nil
+		}
+		next = int(end)
+		all = append(all, element{at, int(value), next})
 	}
-	end := uint64(at) + uint64(binary.NativeEndian.Uint32(page[at+pos:])) + uint64(binary.NativeEndian.Uint32(page[at+keySize:]))
-	if valueSize > 0 {
-		end += uint64(binary.NativeEndian.Uint32(page[at+valueSize:]))
-	}
-	return end <= uint64(len(page))
+	return all
 }

@@ -1,0 +1,272 @@
+package main
+
+// The command check: beside a server and without one, on databases that are broken in
+// every way that we know.
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+func TestCheckOfASoundDatabase(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		ok(t, db, "import", absolute(t, contractLines))
+		addClient(t, db)
+		if got := ok(t, db, "check"); !strings.HasPrefix(got, db+" is sound: 4 contracts, 1 client, ") {
+			t.Errorf("printed %q", got)
+		}
+		entries, err := os.ReadDir(filepath.Dir(db))
+		for _, e := range entries {
+			if name := e.Name(); name != "c.db" && name != "c.db.sock" {
+				t.Errorf("left behind: %s, %v", name, err)
+			}
+		}
+	})
+}
+
+func TestCheckSaysWhatIsWrongWithADocument(t *testing.T) {
+	const org, user = demoOrg, demoUser
+	good := `{"energy_contract_type":null,"energy_prices":[],"id":"%s","building":null,"meter_id":null,"supplier":null,"currency_energy_price":null,"energy_price_includes_external_components":null}`
+	id := func(n int) string { return string(key(n).Contract) }
+	under := func(n int) string { return org + "/" + user + "/" + id(n) }
+	sealed := func(n int, doc string) func(*bbolt.Tx) error {
+		return func(tx *bbolt.Tx) error {
+			return tx.Bucket(bucketContracts).Put([]byte(under(n)), seal([]byte(under(n)), []byte(doc)))
+		}
+	}
+	raw := func(bucket []byte, key, value string) func(*bbolt.Tx) error {
+		return func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), []byte(value)) }
+	}
+	sealedIn := func(bucket []byte, key, value string) func(*bbolt.Tx) error {
+		return raw(bucket, key, string(seal([]byte(key), []byte(value))))
+	}
+	for _, tt := range []struct {
+		name string
+		edit func(*bbolt.Tx) error
+		want string
+	}{
+		{"a wrong checksum", raw(bucketContracts, under(1), "12345678{}"), `contracts "` + under(1) + `": stored value fails its checksum`},
+		{"a value too short for one", raw(bucketContracts, under(1), "1234"), `contracts "` + under(1) + `": stored value fails its checksum`},
+		{"no document", sealed(1, ""), "contract " + under(1) + ": is empty"},
+		{"what is not JSON", sealed(1, `{"energy_prices":[`), "contract " + under(1) + ": #/energy_prices at byte 116: the JSON is cut off"},
+		{"a broken rule", sealed(1, strings.Replace(fmt.Sprintf(good, id(1)), `"meter_id":null`, `"meter_id":"12345678901234567890"`, 1)), "contract " + under(1) + ": #/meter_id must be at most 19 characters, has 20"},
+		{"two broken rules", sealed(1, strings.Replace(fmt.Sprintf(good, id(1)), `"building":null,"meter_id":null`, `"building":"b","meter_id":1`, 1)),
+			"contract " + under(1) + ": #/meter_id must be a string or null, is a number\ncontract " + under(1) + `: #/building must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a or null, is "b"`},
+		{"another contract's document", sealed(1, fmt.Sprintf(good, id(2))), "contract " + under(1) + ": says that it is contract " + under(2)},
+		{"a document in another form", sealed(1, strings.Replace(fmt.Sprintf(good, id(1)), ",", ", ", 1)), "contract " + under(1) + ": is not in the form in which contracts are stored"},
+		{"a key in upper case", sealedIn(bucketContracts, strings.ToUpper(under(1)), fmt.Sprintf(good, id(1))), `contracts "` + strings.ToUpper(under(1)) + `": is not a key of three UUIDs in lower case`},
+		{"a key of two parts", sealedIn(bucketContracts, org+"/"+user, "{}"), `contracts "` + org + "/" + user + `": is not a key of three UUIDs in lower case`},
+		{"a client that is none", sealedIn(bucketClients, "c", "[]"), `clients "c": is no client`},
+		{"a token without an end", sealedIn(bucketTokens, "\x01\x02", "1"), `tokens "0102": has no time at which it expires`},
+		{"a token that is none", sealedIn(bucketTokens, "\x01\x02", "12345678[]"), `tokens "0102": is no token`},
+		{"an idempotency key with a wrong checksum", raw(bucketIdempotency, "k\x00l", "123456789"), `idempotency "k\x00l": stored value fails its checksum`},
+		{"a bucket that is missing", func(tx *bbolt.Tx) error { return tx.DeleteBucket(bucketTokens) }, "the bucket tokens is missing"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			for _, up := range []bool{false, true} {
+				db := shortPath(t)
+				ok(t, db, "import", absolute(t, contractLines))
+				editBolt(t, db, tt.edit)
+				before := readFile(t, db)
+				var want string
+				if up {
+					startProcess(t, nil, "--db", db)
+				}
+				n := strings.Count(tt.want, "\n") + 1
+				want = fmt.Sprintf("%s has %s; a PUT or DELETE mends a contract, for all else restore a backup", db, counted(n, "fault"))
+				if got := refusedCommand(t, db, want, "check"); got != tt.want+"\n" {
+					t.Errorf("server %v: printed\n%swant\n%s", up, got, tt.want)
+				}
+				if !up && readFile(t, db) != before {
+					t.Error("the file changed")
+				}
+			}
+		})
+	}
+}
+
+// The files of TestFileThatIsNoDatabaseOfOursIsLeftAlone, and the command's own words.
+func TestCheckOfWhatIsNoDatabase(t *testing.T) {
+	for _, tt := range []struct{ name, content, want string }{
+		{"empty", "", "is empty, so it is no database; remove it, or name another file with --db"},
+		{"text", strings.Repeat("text ", 9000), "is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			db := writeFile(t, []byte(tt.content))
+			refusedCommand(t, db, "database "+db+": "+tt.want, "check")
+		})
+	}
+}
+
+// examined is what an examination of a file finds.
+func examined(t testing.TB, file []byte) (faults []string, err error) {
+	t.Helper()
+	e := Examination{
+		Found:    func(fault string) { faults = append(faults, fault) },
+		Contract: func(Key, []byte) {},
+		Seen:     func(int64) {},
+	}
+	_, err = e.Examine(t.Context(), writeFile(t, file))
+	return faults, err
+}
+
+// largeFile is a database whose trees have branches, a free list and inline buckets.
+func largeFile(t testing.TB) []byte {
+	t.Helper()
+	path := newPath(t)
+	withSomeContracts(t, path)
+	s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 50 {
+		if err := s.Delete(ctx, key(i), always); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Put(ctx, key(1000), bytes.Repeat([]byte("long "), 5000), always); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return trimmed(t, path)
+}
+
+func TestExaminationFindsEachBrokenPage(t *testing.T) {
+	file := largeFile(t)
+	if faults, err := examined(t, file); err != nil || len(faults) > 0 {
+		t.Fatalf("of a sound file: %q, %v", faults, err)
+	}
+	metas, err := readMetas(open(t, writeFile(t, file)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := standing(metas)
+	page := func(id uint64) int { return int(id) * pageSize }
+	// Those in use, without the root, which is read before all else.
+	var branch, leaf uint64
+	for id := uint64(2); id < m.pages; id++ {
+		faults, _ := examined(t, changed(file, page(id), make([]byte, 8)))
+		switch kind := binary.NativeEndian.Uint16(file[page(id)+8:]); {
+		case len(faults) == 0 || id == m.root:
+		case kind == branchPageFlag:
+			branch = id
+		case kind == leafPageFlag && binary.NativeEndian.Uint32(file[page(id)+12:]) == 0:
+			leaf = id
+		}
+	}
+	if branch == 0 || leaf == 0 {
+		t.Fatalf("branch %d, leaf %d", branch, leaf)
+	}
+	u16 := func(n uint16) []byte { return binary.NativeEndian.AppendUint16(nil, n) }
+	u32 := func(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
+	u64 := func(n uint64) []byte { return binary.NativeEndian.AppendUint64(nil, n) }
+	child := page(branch) + pageHeaderSize + 8 // the page id in the first element
+	for _, tt := range []struct {
+		name string
+		at   int
+		with []byte
+		want string
+	}{
+		{"a branch below itself", child, u64(branch), fmt.Sprintf("page %d is used twice", branch)},
+		{"a branch that leads out of the file", child, u64(1 << 40), fmt.Sprintf("page %d is outside of the file, which has %d", 1<<40, m.pages)},
+		{"a branch that leads to a meta page", child, u64(1), fmt.Sprintf("page 1 is outside of the file, which has %d", m.pages)},
+		{"a branch with nothing below", page(branch) + 10, u16(0), fmt.Sprintf("page %d is a branch with nothing below", branch)},
+		{"a branch with more elements than fit", page(branch) + 10, u16(0xFFFF), fmt.Sprintf("page %d has its element 0 not where it belongs", branch)},
+		{"a page with another's id", page(leaf), u64(leaf + 1), fmt.Sprintf("page %d says that it is page %d", leaf, leaf+1)},
+		{"a page of no kind", page(leaf) + 8, u16(0x40), fmt.Sprintf("page %d is neither a branch nor a leaf", leaf)},
+		{"a page that goes on out of the file", page(leaf) + 12, u32(1 << 30), fmt.Sprintf("page %d goes on for %d pages, out of the file", leaf, 1<<30)},
+		{"a page that goes on over another", page(branch) + 12, u32(uint32(m.pages - branch - 1)), " is used twice"},
+		{"an element outside of its leaf", page(leaf) + pageHeaderSize + 12, u32(1 << 31), fmt.Sprintf("page %d has its element 0 end outside of itself", leaf)},
+		{"a leaf with fewer elements", page(leaf) + 10, u16(1), fmt.Sprintf("page %d has its element 0 not where it belongs", leaf)},
+		{"an element of no kind", page(leaf) + pageHeaderSize, u32(2), fmt.Sprintf("page %d has an element 0 of no kind", leaf)},
+		{"a contract that is a bucket", page(leaf) + pageHeaderSize, u32(1), " is outside of the file"},
+		{"free pages that are none", page(m.freelist) + 8, u16(leafPageFlag), fmt.Sprintf("page %d is not the list of free pages", m.freelist)},
+		{"more free pages than fit", page(m.freelist) + 10, u16(0xFFFE), "the list of free pages has 65534 entries, more than fit"},
+		{"a free page outside of the file", page(m.freelist) + pageHeaderSize, u64(1 << 40), fmt.Sprintf("page %d is free and outside of the file", 1<<40)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			faults, err := examined(t, changed(file, tt.at, tt.with))
+			if err != nil || !strings.Contains(strings.Join(faults, "\n"), tt.want) {
+				t.Errorf("found %q, %v; want %q", faults, err, tt.want)
+			}
+		})
+	}
+	t.Run("a broken meta page", func(t *testing.T) {
+		faults, err := examined(t, changed(file, pageHeaderSize+40, u64(0)))
+		if want := "meta page 0 is broken; the other one is used"; err != nil || len(faults) == 0 || faults[0] != want {
+			t.Errorf("found %q, %v; want %q", faults, err, want)
+		}
+	})
+}
+
+// An examination is for files that nothing is known of.
+func FuzzExamination(f *testing.F) {
+	file := largeFile(f)
+	for at := 0; at < len(file); at += pageSize {
+		for _, field := range []int{0, 8, 10, 12, pageHeaderSize, pageHeaderSize + 8} {
+			f.Add(uint32(at+field), []byte{0xFF, 0xFF})
+			f.Add(uint32(at+field), []byte{1})
+		}
+	}
+	f.Fuzz(func(t *testing.T, at uint32, with []byte) {
+		if len(with) > 64 {
+			t.Skip("more than a page could hold to be interesting")
+		}
+		broken := changed(file, int(at)%len(file), with)
+		faults, err := examined(t, broken)
+		if err == nil && len(faults) == 0 {
+			wantNoHole(t, broken)
+		}
+	})
+}
+
+// wantNoHole reads a file that is said to be sound.
+func wantNoHole(t testing.TB, file []byte) {
+	t.Helper()
+	s, err := Open(writeFile(t, file), time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatalf("said to be sound, and: %v", err)
+	}
+	defer s.Close()
+	for i := range someContracts {
+		got, _, err := s.Get(nil, key(i))
+		switch {
+		case i < 50 && err == nil:
+			t.Errorf("contract %d was deleted, and is %s", i, got)
+		case i >= 50 && (err != nil || string(got) != someDocument(i)):
+			t.Errorf("contract %d: %s, %v", i, got, err)
+		}
+	}
+}
+
+// A fault of the memory that a file is mapped to ends the process that does not expect it.
+func TestCheckEndsInOrderWhateverTheFile(t *testing.T) {
+	file := largeFile(t)
+	var seed [32]byte
+	random := rand.New(rand.NewChaCha8(seed))
+	for range 40 {
+		broken := bytes.Clone(file)
+		for range 1 + random.IntN(20) {
+			// Most of it in headers and elements.
+			at := random.IntN(len(broken)/pageSize)*pageSize + random.IntN(200)
+			broken[at] = byte(random.Uint32())
+		}
+		got := run(t, nil, "check", "--db", writeFile(t, broken))
+		if got.status > 1 || strings.Contains(got.stderr, "goroutine ") {
+			t.Fatalf("%+v", got)
+		}
+	}
+}
