@@ -224,6 +224,24 @@ func readAll(l *ledger, stop <-chan struct{}) error {
 	}
 }
 
+// Also when /readyz has just found that all is well.
+func TestReadyzFailsAfterACommitThatFailed(t *testing.T) {
+	needTool(t, "strace")
+	p := startProcess(t, straceCommand(filepath.Join(t.TempDir(), "trace"), "fdatasync:error=EIO:when=30+"), "--demo", "--db", shortPath(t))
+	c := client(p.url, "demo", "demo-secret")
+	for range 5000 { // strace counts the calls of each thread apart
+		ready, _ := do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, "")
+		put, _ := do(t, c, "PUT", contractsURL(p.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, "{}")
+		if ready.StatusCode != http.StatusOK || put.StatusCode == http.StatusOK {
+			continue
+		}
+		resp, body := do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, "")
+		wantUnavailable(t, resp, body)
+		return
+	}
+	t.Error("no commit failed")
+}
+
 func TestFaultThatLeavesAWriteUndecided(t *testing.T) {
 	needTool(t, "strace")
 	t.Run("answered when the disk works again", func(t *testing.T) {

@@ -280,7 +280,7 @@ func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-var listeningLine = regexp.MustCompile(`"msg":"listening","addr":"([^"]+)"`)
+var listeningLine = regexp.MustCompile(`"msg":"listening","addr":"([^"]+)","scheme":"([^"]+)"`)
 
 // startProcess runs "serve" on a free port and waits until it listens. The test
 // ends it, or its cleanup kills it.
@@ -317,17 +317,14 @@ func launch(t testing.TB, wrapper []string, args ...string) *process {
 		for lines.Scan() {
 			fmt.Fprintln(p.stderr, lines.Text())
 			if m := listeningLine.FindStringSubmatch(lines.Text()); m != nil {
-				listening <- m[1]
+				listening <- m[2] + "://" + m[1]
 			}
 		}
 		close(listening)
 		p.ended <- p.cmd.Wait()
 	}()
 	select {
-	case addr, ok := <-listening:
-		if ok {
-			p.url = "http://" + addr
-		}
+	case p.url = <-listening:
 	case <-time.After(30 * time.Second):
 		t.Fatalf("%v neither listens nor ends\n%s", p.cmd.Args, p.stderr)
 	}

@@ -1,0 +1,506 @@
+package main
+
+// The commands export and import: the program that was built, beside a server and
+// without one.
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// lines are those of an export, from 0.
+func exportedLines(t testing.TB) []string {
+	t.Helper()
+	return strings.SplitAfter(strings.TrimSuffix(readFile(t, contractLines), "\n"), "\n")
+}
+
+func TestExportWritesWhatImportReads(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, served func() string) {
+		lines := exportedLines(t)
+		all := strings.Join(lines, "") + "\n"
+		if got, want := ok(t, db, "import", absolute(t, contractLines)), "imported 4 contracts\n"; got != want {
+			t.Errorf("import printed %q, want %q", got, want)
+		}
+		wantMode(t, db)
+		for _, tt := range []struct {
+			args []string
+			want string
+		}{
+			{nil, all},
+			{[]string{"-"}, all},
+			{[]string{"--org", demoOrg}, lines[0] + lines[1] + lines[2]},
+			{[]string{"--org", strings.ToUpper(demoOtherOrg)}, lines[3] + "\n"},
+			{[]string{"--user", demoUser}, lines[0] + lines[1] + lines[3] + "\n"},
+			{[]string{"--org", demoOrg, "--user", demoUser}, lines[0] + lines[1]},
+			{[]string{"--org", demoOtherOrg, "--user", "2f6f1c52-7d0a-4c8e-b4d3-95a1e0c7f6d2"}, ""},
+			{[]string{"--org", "00000000-0000-4000-8000-000000000000"}, ""},
+		} {
+			if got := ok(t, db, append([]string{"export"}, tt.args...)...); got != tt.want {
+				t.Errorf("export %q printed\n%swant\n%s", tt.args, got, tt.want)
+			}
+		}
+		refusedCommand(t, db, "--org must be a UUID of 36 characters, has 1", "export", "--org", "x")
+		refusedCommand(t, db, "--user must be a UUID of 36 characters, has 1", "export", "--user", "x")
+
+		dir := t.TempDir()
+		file := filepath.Join(dir, "out.jsonl")
+		for range 2 { // the second in place of the first
+			if got := ok(t, db, "export", file); got != "" || readFile(t, file) != all {
+				t.Errorf("printed %q and wrote\n%s", got, readFile(t, file))
+			}
+		}
+		wantMode(t, file)
+		wantFiles(t, dir, "out.jsonl")
+		refusedCommand(t, db, db+" is a database that a process has open, so it is not replaced; stop that process or name another file", "export", db)
+
+		// Once more is no change; other lines replace what has their key.
+		ok(t, db, "import", file)
+		wantExport(t, db, all)
+		changed := strings.Replace(lines[1], `"monthly"`, `"yearly"`, 1)
+		if err := os.WriteFile(file, []byte(changed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		ok(t, db, "import", file)
+		wantExport(t, db, lines[0]+changed+lines[2]+lines[3]+"\n")
+
+		// The API answers a line without its first two members.
+		c := addClient(t, db)
+		url := served()
+		resp, got := do(t, client(url, c.ID, c.Secret), "GET", contractsURL(url, demoOrg, demoUser)+"/"+demoContract, nil, "")
+		_, want, _ := strings.Cut(lines[0], `"user_id":"`+demoUser+`",`)
+		if resp.StatusCode != 200 || got+"\n" != "{"+want {
+			t.Errorf("%s\n%s\nwant\n{%s", resp.Status, got, want)
+		}
+	})
+}
+
+func TestExportOfAContractThatIsBrokenFails(t *testing.T) {
+	besideAndWithoutBroken(t, func(t *testing.T, db, id string) {
+		file := filepath.Join(t.TempDir(), "out.jsonl")
+		if err := os.WriteFile(file, []byte("an older one"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got := run(t, nil, "export", file, "--db", db)
+		if want := "energy-contracts: "; got.status != 1 || !strings.Contains(got.stderr, want) || strings.Contains(got.stderr, "goroutine") {
+			t.Errorf("%+v", got)
+		}
+		if readFile(t, file) != "an older one" {
+			t.Errorf("the older one is\n%s", readFile(t, file))
+		}
+	})
+}
+
+// badLines are lines that are wrong, and what is said of each.
+var badLines = []struct{ name, line, want string }{
+	{"nothing", "", "# the body is empty; send a JSON object"},
+	{"no object", "[]", "# must be an object, is an array"},
+	{"half of one", `{"org_id":`, "#/org_id at byte 10: the JSON is cut off"},
+	{"two", `{}{}`, "# at byte 3: something follows the end of the JSON; send one JSON value"},
+	{"a name twice", `{"id":null,"id":null}`, "#/id at byte 11: this member appears twice; send it once"},
+	{"bytes that are no UTF-8", "{\"supplier\":\"\xff\"}", "#/supplier at byte 13: invalid UTF-8"},
+	{"none of what says where it belongs", `{}`, "#/org_id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a\n#/user_id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a\n#/id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a"},
+	{"wrong ids", `{"org_id":"x","user_id":1,"id":null}`, "#/user_id must be a UUID, is a number\n#/org_id must be a UUID of 36 characters, has 1\n#/id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a"},
+	{"the name of a request's member", `{` + whereItBelongs(1) + `,"building_id":null}`, "#/building_id unknown member; known are org_id, user_id, energy_contract_type, energy_prices, id, building, meter_id, supplier, currency_energy_price, energy_price_includes_external_components"},
+	{"a misspelling", `{` + whereItBelongs(1) + `,"user-id":null}`, "#/user-id unknown member; did you mean user_id?"},
+	{"broken rules", `{` + whereItBelongs(1) + `,"building":"b","meter_id":"12345678901234567890","energy_contract_type":"spot_hourly","energy_prices":[{"price":1}]}`,
+		"#/building must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a or null, is \"b\"\n#/meter_id must be at most 19 characters, has 20\n#/currency_energy_price is required when energy_contract_type is spot_hourly and energy_prices has an entry; send an ISO 4217 code such as EUR"},
+	{"null for prices", `{` + whereItBelongs(1) + `,"energy_prices":null}`, "#/energy_prices must be an array, is null; leave it out or send []"},
+	{"the same contract", `{` + whereItBelongs(0) + `}`, "#/id is the same contract as line 1"},
+}
+
+// whereItBelongs is the members that a line must have.
+func whereItBelongs(i int) string {
+	k := key(i)
+	return fmt.Sprintf(`"org_id":%q,"user_id":%q,"id":%q`, k.Org, k.User, k.Contract)
+}
+
+func TestImportReportsEachBadLine(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		ok(t, db, "import", absolute(t, contractLines))
+		file := filepath.Join(t.TempDir(), "in.jsonl")
+		var in, report strings.Builder
+		fmt.Fprintf(&in, "{%s}\n", whereItBelongs(0))
+		for i, bad := range badLines {
+			in.WriteString(bad.line + "\n")
+			for fault := range strings.SplitSeq(bad.want, "\n") {
+				fmt.Fprintf(&report, "line %d: %s\n", i+2, fault)
+			}
+		}
+		fmt.Fprintf(&in, "  {%s}\r\n{%s}", whereItBelongs(2), whereItBelongs(3)) // a last line without an end
+		if err := os.WriteFile(file, []byte(in.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n, of := len(badLines), len(badLines)+3
+		stdout := refusedCommand(t, db, fmt.Sprintf("%d of %d lines bad: nothing was imported; mend what is bad, or import the rest with --keep-going", n, of), "import", file)
+		if stdout != report.String() {
+			t.Errorf("reported\n%swant\n%s", stdout, &report)
+		}
+		wantExport(t, db, readFile(t, contractLines))
+		stdout = refusedCommand(t, db, fmt.Sprintf("%d of %d lines bad: not imported", n, of), "import", "--keep-going", file)
+		if want := report.String() + "imported 3 contracts\n"; stdout != want {
+			t.Errorf("reported\n%swant\n%s", stdout, want)
+		}
+		if got := ok(t, db, "export"); strings.Count(got, "\n") != 7 {
+			t.Errorf("there is\n%s", got)
+		}
+		if got := ok(t, db, "check"); !strings.Contains(got, " is sound: 7 contracts") {
+			t.Error(got)
+		}
+	})
+}
+
+func TestImportOfNothing(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		file := filepath.Join(t.TempDir(), "in.jsonl")
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := ok(t, db, "import", file); got != "imported 0 contracts\n" {
+			t.Errorf("printed %q", got)
+		}
+		refusedCommand(t, db, "open "+file+"x: no such file or directory", "import", file+"x")
+		wantExport(t, db, "")
+	})
+}
+
+// manyLines writes n lines of about size bytes each.
+func manyLines(t testing.TB, n, size int) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "many.jsonl")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w := bufio.NewWriter(f)
+	prices := strings.TrimSuffix(strings.Split(year(size/55), `"energy_prices":`)[1], "}")
+	for i := range n {
+		fmt.Fprintf(w, `{"org_id":%q,"user_id":%q,"energy_contract_type":"spot_hourly","energy_prices":%s,"id":%q,"building":null,"meter_id":"%d","supplier":null,"currency_energy_price":"EUR","energy_price_includes_external_components":null}`+"\n",
+			demoOrg, demoUser, prices, key(i).Contract, i)
+	}
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var heapLine = regexp.MustCompile(`gc \d+ .* (\d+)->(\d+)->\d+ MB`)
+
+// heap is the largest heap of a process that ran with GODEBUG=gctrace=1, in MB; 0 if it
+// never grew to 4, where the first collection would be.
+func heap(stderr string) (most int) {
+	for _, m := range heapLine.FindAllStringSubmatch(stderr, -1) {
+		for _, n := range m[1:] {
+			mb, _ := strconv.Atoi(n)
+			most = max(most, mb)
+		}
+	}
+	return most
+}
+
+func TestExportAndImportTakeNoMoreMemoryForMore(t *testing.T) {
+	const limit = 40 // MB
+	file := manyLines(t, 60_000, 1500)
+	if info, err := os.Stat(file); err != nil || info.Size() < 2*limit<<20 {
+		t.Fatalf("%v, %v: too small to tell", info, err)
+	}
+	t.Setenv("GODEBUG", "gctrace=1")
+	for _, up := range []bool{true, false} {
+		t.Run(fmt.Sprintf("server %v", up), func(t *testing.T) {
+			db := shortPath(t)
+			var p *process
+			if up {
+				p = startProcess(t, nil, "--db", db)
+			}
+			for _, args := range [][]string{{"import", file}, {"export", file + ".out"}, {"backup", file + ".db"}} {
+				got := run(t, nil, append(args, "--db", db)...)
+				if got.status != 0 {
+					t.Fatalf("%q: %+v", args, got)
+				}
+				if mb := heap(got.stderr); mb > limit {
+					t.Errorf("%q took %d MB", args, mb)
+				}
+			}
+			if up {
+				if mb := heap(p.stderr.String()); mb > limit || mb == 0 {
+					t.Errorf("the server took %d MB", mb)
+				}
+			}
+			if diff, err := exec.Command("cmp", file, file+".out").CombinedOutput(); err != nil {
+				t.Errorf("%v\n%s", err, diff)
+			}
+		})
+	}
+}
+
+// feeding is an import whose lines a test gives one after the other.
+type feeding struct {
+	io.WriteCloser
+	cmd    *exec.Cmd
+	stdout *lockedBuffer
+	stderr *lockedBuffer
+}
+
+func feed(t testing.TB, db string, args ...string) *feeding {
+	t.Helper()
+	f := &feeding{cmd: command(t, nil, append([]string{"import", "--db", db, "-"}, args...)...), stdout: &lockedBuffer{}, stderr: &lockedBuffer{}}
+	f.cmd.Stdout, f.cmd.Stderr = f.stdout, f.stderr
+	var err error
+	if f.WriteCloser, err = f.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.cmd.Process.Kill(); _ = f.cmd.Wait() })
+	return f
+}
+
+// lines gives lines of contracts.
+func (f *feeding) lines(t testing.TB, from, to int) {
+	t.Helper()
+	var b strings.Builder
+	for i := from; i < to; i++ {
+		fmt.Fprintf(&b, "{%s}\n", whereItBelongs(i))
+	}
+	if _, err := io.WriteString(f, b.String()); err != nil {
+		t.Fatalf("%v\n%s", err, f.stderr)
+	}
+}
+
+func TestImportIsSeenWhenItIsDecided(t *testing.T) {
+	db := shortPath(t)
+	p := startProcess(t, nil, "--demo", "--db", db)
+	before := ok(t, db, "export")
+	f := feed(t, db)
+	f.lines(t, 0, 5000)
+	t.Run("one at a time", func(t *testing.T) {
+		waitFor(t, "a second one is refused", func() bool {
+			got := run(t, nil, "import", absolute(t, contractLines), "--db", db)
+			return got.status == 1 && got.stderr == "energy-contracts: Another import is running; start this one when that has ended.\n"
+		})
+	})
+	wantExport(t, db, before)
+	// Meanwhile all else goes on.
+	c := client(p.url, "demo", "demo-secret")
+	url := contractsURL(p.url, demoOrg, demoUser)
+	if resp, got := do(t, c, "PUT", url+"/"+demoContract, jsonBody, `{"supplier":"meanwhile"}`); resp.StatusCode != 200 {
+		t.Errorf("%s\n%s", resp.Status, got)
+	}
+	f.lines(t, 5000, 6000)
+	f.Close()
+	if err := f.cmd.Wait(); err != nil || f.stdout.String() != "imported 6000 contracts\n" || f.stderr.String() != "" {
+		t.Errorf("%v, %s%s", err, f.stdout, f.stderr)
+	}
+	after := ok(t, db, "export")
+	if n := strings.Count(after, "\n") - strings.Count(before, "\n"); n != 6000 || !strings.Contains(after, `"supplier":"meanwhile"`) {
+		t.Errorf("%d contracts more", n)
+	}
+}
+
+func TestImportThatIsBrokenOffLeavesNothing(t *testing.T) {
+	broken := map[string]func(t *testing.T, f *feeding, p *process){
+		"the command is killed": func(t *testing.T, f *feeding, _ *process) { _ = f.cmd.Process.Kill(); _ = f.cmd.Wait() },
+		"the command is interrupted": func(t *testing.T, f *feeding, _ *process) {
+			_ = f.cmd.Process.Signal(os.Interrupt)
+			f.Close()
+			if err := f.cmd.Wait(); err == nil {
+				t.Errorf("it ends well\n%s", f.stdout)
+			}
+		},
+		"the server is killed": func(t *testing.T, f *feeding, p *process) {
+			kill(t, p)
+			f.Close()
+			if err := f.cmd.Wait(); err == nil || !strings.Contains(f.stderr.String(), "energy-contracts: ") {
+				t.Errorf("it ends well\n%s%s", f.stdout, f.stderr)
+			}
+		},
+	}
+	for name, breakOff := range broken {
+		for _, up := range []bool{true, false} {
+			if !up && strings.HasPrefix(name, "the server") {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s, server %v", name, up), func(t *testing.T) {
+				t.Parallel()
+				db := shortPath(t)
+				ok(t, db, "import", absolute(t, contractLines))
+				committed := func() uint64 {
+					metas, err := readMetas(open(t, db))
+					if err != nil {
+						t.Fatal(err)
+					}
+					return standing(metas).txid
+				}
+				before := committed()
+				var p *process
+				if up {
+					p = startProcess(t, nil, "--db", db)
+				}
+				f := feed(t, db)
+				f.lines(t, 0, 20000)
+				waitFor(t, "it is on its way into the file", func() bool { return committed() > before+3 })
+				breakOff(t, f, p)
+				waitFor(t, "it is over", func() bool {
+					got := run(t, nil, "import", absolute(t, contractLines), "--db", db)
+					return got.status == 0
+				})
+				wantExport(t, db, readFile(t, contractLines))
+				if got := ok(t, db, "check"); !strings.Contains(got, " is sound: 4 contracts") {
+					t.Error(got)
+				}
+			})
+		}
+	}
+}
+
+// Once it is decided that an import is made, it is, whatever ends the process.
+func TestImportIsAllOrNothingWhenTheServerIsKilled(t *testing.T) {
+	file := manyLines(t, 4000, 500)
+	var none, all int
+	for round := range 12 {
+		db := shortPath(t)
+		p := startProcess(t, nil, "--db", db)
+		cmd := command(t, nil, "import", "--db", db, file)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		// Somewhere between its first page and its last.
+		time.Sleep(time.Duration(round*15) * time.Millisecond)
+		kill(t, p)
+		_ = cmd.Wait()
+		got := ok(t, db, "export")
+		switch {
+		case got == "":
+			none++
+		case got == readFile(t, file):
+			all++
+		default:
+			t.Fatalf("round %d: %d of 4000 contracts are there", round, strings.Count(got, "\n"))
+		}
+		if got := ok(t, db, "check"); !strings.Contains(got, " is sound: ") {
+			t.Error(got)
+		}
+	}
+	t.Logf("nothing %d times, all %d times", none, all)
+}
+
+// As that depends on the moment, here is each moment: an import that was decided, with
+// as many pieces moved as there are.
+func TestDecidedImportIsFinishedByTheNextStart(t *testing.T) {
+	const n = 5 * importContracts
+	for pieces := range 6 {
+		path := newPath(t)
+		s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		staged, err := s.StartImport()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for from := 0; from < n; from += importContracts {
+			var lines []ImportLine
+			for i := from; i < from+importContracts; i++ {
+				lines = append(lines, ImportLine{Key: key(i), Document: []byte(someDocument(i)), Line: int64(i + 1)})
+			}
+			if _, err := staged.Stage(lines); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := staged.Decide(); err != nil {
+			t.Fatal(err)
+		}
+		for range pieces {
+			if _, _, err := staged.Apply(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if pieces > 0 && pieces < 5 { // written by a client since: not to be lost
+			if _, err := s.Put(ctx, key(0), []byte(`{"newer":1}`), always); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		again, _ := openStore(t, path)
+		for i := range n {
+			want := someDocument(i)
+			if i == 0 && pieces > 0 && pieces < 5 {
+				want = `{"newer":1}`
+			}
+			if got, _, err := again.Get(nil, key(i)); err != nil || string(got) != want {
+				t.Fatalf("after %d pieces, contract %d: %s, %v; want %s", pieces, i, got, err, want)
+			}
+		}
+		if second, err := again.StartImport(); err != nil {
+			t.Error(err)
+		} else {
+			second.Close()
+		}
+	}
+}
+
+func TestImportThroughTheSocketIsOneLineOfTheLog(t *testing.T) {
+	db := shortPath(t)
+	p := startProcess(t, nil, "--db", db)
+	ok(t, db, "import", absolute(t, contractLines))
+	ok(t, db, "export")
+	var seen []string
+	for line := range strings.Lines(p.stderr.String()) {
+		var entry struct{ Msg, Method, Route string }
+		if err := json.Unmarshal([]byte(line), &entry); err != nil {
+			t.Fatalf("%v\n%s", err, line)
+		}
+		if entry.Msg == "request" {
+			seen = append(seen, entry.Method+" "+entry.Route)
+		}
+		if strings.Contains(line, "Nordlys") {
+			t.Errorf("a contract is in the log: %s", line)
+		}
+	}
+	if got := strings.Join(seen, ", "); got != "POST /contracts, GET /contracts" {
+		t.Errorf("the log has %s", got)
+	}
+}
+
+// What a server of the same version never gets, and one that is lied to does.
+func TestControlRefusesASelectionThatIsNone(t *testing.T) {
+	s := startOn(t, shortPath(t), "--demo")
+	c, err := dialControl(s.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = c.send(t.Context(), http.MethodGet, "/contracts?org_id=x", nil)
+	if want := "org_id must be a UUID of 36 characters, has 1"; err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+func TestLineReaderHoldsOneLine(t *testing.T) {
+	long := bytes.Repeat([]byte("x"), 200<<10)
+	in := "a\n\n" + string(long) + "\nlast"
+	l := lineReader{r: bufio.NewReaderSize(strings.NewReader(in), 16)}
+	for i, want := range []string{"a", "", string(long), "last"} {
+		if got, err := l.next(); err != nil || string(got) != want {
+			t.Errorf("line %d: %q, %v", i, head(string(got)), err)
+		}
+	}
+	if got, err := l.next(); err != io.EOF || l.read != int64(len(in)) {
+		t.Errorf("%q, %v, %d bytes; want the end, after %d", got, err, l.read, len(in))
+	}
+}

@@ -1,0 +1,493 @@
+package main
+
+// What serve is beside the API: TLS, systemd's notices, logs, and which program it is.
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+	"go.etcd.io/bbolt"
+)
+
+// keyPair is a certificate of 127.0.0.1 and its key, in PEM.
+type keyPair struct{ cert, key []byte }
+
+func newKeyPair(t testing.TB, serial int64) keyPair {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "test"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+	}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keyPair{
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
+	}
+}
+
+// certified is a service with --tls-cert and --tls-key.
+type certified struct {
+	*process
+	certFile, keyFile string
+}
+
+func startCertified(t testing.TB, pair keyPair) *certified {
+	t.Helper()
+	dir := t.TempDir()
+	s := &certified{certFile: filepath.Join(dir, "cert.pem"), keyFile: filepath.Join(dir, "key.pem")}
+	s.write(t, s.certFile, pair.cert)
+	s.write(t, s.keyFile, pair.key)
+	s.process = startProcess(t, nil, "--demo", "--tls-cert", s.certFile, "--tls-key", s.keyFile)
+	return s
+}
+
+func (*certified) write(t testing.TB, name string, content []byte) {
+	t.Helper()
+	if err := os.WriteFile(name, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// trusting is a client that trusts a certificate and makes a connection per request.
+func trusting(pair keyPair, http2 bool) *http.Client {
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(pair.cert)
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: http2, DisableKeepAlives: !http2,
+	}}
+}
+
+func TestTLSServesHTTP2AndHTTP1(t *testing.T) {
+	pair := newKeyPair(t, 1)
+	s := startCertified(t, pair)
+	if !strings.HasPrefix(s.url, "https://") {
+		t.Fatalf("the log says %s", s.url)
+	}
+	for _, tt := range []struct {
+		http2 bool
+		proto string
+	}{{true, "HTTP/2.0"}, {false, "HTTP/1.1"}} {
+		c := trusting(pair, tt.http2)
+		form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+		resp, got := do(t, c, "POST", s.url+"/oauth2/token/", form, "grant_type=client_credentials&client_id=demo&client_secret=demo-secret")
+		var granted struct {
+			AccessToken string `json:"access_token"`
+		}
+		if err := json.Unmarshal([]byte(got), &granted); err != nil || resp.Proto != tt.proto {
+			t.Fatalf("%s %s, %v\n%s", resp.Proto, resp.Status, err, got)
+		}
+		url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+		bearer := with(jsonBody, "Authorization", "Bearer "+granted.AccessToken)
+		resp, put := do(t, c, "PUT", url, bearer, `{"supplier":"`+tt.proto+`"}`)
+		if resp.StatusCode != 200 || resp.Proto != tt.proto {
+			t.Errorf("PUT: %s %s\n%s", resp.Proto, resp.Status, put)
+		}
+		resp, got = do(t, c, "GET", url, bearer, "")
+		if resp.StatusCode != 200 || got != put || resp.Proto != tt.proto {
+			t.Errorf("GET: %s %s\n%s\nwant\n%s", resp.Proto, resp.Status, got, put)
+		}
+		// A long answer, in pieces.
+		resp, put = do(t, c, "PUT", url, bearer, year(8760))
+		if resp.StatusCode != 200 {
+			t.Errorf("PUT: %s\n%.300s", resp.Status, put)
+		}
+		if resp, got = do(t, c, "GET", contractsURL(s.url, demoOrg, demoUser), bearer, ""); !strings.Contains(got, put) {
+			t.Errorf("GET: %s, %d bytes", resp.Status, len(got))
+		}
+		resp, got = do(t, c, "GET", s.url+"/.well-known/oauth-authorization-server", nil, "")
+		if !strings.Contains(got, `"issuer":"`+s.url+`"`) {
+			t.Errorf("%s\n%s", resp.Status, got)
+		}
+	}
+	if !strings.Contains(s.stdout.String(), "--url "+s.url+"/api/") {
+		t.Errorf("--demo prints\n%s", s.stdout)
+	}
+}
+
+func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
+	first, second := newKeyPair(t, 1), newKeyPair(t, 2)
+	s := startCertified(t, first)
+	wantTrust := func(when string, good, bad keyPair) {
+		t.Helper()
+		if resp, got := do(t, trusting(good, false), "GET", s.url+"/healthz", nil, ""); resp.StatusCode != 200 {
+			t.Errorf("%s: %s\n%s", when, resp.Status, got)
+		}
+		if resp, err := trusting(bad, false).Get(s.url + "/healthz"); err == nil {
+			resp.Body.Close()
+			t.Errorf("%s: the other certificate is served", when)
+		}
+	}
+	wantTrust("at first", first, second)
+	s.write(t, s.certFile, second.cert)
+	wantTrust("between the two files", first, second)
+	s.write(t, s.keyFile, second.key)
+	wantTrust("after both", second, first)
+	for _, name := range []string{s.certFile, s.keyFile} { // as certbot and Kubernetes do
+		if err := os.Rename(name, name+".old"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantTrust("without files", second, first)
+	s.write(t, s.certFile+".new", first.cert)
+	s.write(t, s.keyFile+".new", first.key)
+	for _, name := range []string{s.certFile, s.keyFile} {
+		if err := os.Symlink(name+".new", name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantTrust("by links", first, second)
+	s.write(t, s.certFile, []byte("broken"))
+	wantTrust("broken", first, second)
+	log := s.stderr.String()
+	for what, n := range map[string]int{
+		`"level":"WARN","msg":"the TLS certificate or its key changed and cannot be used`: 3,
+		`"level":"INFO","msg":"the TLS certificate changed","expires":"`:                  2,
+	} {
+		if got := strings.Count(log, what); got != n {
+			t.Errorf("the log says %d times %s, want %d\n%s", got, what, n, log)
+		}
+	}
+}
+
+func TestTLSFilesThatAreWrongAreRefusedAtTheStart(t *testing.T) {
+	dir := t.TempDir()
+	pair, other := newKeyPair(t, 1), newKeyPair(t, 2)
+	file := func(name string, content []byte) string {
+		name = filepath.Join(dir, name)
+		if err := os.WriteFile(name, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return name
+	}
+	cert, key, otherKey := file("cert", pair.cert), file("key", pair.key), file("other", other.key)
+	for _, tt := range []struct {
+		name, want string
+		args       []string
+	}{
+		{"no key", "--tls-cert and --tls-key belong together", []string{"--tls-cert", cert}},
+		{"no certificate", "--tls-cert and --tls-key belong together", []string{"--tls-key", key}},
+		{"another key", "--tls-cert and --tls-key: tls: private key does not match public key", []string{"--tls-cert", cert, "--tls-key", otherKey}},
+		{"a file that is not there", "--tls-cert and --tls-key: open " + cert + "x: no such file or directory", []string{"--tls-cert", cert + "x", "--tls-key", key}},
+		{"a key for a certificate", "--tls-cert and --tls-key: tls: failed to find", []string{"--tls-cert", key, "--tls-key", key}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			db := newPath(t)
+			if got := sentence(fails(t, append([]string{"serve", "--db", db, "--addr", "127.0.0.1:0"}, tt.args...)...)); !strings.Contains(got, tt.want) {
+				t.Errorf("got %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestListeningBeyondLoopbackWithoutTLSIsAWarning(t *testing.T) {
+	pair := newKeyPair(t, 1)
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "cert"), filepath.Join(dir, "key")
+	if err := os.WriteFile(cert, pair.cert, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(key, pair.key, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		args []string
+		warn bool
+	}{
+		{"all addresses", []string{"--addr", "0.0.0.0:0"}, true},
+		{"loopback", []string{"--addr", "127.0.0.1:0"}, false},
+		{"IPv6's loopback", []string{"--addr", "[::1]:0"}, false},
+		{"all addresses with TLS", []string{"--addr", "0.0.0.0:0", "--tls-cert", cert, "--tls-key", key}, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := startProcess(t, nil, append([]string{"--db", newPath(t)}, tt.args...)...)
+			if got := strings.Contains(p.stderr.String(), `"level":"WARN","msg":"tokens and secrets can be read on their way`); got != tt.warn {
+				t.Errorf("warned: %v\n%s", got, p.stderr)
+			}
+		})
+	}
+}
+
+// supervised is what systemd is told, in order.
+func supervised(t testing.TB) <-chan string {
+	t.Helper()
+	path := filepath.Join(filepath.Dir(shortPath(t)), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	t.Setenv("NOTIFY_SOCKET", path)
+	told := make(chan string, 10)
+	go func() {
+		b := make([]byte, 1<<10)
+		for {
+			n, err := conn.Read(b)
+			if err != nil {
+				return
+			}
+			told <- string(b[:n])
+		}
+	}()
+	return told
+}
+
+func wantTold(t testing.TB, told <-chan string, want string) {
+	t.Helper()
+	select {
+	case got := <-told:
+		if got != want {
+			t.Errorf("systemd is told %q, want %q", got, want)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatalf("systemd is not told %q", want)
+	}
+}
+
+func TestSystemdIsToldOfStartAndStop(t *testing.T) {
+	told := supervised(t)
+	p := startProcess(t, nil, "--demo")
+	wantTold(t, told, "READY=1")
+	if resp, got := do(t, http.DefaultClient, "GET", p.url+"/healthz", nil, ""); resp.StatusCode != 200 {
+		t.Errorf("%s\n%s", resp.Status, got)
+	}
+	conn := halfRequest(t, p.url, token(t, p.url, "demo", "demo-secret"))
+	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	wantTold(t, told, "STOPPING=1") // while a request is in flight
+	fmt.Fprint(conn, `{"supplier":"last to go"}`)
+	if err := <-p.ended; err != nil {
+		t.Errorf("%v\n%s", err, p.stderr)
+	}
+	t.Run("not by a start that fails", func(t *testing.T) {
+		fails(t, "serve", "--db", t.TempDir(), "--addr", "127.0.0.1:0")
+		select {
+		case got := <-told:
+			t.Errorf("told %q", got)
+		default:
+		}
+	})
+}
+
+// onTerminal runs the program with a terminal as its stderr, and stdout apart, until
+// enough was seen on it or the program ends.
+func onTerminal(t testing.TB, enough func(seen string) bool, args ...string) (seen string, stdout string) {
+	t.Helper()
+	cmd := command(t, nil, args...)
+	terminal, tty, err := pty.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer terminal.Close()
+	if err := pty.Setsize(terminal, &pty.Winsize{Rows: 24, Cols: 120}); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, tty
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	tty.Close()
+	shown := &lockedBuffer{}
+	copied := make(chan struct{})
+	go func() { _, _ = io.Copy(shown, terminal); close(copied) }()
+	if enough != nil {
+		waitFor(t, "enough is on the terminal", func() bool { return enough(shown.String()) })
+		_ = cmd.Process.Signal(os.Interrupt)
+	}
+	err = cmd.Wait()
+	<-copied
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, &out, shown)
+	}
+	return shown.String(), out.String()
+}
+
+func TestLogsAreTextOnATerminalAndJSONElsewhere(t *testing.T) {
+	seen, _ := onTerminal(t, func(s string) bool { return strings.Contains(s, "msg=listening") }, "serve", "--addr", "127.0.0.1:0", "--demo", "--db", shortPath(t))
+	for line := range strings.Lines(seen) {
+		if !regexp.MustCompile(`^time=\S+ level=INFO msg=\S+.*\r\n$`).MatchString(line) {
+			t.Errorf("on a terminal: %q", line)
+		}
+	}
+	p := startProcess(t, nil, "--demo")
+	for line := range strings.Lines(p.stderr.String()) {
+		var entry map[string]any
+		if err := json.Unmarshal([]byte(line), &entry); err != nil || entry["msg"] == "" || entry["level"] == "" || entry["time"] == "" {
+			t.Errorf("in a pipe: %q, %v", line, err)
+		}
+	}
+}
+
+func TestLogLevel(t *testing.T) {
+	for _, tt := range []struct {
+		level         string
+		info, warning bool
+	}{{"debug", true, true}, {"info", true, true}, {"warn", false, true}, {"error", false, false}} {
+		t.Run(tt.level, func(t *testing.T) {
+			cmd := command(t, nil, "serve", "--addr", "127.0.0.1:0", "--db", newPath(t), "--log-level", tt.level)
+			stderr := &lockedBuffer{}
+			cmd.Stderr = stderr
+			told := supervised(t)
+			cmd.Env = append(cmd.Environ(), "NOTIFY_SOCKET="+os.Getenv("NOTIFY_SOCKET"))
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			wantTold(t, told, "READY=1")
+			_ = cmd.Process.Signal(os.Interrupt)
+			if err := cmd.Wait(); err != nil {
+				t.Fatalf("%v\n%s", err, stderr)
+			}
+			log := stderr.String()
+			if got := strings.Contains(log, `"msg":"listening"`); got != tt.info {
+				t.Errorf("says that it listens: %v\n%s", got, log)
+			}
+			if got := strings.Contains(log, `"msg":"there is no client yet`); got != tt.warning {
+				t.Errorf("warns: %v\n%s", got, log)
+			}
+		})
+	}
+	if got := fails(t, "serve", "--log-level", "loud"); !strings.Contains(got, `--log-level must be one of "debug","info","warn","error"`) {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestProgressIsForTerminalsOnly(t *testing.T) {
+	file := manyLines(t, 20_000, 500)
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		for _, tt := range []struct {
+			args []string
+			want []string
+		}{
+			{[]string{"import", file}, []string{"reading", "storing", "contracts"}},
+			{[]string{"export", file + ".out"}, []string{"copying"}},
+			{[]string{"backup", file + ".db"}, []string{"copying", "checking"}},
+			{[]string{"check"}, []string{"checking"}},
+		} {
+			seen, stdout := onTerminal(t, nil, append(tt.args, "--db", db)...)
+			for _, want := range tt.want {
+				if !strings.Contains(seen, want) {
+					t.Errorf("%q shows %q, want %s", tt.args, seen, want)
+				}
+			}
+			if last := seen[strings.LastIndex(strings.TrimRight(seen, "\r"), "\r")+1:]; strings.TrimSpace(last) != "" {
+				t.Errorf("%q leaves %q on the terminal", tt.args, last)
+			}
+			if strings.Contains(stdout, "\r") || strings.Contains(stdout, "%") {
+				t.Errorf("%q prints %q", tt.args, stdout)
+			}
+			ok(t, db, tt.args...) // says nothing in a pipe
+		}
+	})
+}
+
+func TestVersionIsWhatTheToolchainWroteIntoTheBinary(t *testing.T) {
+	commit, err := exec.Command("git", "rev-parse", "HEAD").Output()
+	if err != nil {
+		t.Skipf("this is no clone of a repository: %v", err)
+	}
+	path := filepath.Join(t.TempDir(), "energy-contracts")
+	if out, err := exec.Command("go", "build", "-buildvcs=true", "-o", path, ".").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	out, err := exec.Command(path, "version").Output()
+	want := fmt.Sprintf(`^energy-contracts (v\S+), commit %s, %s\n$`, strings.TrimSpace(string(commit)), regexp.QuoteMeta(runtime.Version()))
+	m := regexp.MustCompile(want).FindSubmatch(out)
+	if err != nil || m == nil {
+		t.Fatalf("%v, %q, want %s", err, out, want)
+	}
+	// As others read it.
+	module, err := exec.Command("go", "version", "-m", path).Output()
+	if err != nil || !strings.Contains(string(module), "\tmod\tenergy-contracts\t"+string(m[1])) {
+		t.Errorf("%v, %s, want version %s", err, module, m[1])
+	}
+	// The same in the first line of serve's log, and in the file that it makes.
+	db := newPath(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	cmd := exec.CommandContext(ctx, path, "serve", "--db", db, "--addr", "127.0.0.1:0")
+	stderr := &lockedBuffer{}
+	cmd.Stderr = stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "it listens", func() bool { return strings.Contains(stderr.String(), `"msg":"listening"`) })
+	cancel()
+	_ = cmd.Wait()
+	first, _, _ := strings.Cut(stderr.String(), "\n")
+	if want := fmt.Sprintf(`"level":"INFO","msg":"starting","version":%q,"commit":%q,"go":%q}`, m[1], strings.TrimSpace(string(commit)), runtime.Version()); !strings.HasSuffix(first, want) {
+		t.Errorf("the log begins with %s\nwant %s", first, want)
+	}
+	if !strings.Contains(readFile(t, db), "program"+string(m[1])) {
+		t.Error("the file does not say which program made it")
+	}
+}
+
+func TestVersionBesideAServerAndWithoutOne(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		got := run(t, nil, "version")
+		if got.status != 0 || got.stderr != "" || !regexp.MustCompile(`^energy-contracts \S+, commit \S+, go\S+\n$`).MatchString(got.stdout) {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
+func TestFileOfANewerProgramSaysWhichReadsIt(t *testing.T) {
+	db := newPath(t)
+	s, err := Open(db, time.Now, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	editBolt(t, db, func(tx *bbolt.Tx) error {
+		b := tx.Bucket(bucketMeta)
+		if err := b.Put([]byte(programKey), []byte("v9.8.7")); err != nil {
+			return err
+		}
+		return b.Put([]byte(formatKey), []byte("energy-contracts/2"))
+	})
+	want := fmt.Sprintf("database %s: has format version 2, and this program (%s) reads version 1; use energy-contracts \"v9.8.7\" or a later one", db, readBuild().Version)
+	for _, args := range [][]string{{"serve", "--addr", "127.0.0.1:0"}, {"client", "list"}, {"backup", "x"}, {"check"}, {"compact"}, {"export"}, {"import", absolute(t, contractLines)}} {
+		got := run(t, nil, append(args, "--db", db)...)
+		if said := sentence(got.stderr); got.status != 1 || !strings.HasPrefix(said, "energy-contracts: "+want) {
+			t.Errorf("%q: %+v\nwant %s", args, got, want)
+		}
+	}
+}
