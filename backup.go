@@ -11,6 +11,8 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+
+	"golang.org/x/term"
 )
 
 // standardFile is standard input or output in the place of a file's name.
@@ -50,6 +52,9 @@ func (a *app) receive(ctx context.Context, control *controlClient, path string, 
 // which may be nil, finds it right.
 func (a *app) output(name string, fill func(io.Writer) error, verify func(path string) error) error {
 	if name == standardFile {
+		if f, ok := a.stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+			a.terminal = false // a bar would be in between
+		}
 		return fill(a.stdout)
 	}
 	release, err := holdPlace(name)

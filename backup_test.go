@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -183,6 +184,24 @@ func TestBackupOfASlowReaderHoldsUpNobody(t *testing.T) {
 		t.Errorf("the backup has %s\nwant what there was when it began\n%s", head(got), head(before))
 	}
 	l.check(t)
+}
+
+// Else a disk that fails during a long copy would keep all readers and writers waiting
+// until it is over.
+func TestBackupGivesWayToTheRemedyOfAFailedCommit(t *testing.T) {
+	s, _ := openStore(t, newPath(t))
+	s.wantGate.Store(true)
+	if _, _, err := s.Snapshot(ctx); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("%v, want %v", err, ErrUnavailable)
+	}
+	if !s.mend() {
+		t.Error("not mended")
+	}
+	f, _, err := s.Snapshot(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
 }
 
 // Of two contracts that are written in turn, the second is never ahead of the first.

@@ -40,10 +40,14 @@ func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error
 	if err := os.Remove(f.Name()); err != nil {
 		return nil, 0, err
 	}
+	w := &snapshotWriter{ctx: ctx, s: s, f: f}
 	err = s.view(func(tx *bbolt.Tx) error {
-		size, err = tx.WriteTo(&snapshotWriter{ctx, s, f})
+		size, err = tx.WriteTo(w)
 		return err
 	})
+	if err != nil && w.err != nil {
+		err = w.err // which bbolt does not always wrap
+	}
 	if err != nil {
 		return nil, 0, fmt.Errorf("copy the database beside itself: %w", err)
 	}
@@ -68,16 +72,20 @@ type snapshotWriter struct {
 	ctx context.Context
 	s   *Store
 	f   *os.File
+	err error // of the Write that failed
 }
 
-func (w *snapshotWriter) Write(b []byte) (int, error) {
-	if err := w.ctx.Err(); err != nil {
-		return 0, err
+func (w *snapshotWriter) Write(b []byte) (n int, err error) {
+	switch {
+	case w.ctx.Err() != nil:
+		err = w.ctx.Err()
+	case w.s.wantGate.Load():
+		err = ErrUnavailable
+	default:
+		n, err = w.f.Write(b)
 	}
-	if w.s.wantGate.Load() {
-		return 0, fmt.Errorf("%w; try again", ErrUnavailable)
-	}
-	return w.f.Write(b)
+	w.err = err
+	return n, err
 }
 
 // openReadOnly opens a file that looks like a database of ours for reading. Closing

@@ -137,6 +137,15 @@ func TestMetricsCountWhatHappened(t *testing.T) {
 	}
 }
 
+func TestMetricsCostARequestNoMemory(t *testing.T) {
+	m := newAPIMetrics()
+	count := func() { m.request(contractPath, "GET", 200, 42) }
+	count()
+	if n := testing.AllocsPerRun(1000, count); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 func TestMetricsShowThatWritesShareACommit(t *testing.T) {
 	s := start(t, "--demo", "--metrics-addr", "127.0.0.1:0")
 	c := client(s.url, "demo", "demo-secret")

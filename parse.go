@@ -69,8 +69,8 @@ func parseOver(c *Contract, body []byte, f form) (invalid, error) {
 	return p.faults, err
 }
 
-func newParser(body []byte, f form) *parser {
-	return &parser{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), body: body, form: f}
+func newParser(body []byte, f form) parser {
+	return parser{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), body: body, form: f}
 }
 
 // all reads the body to its end. It returns a *malformed.

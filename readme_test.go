@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"strings"
@@ -42,6 +44,35 @@ func TestREADMECommandsGetTheAnswerItShows(t *testing.T) {
 	out, err := cmd.Output()
 	if err != nil || string(out) != want.String() {
 		t.Errorf("%v\ngot\n%s\nwant\n%s", err, out, &want)
+	}
+}
+
+func TestREADMEUnitIsRightAndHardened(t *testing.T) {
+	needTool(t, "systemd-analyze")
+	unit := blocks(t, "ini")[0]
+	m := regexp.MustCompile(`(?m)^ExecStart=(/\S+/energy-contracts) (.*)$`).FindStringSubmatch(unit)
+	if m == nil {
+		t.Fatalf("no ExecStart in\n%s", unit)
+	}
+	k, err := kong.New(&cli{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Parse(strings.Fields(m[2])); err != nil {
+		t.Errorf("%s: %v", m[0], err)
+	}
+	program, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "energy-contracts.service")
+	if err := os.WriteFile(file, []byte(strings.Replace(unit, m[1], program, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"verify", "--man=no", file}, {"security", "--offline=true", "--threshold=20", file}} { // 2.0 of 10
+		if out, err := exec.Command("systemd-analyze", args...).CombinedOutput(); err != nil || args[0] == "verify" && len(out) > 0 {
+			t.Errorf("systemd-analyze %s: %v\n%s", args[0], err, out)
+		}
 	}
 }
 

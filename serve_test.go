@@ -416,6 +416,34 @@ func TestProgressIsForTerminalsOnly(t *testing.T) {
 	})
 }
 
+// Lines and a bar would be in each other's way.
+func TestExportToATerminalHasNoProgress(t *testing.T) {
+	db := shortPath(t)
+	ok(t, db, "import", absolute(t, contractLines))
+	cmd := command(t, nil, "export", "--db", db)
+	terminal, err := pty.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer terminal.Close()
+	seen, _ := io.ReadAll(terminal) // ends with an error when the program does
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.ReplaceAll(string(seen), "\r\n", "\n"); got != readFile(t, contractLines) {
+		t.Errorf("the terminal shows %q", got)
+	}
+}
+
+func TestCompactShowsProgress(t *testing.T) {
+	db := shortPath(t)
+	ok(t, db, "import", manyLines(t, 5000, 500))
+	seen, stdout := onTerminal(t, nil, "compact", "--db", db)
+	if !strings.Contains(seen, "checking") || !strings.Contains(seen, "rewriting") || strings.Count(stdout, "\n") != 1 {
+		t.Errorf("shows %q, prints %q", seen, stdout)
+	}
+}
+
 func TestVersionIsWhatTheToolchainWroteIntoTheBinary(t *testing.T) {
 	commit, err := exec.Command("git", "rev-parse", "HEAD").Output()
 	if err != nil {
