@@ -14,41 +14,57 @@ import (
 
 // atomicFile is a file on its way to its place.
 type atomicFile struct {
-	*os.File        // beside the place, mode 0600
-	place    string // without symbolic links
+	*os.File // beside the place, mode 0600
+	place    string
 }
 
-// createAtomic begins a file that is to be at path. The caller discards it in any
-// case. Under root it belongs to whom the file there belongs to, or else the
-// directory: what an administrator makes is for the service to open.
-func createAtomic(path string) (_ *atomicFile, err error) {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
-	}
+// createAtomic begins a file that is to be at path, where a link would be replaced and
+// not followed: who can put one there may be anybody. The caller discards it in any
+// case.
+func createAtomic(path string) (*atomicFile, error) {
 	dir := filepath.Dir(path)
-	like, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if like, err = os.Stat(dir); err != nil {
-			return nil, err
-		}
-	case err != nil:
+	if _, err := os.Stat(dir); err != nil { // said better than by what CreateTemp would try
 		return nil, err
-	case !like.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is there and not a file; name another", path)
 	}
 	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
 		return nil, err
 	}
-	f := &atomicFile{tmp, path}
+	return &atomicFile{tmp, path}, nil
+}
+
+// createAtomicDB is createAtomic for a database, whose links are followed. What root
+// makes belongs to whom the file there belongs to, or else the directory: the service
+// that is to open it may be another user.
+func createAtomicDB(path string) (*atomicFile, error) {
+	path = withoutLinks(path)
+	like, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		like, err = os.Stat(filepath.Dir(path))
+	}
+	if err != nil {
+		return nil, err
+	}
+	f, err := createAtomic(path)
+	if err != nil {
+		return nil, err
+	}
 	if owner, ok := like.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 {
-		if err := tmp.Chown(int(owner.Uid), int(owner.Gid)); err != nil {
+		// Root of a container may lack the capability, and then be all that there is.
+		if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil && !errors.Is(err, fs.ErrPermission) {
 			f.discard()
 			return nil, err
 		}
 	}
 	return f, nil
+}
+
+// withoutLinks is where a file really is, if it is there.
+func withoutLinks(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return path
 }
 
 // replace puts the file in its place, and what is there out of it.

@@ -119,7 +119,7 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	defer backup.Close()
-	f, err := createAtomic(c.DB)
+	f, err := createAtomicDB(c.DB)
 	if err != nil {
 		return err
 	}

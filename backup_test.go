@@ -95,19 +95,34 @@ func TestBackupIsTheDatabaseAsItIs(t *testing.T) {
 		p := startProcess(t, nil, "--db", backup)
 		wantSecret(t, p.url, c, true)
 
-		// In place of an older one, by a link too.
+		// In place of an older one, whoever that belongs to, and of a link, which may
+		// lead anywhere.
 		ok(t, db, "client", "remove", c.ID)
-		if err := os.Symlink(filepath.Join(dir, "again.db"), filepath.Join(dir, "link")); err != nil {
+		elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+		again, link := filepath.Join(dir, "again.db"), filepath.Join(dir, "link.db")
+		for _, name := range []string{elsewhere, again} {
+			if err := os.WriteFile(name, []byte("an older one"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if os.Getuid() == 0 {
+				if err := os.Chown(name, 65534, 65534); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if err := os.Symlink(elsewhere, link); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, "again.db"), []byte("an older one"), 0o644); err != nil {
-			t.Fatal(err)
+		for _, name := range []string{again, link} {
+			ok(t, db, "backup", name)
+			wantMode(t, name)
+			if owner := ownerOf(t, name); owner[0] != uint32(os.Getuid()) {
+				t.Errorf("%s belongs to %v", name, owner)
+			}
+			wantListed(t, name)
 		}
-		ok(t, db, "backup", filepath.Join(dir, "link"))
-		wantMode(t, filepath.Join(dir, "again.db"))
-		wantListed(t, filepath.Join(dir, "again.db"))
-		if info, err := os.Lstat(filepath.Join(dir, "link")); err != nil || info.Mode().Type() != fs.ModeSymlink {
-			t.Errorf("the link is %v, %v", info, err)
+		if got := readFile(t, elsewhere); got != "an older one" {
+			t.Errorf("where the link led is %q", head(got))
 		}
 	})
 }
@@ -334,6 +349,12 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 	t.Run("of another only by force", func(t *testing.T) {
 		db := shortPath(t)
 		addClient(t, db)
+		if os.Getuid() == 0 { // as a service's file is another user's, and stays so
+			if err := os.Chown(db, 65534, 65534); err != nil {
+				t.Fatal(err)
+			}
+		}
+		owner := ownerOf(t, db)
 		before := readFile(t, db)
 		refusedCommand(t, db, db+" is there already; --force replaces it", "restore", backup)
 		if readFile(t, db) != before {
@@ -341,6 +362,9 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 		}
 		ok(t, db, "restore", "--force", backup)
 		wantMode(t, db)
+		if now := ownerOf(t, db); now != owner {
+			t.Errorf("belongs to %v, belonged to %v", now, owner)
+		}
 		wantListed(t, db, c.ID)
 		wantFiles(t, filepath.Dir(db), "c.db")
 	})

@@ -143,9 +143,15 @@ func (c *compactCmd) Run(ctx context.Context, a *app) (err error) {
 	if !exists(c.DB) {
 		return noDatabase(c.DB)
 	}
+	verify := func(path string) error {
+		if err := a.verify(ctx, path, c.DB); err != nil {
+			return fmt.Errorf("%w; nothing was changed", err)
+		}
+		return nil
+	}
 	// A broken page could lose contracts on the way, and look sound after.
-	if err := a.verify(ctx, c.DB, c.DB); err != nil {
-		return fmt.Errorf("%w; nothing was changed", err)
+	if err := verify(c.DB); err != nil {
+		return err
 	}
 	store, err := Open(c.DB, a.now, a.log)
 	if err != nil {
@@ -156,11 +162,11 @@ func (c *compactCmd) Run(ctx context.Context, a *app) (err error) {
 	bar.add(0)
 	before, after, err := store.Compact(func(path string) error {
 		bar.done()
-		return a.verify(ctx, path, c.DB)
+		return verify(path)
 	})
 	bar.done()
 	if err != nil {
-		return fmt.Errorf("%w; nothing was changed", err)
+		return err
 	}
 	fmt.Fprintf(a.stdout, "%s had %d bytes and has %d\n", c.DB, before, after)
 	return nil

@@ -15,7 +15,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -74,12 +73,7 @@ type controlServer struct {
 }
 
 // controlPath is where the socket of a database file is.
-func controlPath(db string) string {
-	if real, err := filepath.EvalSymlinks(db); err == nil {
-		db = real
-	}
-	return db + ".sock"
-}
+func controlPath(db string) string { return withoutLinks(db) + ".sock" }
 
 // serveControl serves commands on the socket of a database file that this process
 // has open, and so in place of a socket that a crash left. Where there can be none,

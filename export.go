@@ -61,8 +61,10 @@ func (c exportControl) get(x *exchange) (answer, error) {
 		}
 	}
 	var after Key
+	var buf []byte
 	more := true
-	return answer{status: http.StatusOK, contentType: jsonLinesType, more: func(buf []byte) (_ []byte, err error) {
+	return answer{status: http.StatusOK, contentType: jsonLinesType, more: func([]byte) (_ []byte, err error) {
+		buf = buf[:0]
 		for more && len(buf) == 0 && err == nil { // none of a scan may be selected
 			after, more, err = c.store.Scan(sel, after, func(k Key, doc []byte) { buf = appendLine(buf, k, doc) })
 		}

@@ -172,7 +172,7 @@ func (e Examination) Examine(ctx context.Context, path string) (c Contents, err 
 		return c, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	return c, db.View(func(tx *bbolt.Tx) (err error) {
+	err = db.View(func(tx *bbolt.Tx) error {
 		for err := range tx.Check() {
 			e.Found(err.Error())
 		}
@@ -184,6 +184,7 @@ func (e Examination) Examine(ctx context.Context, path string) (c Contents, err 
 		}()
 		return e.values(ctx, tx, &c)
 	})
+	return c, err
 }
 
 // values looks at what is in the buckets.
@@ -252,7 +253,7 @@ func (e Examination) value(bucket, k, sealed []byte, c *Contents) (fault string)
 // nothing wrong with it, and returns the sizes of both in bytes. Nothing else is to be
 // done with the store from then on than to close it.
 func (s *Store) Compact(verify func(path string) error) (before, after int64, err error) {
-	f, err := createAtomic(s.path)
+	f, err := createAtomicDB(s.path)
 	if err != nil {
 		return 0, 0, err
 	}

@@ -189,7 +189,7 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 // create makes the file, so that a start that is cut short leaves none, and two
 // starts make one.
 func create(path string) error {
-	f, err := createAtomic(path)
+	f, err := createAtomicDB(path)
 	if err != nil {
 		return err
 	}
