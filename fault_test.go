@@ -242,6 +242,45 @@ func TestReadyzFailsAfterACommitThatFailed(t *testing.T) {
 	t.Error("no commit failed")
 }
 
+// An import is told to be made, or nothing of it to be: and so it is, also after a restart.
+func TestFaultInAnImportIsAnsweredByWhatStands(t *testing.T) {
+	needTool(t, "strace")
+	file := manyLines(t, 6000, 300)
+	want := readFile(t, file)
+	var made, refused int
+	for _, kind := range []string{"fdatasync:error=EIO", "pwrite64:error=ENOSPC"} {
+		for at := 2; at <= 30; at += 4 {
+			t.Run(fmt.Sprintf("%s at %d", kind, at), func(t *testing.T) {
+				db := shortPath(t)
+				p := startProcess(t, straceCommand(filepath.Join(t.TempDir(), "trace"), fmt.Sprintf("%s:when=%d..%d", kind, at, at+1)), "--db", db)
+				got := run(t, nil, "import", file, "--db", db)
+				stands := ""
+				switch {
+				case got.status == 0 && got.stdout == "imported 6000 contracts\n":
+					made++
+					stands = want
+				case got.status == 1 && strings.HasSuffix(got.stderr, "nothing was imported\n"), got.status == 1 && strings.Contains(got.stderr, "nothing was changed"):
+					refused++
+				default:
+					t.Fatalf("%+v\n%s", got, p.stderr)
+				}
+				waitFor(t, "what is left of it is dropped", func() bool {
+					return run(t, nil, "export", "--db", db).stdout == stands
+				})
+				kill(t, p)
+				wantExport(t, db, stands)
+				if got := ok(t, db, "check"); !strings.Contains(got, " is sound: ") {
+					t.Error(got)
+				}
+			})
+		}
+	}
+	t.Logf("made %d, refused %d", made, refused)
+	if made == 0 || refused == 0 {
+		t.Errorf("made %d, refused %d: the faults are not where they should be", made, refused)
+	}
+}
+
 func TestFaultThatLeavesAWriteUndecided(t *testing.T) {
 	needTool(t, "strace")
 	t.Run("answered when the disk works again", func(t *testing.T) {

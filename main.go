@@ -29,7 +29,8 @@ import (
 	"golang.org/x/term"
 )
 
-// cli is the command line. Each flag is an environment variable too.
+// cli is the command line. A flag is an environment variable too, but for those that
+// are for one run of a command.
 type cli struct {
 	Serve   serveCmd   `cmd:"" help:"Serve the API until a signal ends it."`
 	Client  clientCmd  `cmd:"" help:"Manage the clients that may get tokens, beside a running server or without one."`
@@ -199,6 +200,12 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 			return err
 		}
 	}
+	var certificate *certificate
+	if c.TLSCert != "" {
+		if certificate, err = newCertificate(c.TLSCert, c.TLSKey, a.log); err != nil {
+			return err
+		}
+	}
 	store, err := Open(c.DB, a.now, a.log)
 	if err != nil {
 		return err
@@ -213,24 +220,13 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	}
 	control := serveControl(c.DB, newControl(store, handler.validator, a.now, a.log), a.log)
 	defer control.stop()
-	server := &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: readHeaderTimeout,
-		ReadTimeout:       readTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
-	}
+	server := a.newServer(handler)
 	scheme := "http"
-	if c.TLSCert != "" {
-		scheme = "https"
-		certificate, err := newCertificate(c.TLSCert, c.TLSKey, a.log)
-		if err != nil {
-			return err
-		}
-		server.TLSConfig = certificate.config()
-	} else if !loopback {
-		a.log.Warn("tokens and secrets can be read on their way: use --tls-cert and --tls-key, unless a proxy in front does", "addr", c.Addr)
+	switch {
+	case certificate != nil:
+		server.TLSConfig, scheme = certificate.config(), "https"
+	case !loopback:
+		a.log.Warn("tokens and secrets can be read on their way: use --tls-cert and --tls-key, unless a proxy in front has a certificate", "addr", c.Addr)
 	}
 	stopMetrics, err := c.serveMetrics(a, metricsHandler(handler.metrics, store.metrics))
 	if err != nil {
@@ -249,6 +245,17 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	return a.serve(ctx, server, listener)
 }
 
+func (a *app) newServer(handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+	}
+}
+
 // serveMetrics begins to serve what is counted, if it is to be served.
 func (c *serveCmd) serveMetrics(a *app, handler http.Handler) (stop func(), err error) {
 	if c.MetricsAddr == "" {
@@ -258,15 +265,8 @@ func (c *serveCmd) serveMetrics(a *app, handler http.Handler) (stop func(), err 
 	if err != nil {
 		return nil, fmt.Errorf("--metrics-addr: %w", err)
 	}
-	server := &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: readHeaderTimeout,
-		ReadTimeout:       readTimeout,
-		WriteTimeout:      readTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
-	}
+	server := a.newServer(handler)
+	server.WriteTimeout = readTimeout
 	a.log.Info("serving metrics", "addr", listener.Addr().String())
 	go func() {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

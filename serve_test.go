@@ -209,6 +209,9 @@ func TestTLSFilesThatAreWrongAreRefusedAtTheStart(t *testing.T) {
 			if got := sentence(fails(t, append([]string{"serve", "--db", db, "--addr", "127.0.0.1:0"}, tt.args...)...)); !strings.Contains(got, tt.want) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
+			if exists(db) {
+				t.Error("there is a database all the same")
+			}
 		})
 	}
 }
