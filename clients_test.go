@@ -623,10 +623,10 @@ func TestControlSocketGoesWithTheServer(t *testing.T) {
 	})
 }
 
-// kill ends a server as a crash does.
+// kill ends a server, and what it runs behind, as a crash does.
 func kill(t testing.TB, p *process) {
 	t.Helper()
-	if err := p.cmd.Process.Kill(); err != nil {
+	if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	<-p.ended
