@@ -156,9 +156,12 @@ func TestExaminationFindsEachBrokenPage(t *testing.T) {
 	m := standing(metas)
 	page := func(id uint64) int { return int(id) * pageSize }
 	// Those in use, without the root, which is read before all else.
-	var branch, leaf uint64
+	var first, branch, leaf uint64
 	for id := uint64(2); id < m.pages; id++ {
 		faults, _ := examined(t, changed(file, page(id), make([]byte, 8)))
+		if first == 0 && len(faults) > 0 && id != m.root {
+			first = id
+		}
 		switch kind := binary.NativeEndian.Uint16(file[page(id)+8:]); {
 		case len(faults) == 0 || id == m.root:
 		case kind == branchPageFlag:
@@ -181,21 +184,22 @@ func TestExaminationFindsEachBrokenPage(t *testing.T) {
 		want string
 	}{
 		{"a branch below itself", child, u64(branch), fmt.Sprintf("page %d is used twice", branch)},
-		{"a branch that leads out of the file", child, u64(1 << 40), fmt.Sprintf("page %d is outside of the file, which has %d", 1<<40, m.pages)},
+		{"a branch that leads out of the file", child, u64(1 << 40), fmt.Sprintf("page %d is outside of the file, which has %d", uint64(1<<40), m.pages)},
 		{"a branch that leads to a meta page", child, u64(1), fmt.Sprintf("page 1 is outside of the file, which has %d", m.pages)},
 		{"a branch with nothing below", page(branch) + 10, u16(0), fmt.Sprintf("page %d is a branch with nothing below", branch)},
 		{"a branch with more elements than fit", page(branch) + 10, u16(0xFFFF), fmt.Sprintf("page %d has its element 0 not where it belongs", branch)},
 		{"a page with another's id", page(leaf), u64(leaf + 1), fmt.Sprintf("page %d says that it is page %d", leaf, leaf+1)},
 		{"a page of no kind", page(leaf) + 8, u16(0x40), fmt.Sprintf("page %d is neither a branch nor a leaf", leaf)},
 		{"a page that goes on out of the file", page(leaf) + 12, u32(1 << 30), fmt.Sprintf("page %d goes on for %d pages, out of the file", leaf, 1<<30)},
-		{"a page that goes on over another", page(branch) + 12, u32(uint32(m.pages - branch - 1)), " is used twice"},
+		{"a page that goes on over another", page(first) + 12, u32(uint32(m.pages - first - 1)), " is used twice"},
 		{"an element outside of its leaf", page(leaf) + pageHeaderSize + 12, u32(1 << 31), fmt.Sprintf("page %d has its element 0 end outside of itself", leaf)},
 		{"a leaf with fewer elements", page(leaf) + 10, u16(1), fmt.Sprintf("page %d has its element 0 not where it belongs", leaf)},
+		{"a leaf with no elements", page(leaf) + 10, u16(0), fmt.Sprintf("page %d is a leaf with nothing in it", leaf)},
 		{"an element of no kind", page(leaf) + pageHeaderSize, u32(2), fmt.Sprintf("page %d has an element 0 of no kind", leaf)},
 		{"a contract that is a bucket", page(leaf) + pageHeaderSize, u32(1), " is outside of the file"},
 		{"free pages that are none", page(m.freelist) + 8, u16(leafPageFlag), fmt.Sprintf("page %d is not the list of free pages", m.freelist)},
 		{"more free pages than fit", page(m.freelist) + 10, u16(0xFFFE), "the list of free pages has 65534 entries, more than fit"},
-		{"a free page outside of the file", page(m.freelist) + pageHeaderSize, u64(1 << 40), fmt.Sprintf("page %d is free and outside of the file", 1<<40)},
+		{"a free page outside of the file", page(m.freelist) + pageHeaderSize, u64(1 << 40), fmt.Sprintf("page %d is free and outside of the file", uint64(1<<40))},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			faults, err := examined(t, changed(file, tt.at, tt.with))
@@ -204,6 +208,29 @@ func TestExaminationFindsEachBrokenPage(t *testing.T) {
 			}
 		})
 	}
+	t.Run("no page of a database that was emptied", func(t *testing.T) {
+		path := writeFile(t, file)
+		s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 1001 {
+			if err := s.Delete(ctx, key(i), always); err != nil {
+				t.Fatal(err)
+			}
+			if i%20 == 0 || i > 190 && i < 200 {
+				if faults, err := examined(t, trimmed(t, path)); err != nil || len(faults) > 0 {
+					t.Fatalf("without %d contracts: %q, %v", i, faults, err)
+				}
+			}
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if faults, err := examined(t, trimmed(t, path)); err != nil || len(faults) > 0 {
+			t.Errorf("%q, %v", faults, err)
+		}
+	})
 	t.Run("a broken meta page", func(t *testing.T) {
 		faults, err := examined(t, changed(file, pageHeaderSize+40, u64(0)))
 		if want := "meta page 0 is broken; the other one is used"; err != nil || len(faults) == 0 || faults[0] != want {

@@ -128,6 +128,9 @@ func (s *survey) tree(id uint64, depth int) error {
 			}
 		}
 	case leafPageFlag:
+		if binary.NativeEndian.Uint16(page[10:]) == 0 { // an empty bucket is inside of its parent
+			s.found(where + " is a leaf with nothing in it")
+		}
 		for _, root := range s.leaf(where, page) {
 			if err := s.tree(root, depth+1); err != nil {
 				return err
@@ -171,9 +174,12 @@ func (s *survey) leaf(where string, page []byte) (roots []uint64) {
 		default:
 			inline := bucket[bucketHeaderSize:]
 			where := fmt.Sprintf("%s, element %d", where, i)
-			if len(inline) < pageHeaderSize || binary.NativeEndian.Uint16(inline[8:]) != leafPageFlag {
+			switch {
+			case len(inline) < pageHeaderSize || binary.NativeEndian.Uint16(inline[8:]) != leafPageFlag:
 				s.found(where + " is a bucket without a leaf")
-			} else if len(s.leaf(where, inline)) > 0 {
+			case binary.NativeEndian.Uint16(inline[10:]) == 0 && len(inline) > pageHeaderSize:
+				s.found(where + " is an empty bucket with something in it")
+			case len(s.leaf(where, inline)) > 0:
 				s.found(where + " is a bucket inside of its page, with a bucket in it")
 			}
 		}
