@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 )
 
 type checkCmd struct{ database }
@@ -20,12 +19,11 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 	control, err := dialControl(c.DB)
 	switch {
 	case err == nil:
-		f, err := os.CreateTemp(filepath.Dir(controlPath(c.DB)), ".check.*")
+		f, err := createAtomic(withoutLinks(c.DB)) // which never gets there
 		if err != nil {
 			return err
 		}
-		defer os.Remove(f.Name())
-		defer f.Close()
+		defer f.discard()
 		if err := a.receive(ctx, control, "/backup", f); err != nil {
 			return err
 		}
@@ -114,20 +112,14 @@ func (v *Validator) stored(k Key, doc []byte) []string {
 		return []string{"is empty"}
 	}
 	is, c, err := v.Line(appendLine(nil, k, doc))
-	var bad *malformed
-	var inv *invalid
-	switch {
-	case errors.As(err, &bad):
-		return []string{bad.fault.String()}
-	case errors.As(err, &inv):
+	if err != nil {
 		var faults []string
-		for _, f := range inv.list() {
+		for _, f := range faultsOf(err) {
 			faults = append(faults, f.String())
 		}
 		return faults
-	case err != nil:
-		return []string{err.Error()}
-	case is != k:
+	}
+	if is != k {
 		return []string{fmt.Sprintf("says that it is contract %s", is.bytes())}
 	}
 	if again, err := c.encode(k.Contract); err != nil || string(again) != string(doc) {

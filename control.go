@@ -50,7 +50,7 @@ func (d database) ask(ctx context.Context, a *app, r controlRequest) (err error)
 }
 
 // newControl is what commands may ask of the process that has the database.
-func newControl(store *Store, validator *Validator, now func() time.Time, log *slog.Logger) *endpoints {
+func newControl(store *Store, now func() time.Time, log *slog.Logger) *endpoints {
 	e := newEndpoints(log, "The server does not know this; is it of the same version as the command?")
 	c := &clientControl{store: store, now: now}
 	e.public(http.MethodGet, "/clients", c.list)
@@ -59,7 +59,7 @@ func newControl(store *Store, validator *Validator, now func() time.Time, log *s
 	e.handle(http.MethodDelete, "/clients/:client_id", c.remove)
 	e.public(http.MethodGet, "/backup", backupControl{store}.get)
 	e.public(http.MethodGet, "/contracts", exportControl{store}.get)
-	e.public(http.MethodPost, "/contracts", importControl{store, validator}.post)
+	e.public(http.MethodPost, "/contracts", importControl{store}.post)
 	return e
 }
 
@@ -157,12 +157,8 @@ func (a *app) control(db string, mayCreate bool) (*controlClient, error) {
 	if err != nil {
 		return nil, err
 	}
-	validator, err := newValidator()
-	if err != nil {
-		return nil, errors.Join(err, store.Close())
-	}
 	l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
-	server := &http.Server{Handler: newControl(store, validator, a.now, a.log)}
+	server := &http.Server{Handler: newControl(store, a.now, a.log)}
 	go server.Serve(l) // until it is closed
 	return newControlClient(l.dial, func() error { return errors.Join(server.Close(), store.Close()) }), nil
 }

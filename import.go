@@ -105,14 +105,15 @@ type importEnd struct {
 }
 
 // importControl is the other end.
-type importControl struct {
-	store     *Store
-	validator *Validator
-}
+type importControl struct{ store *Store }
 
 func (c importControl) post(x *exchange) (answer, error) {
 	connection := http.NewResponseController(x.ResponseWriter)
 	if err := connection.EnableFullDuplex(); err != nil {
+		return answer{}, err
+	}
+	validator, err := newValidator()
+	if err != nil {
 		return answer{}, err
 	}
 	i, err := c.store.StartImport()
@@ -124,7 +125,7 @@ func (c importControl) post(x *exchange) (answer, error) {
 	}
 	x.done = i.Close
 	run := &importRun{
-		x: x, validator: c.validator, to: i, lines: lineReader{r: bufio.NewReaderSize(x.r.Body, importReadBytes)},
+		x: x, validator: validator, to: i, lines: lineReader{r: bufio.NewReaderSize(x.r.Body, importReadBytes)},
 		keepGoing: x.r.URL.Query().Get("keep_going") == "true",
 	}
 	return answer{status: http.StatusOK, contentType: jsonLinesType, more: func(buf []byte) ([]byte, error) {
@@ -247,18 +248,7 @@ func (r *importRun) parse(line []byte) (ImportLine, error) {
 // bad reports a line.
 func (r *importRun) bad(line int64, err error) {
 	r.end.Bad++
-	e := importEvent{Line: line}
-	var bad *malformed
-	var inv *invalid
-	switch {
-	case errors.As(err, &bad):
-		e.Faults = []fault{bad.fault}
-	case errors.As(err, &inv):
-		e.Faults = inv.list()
-	default:
-		e.Faults = []fault{{Pointer: "#", Detail: err.Error()}}
-	}
-	r.events = append(r.events, e)
+	r.events = append(r.events, importEvent{Line: line, Faults: faultsOf(err)})
 }
 
 // apply stores some of what is staged.

@@ -21,7 +21,7 @@ import (
 	"time"
 )
 
-// lines are those of an export, from 0.
+// exportedLines are those of contractLines, each with its end but the last.
 func exportedLines(t testing.TB) []string {
 	t.Helper()
 	return strings.SplitAfter(strings.TrimSuffix(readFile(t, contractLines), "\n"), "\n")

@@ -51,6 +51,13 @@ func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error
 	if err != nil {
 		return nil, 0, fmt.Errorf("copy the database beside itself: %w", err)
 	}
+	metas, err := readMetas(f)
+	if err != nil {
+		return nil, 0, fmt.Errorf("the copy of the database: %w", err)
+	}
+	if err := checkFile(f, standing(metas)); err != nil {
+		return nil, 0, fmt.Errorf("the copy of the database: %w", err)
+	}
 	again, err := duplicate(f)
 	if err != nil {
 		return nil, 0, err
@@ -88,8 +95,8 @@ func (w *snapshotWriter) Write(b []byte) (n int, err error) {
 	return n, err
 }
 
-// openReadOnly opens a file that looks like a database of ours for reading. Closing
-// it closes f, and so does its error.
+// openReadOnly opens a file for reading that checkFile has passed. Closing it closes
+// f, and so does its error.
 func openReadOnly(f *os.File) (_ *bbolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -100,13 +107,6 @@ func openReadOnly(f *os.File) (_ *bbolt.DB, err error) {
 			f.Close()
 		}
 	}()
-	metas, err := readMetas(f)
-	if err != nil {
-		return nil, err
-	}
-	if err := checkFile(f, standing(metas)); err != nil {
-		return nil, err
-	}
 	return bbolt.Open(f.Name(), 0, &bbolt.Options{
 		ReadOnly: true,
 		Timeout:  lockTimeout,

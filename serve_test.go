@@ -67,15 +67,23 @@ type certified struct {
 
 func startCertified(t testing.TB, pair keyPair) *certified {
 	t.Helper()
-	dir := t.TempDir()
-	s := &certified{certFile: filepath.Join(dir, "cert.pem"), keyFile: filepath.Join(dir, "key.pem")}
-	s.write(t, s.certFile, pair.cert)
-	s.write(t, s.keyFile, pair.key)
+	s := &certified{}
+	s.certFile, s.keyFile = pair.files(t)
 	s.process = startProcess(t, nil, "--demo", "--tls-cert", s.certFile, "--tls-key", s.keyFile)
 	return s
 }
 
-func (*certified) write(t testing.TB, name string, content []byte) {
+// files writes the pair to two new files.
+func (p keyPair) files(t testing.TB) (cert, key string) {
+	t.Helper()
+	dir := t.TempDir()
+	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	writeTo(t, cert, p.cert)
+	writeTo(t, key, p.key)
+	return cert, key
+}
+
+func writeTo(t testing.TB, name string, content []byte) {
 	t.Helper()
 	if err := os.WriteFile(name, content, 0o600); err != nil {
 		t.Fatal(err)
@@ -152,9 +160,9 @@ func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
 		}
 	}
 	wantTrust("at first", first, second)
-	s.write(t, s.certFile, second.cert)
+	writeTo(t, s.certFile, second.cert)
 	wantTrust("between the two files", first, second)
-	s.write(t, s.keyFile, second.key)
+	writeTo(t, s.keyFile, second.key)
 	wantTrust("after both", second, first)
 	for _, name := range []string{s.certFile, s.keyFile} { // as certbot and Kubernetes do
 		if err := os.Rename(name, name+".old"); err != nil {
@@ -162,15 +170,15 @@ func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
 		}
 	}
 	wantTrust("without files", second, first)
-	s.write(t, s.certFile+".new", first.cert)
-	s.write(t, s.keyFile+".new", first.key)
+	writeTo(t, s.certFile+".new", first.cert)
+	writeTo(t, s.keyFile+".new", first.key)
 	for _, name := range []string{s.certFile, s.keyFile} {
 		if err := os.Symlink(name+".new", name); err != nil {
 			t.Fatal(err)
 		}
 	}
 	wantTrust("by links", first, second)
-	s.write(t, s.certFile, []byte("broken"))
+	writeTo(t, s.certFile, []byte("broken"))
 	wantTrust("broken", first, second)
 	log := s.stderr.String()
 	for what, n := range map[string]int{
@@ -184,16 +192,8 @@ func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
 }
 
 func TestTLSFilesThatAreWrongAreRefusedAtTheStart(t *testing.T) {
-	dir := t.TempDir()
-	pair, other := newKeyPair(t, 1), newKeyPair(t, 2)
-	file := func(name string, content []byte) string {
-		name = filepath.Join(dir, name)
-		if err := os.WriteFile(name, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return name
-	}
-	cert, key, otherKey := file("cert", pair.cert), file("key", pair.key), file("other", other.key)
+	cert, key := newKeyPair(t, 1).files(t)
+	_, otherKey := newKeyPair(t, 2).files(t)
 	for _, tt := range []struct {
 		name, want string
 		args       []string
@@ -217,15 +217,7 @@ func TestTLSFilesThatAreWrongAreRefusedAtTheStart(t *testing.T) {
 }
 
 func TestListeningBeyondLoopbackWithoutTLSIsAWarning(t *testing.T) {
-	pair := newKeyPair(t, 1)
-	dir := t.TempDir()
-	cert, key := filepath.Join(dir, "cert"), filepath.Join(dir, "key")
-	if err := os.WriteFile(cert, pair.cert, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(key, pair.key, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	cert, key := newKeyPair(t, 1).files(t)
 	for _, tt := range []struct {
 		name string
 		args []string

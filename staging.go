@@ -91,8 +91,8 @@ func (i *Import) Stage(lines []ImportLine) (before []int64, err error) {
 				continue
 			}
 			value := append(binary.BigEndian.AppendUint64(nil, uint64(l.Line)), seal(key, l.Document)...)
-			if err := b.Put(key, value); err != nil {
-				return fmt.Errorf("%w: put %s: %w", errTx, bucketImport, err)
+			if err := put(tx, bucketImport, key, value); err != nil {
+				return err
 			}
 		}
 		return nil
@@ -166,8 +166,7 @@ func (s *Store) moveStaged() (moved int, done bool, err error) {
 	err = s.update(context.Background(), func(tx *bbolt.Tx) error {
 		moved = 0
 		start := bytes.TrimPrefix(tx.Bucket(bucketMeta).Get([]byte(importKey)), []byte(importAfter))
-		contracts := tx.Bucket(bucketContracts)
-		contracts.FillPercent = importFill
+		tx.Bucket(bucketContracts).FillPercent = importFill // which put's is too: it is one Bucket
 		c := tx.Bucket(bucketImport).Cursor()
 		k, v := c.Seek(start)
 		if bytes.Equal(k, start) {
@@ -176,8 +175,8 @@ func (s *Store) moveStaged() (moved int, done bool, err error) {
 		var last []byte
 		for size := 0; k != nil && moved < importContracts && size < importBytes; k, v = c.Next() {
 			last = bytes.Clone(k)
-			if err := contracts.Put(last, bytes.Clone(v[lineSize:])); err != nil {
-				return fmt.Errorf("%w: put %s: %w", errTx, bucketContracts, err)
+			if err := put(tx, bucketContracts, last, bytes.Clone(v[lineSize:])); err != nil {
+				return err
 			}
 			size += len(v)
 			moved++

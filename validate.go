@@ -94,6 +94,20 @@ func (v *invalid) list() []fault {
 	return append(v.faults[:len(v.faults):len(v.faults)], fault{Pointer: "#", Detail: fmt.Sprintf("and %d more", v.more)})
 }
 
+// faultsOf is what is wrong with a body or a line, of which err is what was returned.
+func faultsOf(err error) []fault {
+	var bad *malformed
+	var inv *invalid
+	switch {
+	case errors.As(err, &bad):
+		return []fault{bad.fault}
+	case errors.As(err, &inv):
+		return inv.list()
+	default:
+		return []fault{{Pointer: "#", Detail: err.Error()}}
+	}
+}
+
 // Validator turns request bodies into contracts that keep every rule.
 type Validator struct{ v *validator.Validate }
 
