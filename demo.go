@@ -94,7 +94,8 @@ func hasDemoClient(store *Store, now time.Time) (bool, error) {
 // demoCommands is what --demo prints: two commands for a POSIX shell, the second
 // of them the one of the vendor's page.
 func demoCommands(origin string) string {
-	return fmt.Sprintf(`The demo data is loaded. Paste these into another terminal: first get a token,
+	return fmt.Sprintf(`The demo data is loaded. Open %[1]s/ in a browser, press Authorize (client demo,
+secret demo-secret) and try the API there, or paste these into another terminal: first get a token,
 
 TOKEN=$(curl --silent --user demo:demo-secret --data grant_type=client_credentials \
   --url %[1]s/oauth2/token/ | sed 's/.*"access_token":"\([^"]*\)".*/\1/')

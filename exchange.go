@@ -45,7 +45,8 @@ type answer struct {
 	location    string
 	link        string
 	acceptPatch string
-	noStore     bool // RFC 6749 §5.1
+	noStore     bool      // RFC 6749 §5.1
+	header      [2]string // one field more, name and value, or empty
 
 	content []byte
 	// more gives content that did not fit, until it gives none.
@@ -93,7 +94,7 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	routed(r.URL)
-	e.router.ServeHTTP(x, r)
+	e.handler.ServeHTTP(x, r)
 	if x.free != nil {
 		x.free.free()
 	}
@@ -119,6 +120,9 @@ func (x *exchange) send(a answer) {
 	set("Location", a.location)
 	set("Link", a.link)
 	set("Accept-Patch", a.acceptPatch)
+	if a.header[0] != "" {
+		h.Set(a.header[0], a.header[1])
+	}
 	if a.noStore {
 		h.Set("Cache-Control", "no-store")
 		h.Set("Pragma", "no-cache")
@@ -186,18 +190,14 @@ func (x *exchange) fail(err error) {
 		x.abort(err) // what became of the change is not known, and no answer says just that
 	}
 	a := answer{}
-	var header [2]string
 	var body any
 	var oerr *oauthError
 	if errors.As(err, &oerr) {
-		a.status, a.noStore, header, body = oerr.status, true, oerr.header, oerr
+		a.status, a.noStore, a.header, body = oerr.status, true, oerr.header, oerr
 	} else {
 		p := *problemOf(err)
 		p.Instance = x.id
-		a.status, a.contentType, header, body = p.Status, "application/problem+json", p.header, &p
-	}
-	if header[0] != "" {
-		x.Header().Set(header[0], header[1])
+		a.status, a.contentType, a.header, body = p.Status, "application/problem+json", p.header, &p
 	}
 	if a.status >= 500 {
 		x.err = err

@@ -25,6 +25,7 @@ const (
 // endpoints is a router whose requests are exchanges. It is an http.Handler.
 type endpoints struct {
 	router  *httprouter.Router
+	handler http.Handler // router, or what comes before it
 	log     *slog.Logger
 	metrics *apiMetrics // nil: requests are not counted
 	// routes is what was registered, for the tests that ask each of them.
@@ -43,6 +44,7 @@ type params = httprouter.Params
 // newEndpoints answers 404 with notFound.
 func newEndpoints(log *slog.Logger, notFound string) *endpoints {
 	e := &endpoints{router: httprouter.New(), log: log}
+	e.handler = e.router
 	// A client is told what is wrong with its path, not sent to another.
 	e.router.RedirectTrailingSlash, e.router.RedirectFixedPath = false, false
 	e.router.NotFound = fixed(newProblem(http.StatusNotFound, notFound))
@@ -91,6 +93,7 @@ type apiSettings struct {
 	tokenLifetime time.Duration // of the built-in ones
 	publicURL     string        // "" is the request's own origin
 	issuer        *issuer       // nil: there is no other issuer of tokens
+	origins       []string      // whose pages browsers may let use the API; see cors.go
 }
 
 func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSettings) (*api, error) {
@@ -99,10 +102,17 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 		return nil, err
 	}
 	a := &api{
-		endpoints:   newEndpoints(log, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts."),
+		endpoints:   newEndpoints(log, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and "+docsPath+" describes all."),
 		apiSettings: settings, store: store, validator: v, now: now, guesses: newGuesses(),
 	}
 	a.metrics = newAPIMetrics()
+	if len(a.origins) > 0 {
+		a.handler = forOrigins(a.origins, a.router)
+	}
+	files, err := docsFiles()
+	if err != nil {
+		return nil, err
+	}
 	read, write := Scopes{Read: true}, Scopes{Write: true}
 	a.contract(http.MethodGet, contractsPath, read, a.listContracts)
 	a.contract(http.MethodHead, contractsPath, read, a.listContracts)
@@ -115,6 +125,10 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 	for _, method := range []string{http.MethodGet, http.MethodHead} {
 		a.public(method, "/healthz", a.getHealth)
 		a.public(method, "/readyz", a.getReady)
+		a.public(method, "/", getRoot)
+		for _, f := range files {
+			a.public(method, f.path, f.get)
+		}
 		if a.builtInTokens {
 			a.public(method, metadataPath, a.getMetadata)
 		}

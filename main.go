@@ -3,11 +3,12 @@
 //
 // Calls run one way: main.go and the files of the commands (clients.go, backup.go,
 // check.go, export.go, import.go) read the command line and wire, with control.go
-// between a command and a running server; handler.go and oauth.go have the endpoints,
-// on top of exchange.go (one request and its answer), auth.go, issuer.go, guessing.go,
-// condition.go, idempotency.go and problem.go; parse.go and validate.go turn bodies
-// into the contracts of model.go; store.go keeps them, with tokens.go, commit.go,
-// staging.go, maintenance.go, dbfile.go and pages.go, and knows nothing of HTTP.
+// between a command and a running server; handler.go, oauth.go and docs.go have the
+// endpoints, with cors.go before them, on top of exchange.go (one request and its
+// answer), auth.go, issuer.go, guessing.go, condition.go, idempotency.go and
+// problem.go; parse.go and validate.go turn bodies into the contracts of model.go;
+// store.go keeps them, with tokens.go, commit.go, staging.go, maintenance.go, dbfile.go
+// and pages.go, and knows nothing of HTTP.
 package main
 
 import (
@@ -121,6 +122,8 @@ type serveCmd struct {
 	Audience        string        `placeholder:"NAME" help:"The audience that the tokens of --issuer must be for."`
 	OrgClaim        string        `default:"org_id" placeholder:"NAME" help:"The claim of the tokens of --issuer that names the organization (default: ${default})."`
 	NoBuiltInTokens bool          `help:"Issue no tokens and accept those of --issuer only."`
+
+	CORSOrigin []string `name:"cors-origin" placeholder:"ORIGIN" help:"Let the pages of this origin use the API from a browser, such as https://app.example; once for each, or * for all (default: none)."`
 }
 
 // Validate is called by kong.
@@ -134,6 +137,11 @@ func (c *serveCmd) Validate() error {
 	if c.PublicURL != "" {
 		if _, err := parseOrigin(c.PublicURL); err != nil {
 			return fmt.Errorf("--public-url %s: %w", c.PublicURL, err)
+		}
+	}
+	for _, origin := range c.CORSOrigin {
+		if err := checkCORSOrigin(origin); err != nil {
+			return fmt.Errorf("--cors-origin %s: %w", origin, err)
 		}
 	}
 	switch {
@@ -192,7 +200,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 			c.DB = filepath.Join(dir, defaultDB)
 		}
 	}
-	settings := apiSettings{maxBody: c.MaxBody, builtInTokens: !c.NoBuiltInTokens, tokenLifetime: c.TokenLifetime, publicURL: c.PublicURL}
+	settings := apiSettings{maxBody: c.MaxBody, builtInTokens: !c.NoBuiltInTokens, tokenLifetime: c.TokenLifetime, publicURL: c.PublicURL, origins: c.CORSOrigin}
 	if c.Issuer != "" {
 		ctx, cancel := context.WithCancel(context.Background()) // later than ctx: the requests in flight may need it
 		defer cancel()

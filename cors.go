@@ -1,0 +1,58 @@
+package main
+
+// Browsers that show pages of other origins: which of those may use the API (the
+// Fetch standard, §3.3).
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/rs/cors"
+)
+
+// forOrigins lets browsers tell the pages of the origins what next answers. There
+// are no cookies here, so no credentials in the standard's sense: a page sends its
+// token itself.
+func forOrigins(origins []string, next http.Handler) http.Handler {
+	c := cors.New(cors.Options{
+		AllowedOrigins: origins,
+		AllowedMethods: []string{
+			http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
+		},
+		AllowedHeaders: []string{"Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match"},
+		ExposedHeaders: []string{
+			"Accept-Patch", "Allow", "ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID",
+		},
+		MaxAge: 7200, // seconds; browsers keep no answer for longer
+		// The answer to a preflight goes through the exchange, as every other does.
+		OptionsPassthrough: true,
+	})
+	return c.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Of any path: that there is nothing is for the request itself to be told, as
+		// a browser would not say why a preflight failed.
+		if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
+			w.(*exchange).send(answer{status: http.StatusNoContent})
+			return
+		}
+		next.ServeHTTP(w, r)
+	}))
+}
+
+// checkCORSOrigin accepts an origin as browsers send it, or "*" for all of them.
+func checkCORSOrigin(s string) error {
+	if s == "*" {
+		return nil
+	}
+	if strings.Contains(s, "*") { // which would be a pattern
+		return errors.New("must be one origin, or * for all; repeat the flag for more")
+	}
+	u, err := parseOrigin(s)
+	if err != nil {
+		return err
+	}
+	if port := u.Port(); port == map[string]string{"http": "80", "https": "443"}[u.Scheme] && port != "" {
+		return errors.New("must be without the port " + port + ", as browsers leave it out")
+	}
+	return nil
+}

@@ -1,0 +1,87 @@
+package main
+
+// The description of the API for programs, and the page where a person reads it
+// and tries it: OpenAPI 3.1 and Swagger UI, every byte of them from the binary.
+
+import (
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+
+	"github.com/swaggest/swgui/v5/static"
+)
+
+const (
+	openAPIPath = "/api/partners/v2.0/openapi.json"
+	docsPath    = "/api/partners/v2.0/docs"
+)
+
+//go:embed openapi.json docspage
+var docsFS embed.FS
+
+// pagePolicy lets the page run and load what this service serves, and nothing else;
+// the icons of Swagger UI's style sheet are data: URLs.
+const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; " +
+	"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// file is a file of the binary that is served as it is.
+type file struct {
+	path        string
+	contentType string
+	header      [2]string // one field more, name and value, or empty
+	content     []byte
+	version     Version
+}
+
+// docsFiles are the description, the page, and what the page loads.
+func docsFiles() ([]*file, error) {
+	page := [2]string{"Content-Security-Policy", pagePolicy}
+	// Sent as they are stored, without a look at Accept-Encoding: each browser takes
+	// gzip, and a client that says nothing takes anything (RFC 9110 §12.5.3).
+	compressed := [2]string{"Content-Encoding", "gzip"}
+	const script, style = "text/javascript; charset=utf-8", "text/css; charset=utf-8"
+	var files []*file
+	for _, f := range []struct {
+		path        string
+		from        fs.ReadFileFS
+		name        string
+		contentType string
+		header      [2]string
+	}{
+		{openAPIPath, docsFS, "openapi.json", "application/json", [2]string{}},
+		{docsPath, docsFS, "docspage/page.html", "text/html; charset=utf-8", page},
+		{docsPath + "/page.js", docsFS, "docspage/page.js", script, [2]string{}},
+		{docsPath + "/page.css", docsFS, "docspage/page.css", style, [2]string{}},
+		{docsPath + "/swagger-ui-bundle.js", static.FS, "swagger-ui-bundle.js.gz", script, compressed},
+		{docsPath + "/swagger-ui.css", static.FS, "swagger-ui.css.gz", style, compressed},
+		{docsPath + "/favicon.png", static.FS, "favicon-32x32.png", "image/png", [2]string{}},
+	} {
+		content, err := f.from.ReadFile(f.name)
+		if err != nil {
+			return nil, fmt.Errorf("file of the binary: %w", err)
+		}
+		files = append(files, &file{f.path, f.contentType, f.header, content, Version(sum(nil, content))})
+	}
+	return files, nil
+}
+
+func (f *file) get(x *exchange) (answer, error) {
+	pre, err := parsePreconditions(x.r.Header)
+	if err != nil {
+		return answer{}, err
+	}
+	switch err := pre.check(f.version, true); {
+	case errors.Is(err, errMatched):
+		return answer{status: http.StatusNotModified, etag: etag(f.version)}, nil
+	case err != nil:
+		return answer{}, newProblem(http.StatusPreconditionFailed, "The file is not the one that If-Match names; get it without.")
+	}
+	return answer{status: http.StatusOK, contentType: f.contentType, etag: etag(f.version), header: f.header, content: f.content}, nil
+}
+
+// getRoot leads a person who opens the service in a browser to the page.
+func getRoot(*exchange) (answer, error) {
+	return answer{status: http.StatusFound, location: docsPath}, nil
+}
