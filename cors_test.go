@@ -1,0 +1,105 @@
+package main
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// crossOrigin are the fields of an answer that a browser asks for a page's sake.
+func crossOrigin(h http.Header) http.Header {
+	found := http.Header{}
+	for name, values := range h {
+		if strings.HasPrefix(name, "Access-Control-") || name == "Vary" {
+			found[name] = values
+		}
+	}
+	return found
+}
+
+func TestCORSIsForTheOriginsThatAreNamed(t *testing.T) {
+	const page, another = "https://app.example", "http://localhost:3000"
+	exposed := []string{"Accept-Patch, Allow, Etag, Link, Location, Retry-After, Www-Authenticate, X-Request-Id"}
+	preflightVary := []string{"Origin, Access-Control-Request-Method, Access-Control-Request-Headers"}
+	named := []string{"--cors-origin", page, "--cors-origin", another}
+	contract := contractsURL("", demoOrg, demoUser) + "/" + demoContract
+	for _, tt := range []struct {
+		name            string
+		args            []string
+		method, path    string
+		origin          string
+		asks, askFields string // of a preflight
+		status          int
+		want            http.Header
+	}{
+		{name: "none is named", method: "GET", path: contract, origin: page, status: 200},
+		{name: "none is named, a preflight", method: "OPTIONS", path: contract, origin: page, asks: "PUT", status: 204},
+		{name: "one that is named", args: named, method: "GET", path: contract, origin: page, status: 200, want: http.Header{
+			"Access-Control-Allow-Origin": {page}, "Access-Control-Expose-Headers": exposed, "Vary": {"Origin"},
+		}},
+		{name: "another that is named", args: named, method: "GET", path: contract, origin: another, status: 200, want: http.Header{
+			"Access-Control-Allow-Origin": {another}, "Access-Control-Expose-Headers": exposed, "Vary": {"Origin"},
+		}},
+		{name: "an error", args: named, method: "GET", path: contract + "0", origin: page, status: 422, want: http.Header{
+			"Access-Control-Allow-Origin": {page}, "Access-Control-Expose-Headers": exposed, "Vary": {"Origin"},
+		}},
+		{name: "a token", args: named, method: "POST", path: "/oauth2/token/", origin: page, status: 401, want: http.Header{
+			"Access-Control-Allow-Origin": {page}, "Access-Control-Expose-Headers": exposed, "Vary": {"Origin"},
+		}},
+		{name: "the metadata", args: named, method: "GET", path: metadataPath, origin: page, status: 200, want: http.Header{
+			"Access-Control-Allow-Origin": {page}, "Access-Control-Expose-Headers": exposed, "Vary": {"Origin"},
+		}},
+		{name: "no origin", args: named, method: "GET", path: contract, status: 200, want: http.Header{"Vary": {"Origin"}}},
+		{name: "one that is not named", args: named, method: "GET", path: contract, origin: "https://evil.example", status: 200, want: http.Header{"Vary": {"Origin"}}},
+		{name: "one that begins as one that is named", args: named, method: "GET", path: contract, origin: page + ".evil.example", status: 200, want: http.Header{"Vary": {"Origin"}}},
+		{name: "another port", args: named, method: "GET", path: contract, origin: page + ":8443", status: 200, want: http.Header{"Vary": {"Origin"}}},
+		{name: "another scheme", args: named, method: "GET", path: contract, origin: "http://app.example", status: 200, want: http.Header{"Vary": {"Origin"}}},
+		{name: "a file", args: named, method: "GET", path: contract, origin: "null", status: 200, want: http.Header{"Vary": {"Origin"}}},
+		{name: "a preflight", args: named, method: "OPTIONS", path: contract, origin: page, asks: "PUT", askFields: "authorization,content-type,if-match", status: 204, want: http.Header{
+			"Access-Control-Allow-Origin": {page}, "Access-Control-Allow-Methods": {"PUT"}, "Access-Control-Allow-Headers": {"authorization,content-type,if-match"},
+			"Access-Control-Max-Age": {"7200"}, "Vary": preflightVary,
+		}},
+		{name: "a preflight for a token", args: named, method: "OPTIONS", path: "/oauth2/token/", origin: another, asks: "POST", askFields: "authorization", status: 204, want: http.Header{
+			"Access-Control-Allow-Origin": {another}, "Access-Control-Allow-Methods": {"POST"}, "Access-Control-Allow-Headers": {"authorization"},
+			"Access-Control-Max-Age": {"7200"}, "Vary": preflightVary,
+		}},
+		{name: "a preflight of a path that is not there", args: named, method: "OPTIONS", path: "/nothing", origin: page, asks: "GET", status: 204, want: http.Header{
+			"Access-Control-Allow-Origin": {page}, "Access-Control-Allow-Methods": {"GET"}, "Access-Control-Max-Age": {"7200"}, "Vary": preflightVary,
+		}},
+		{name: "a preflight of an origin that is not named", args: named, method: "OPTIONS", path: contract, origin: "https://evil.example", asks: "PUT", status: 204, want: http.Header{"Vary": preflightVary}},
+		{name: "a preflight for a field of no use here", args: named, method: "OPTIONS", path: contract, origin: page, asks: "PUT", askFields: "x-other", status: 204, want: http.Header{"Vary": preflightVary}},
+		{name: "a preflight for a method of no use here", args: named, method: "OPTIONS", path: contract, origin: page, asks: "TRACE", status: 204, want: http.Header{"Vary": preflightVary}},
+		{name: "all, which are told apart by nothing", args: []string{"--cors-origin", "*"}, method: "GET", path: contract, origin: page, status: 200, want: http.Header{
+			"Access-Control-Allow-Origin": {"*"}, "Access-Control-Expose-Headers": exposed, "Vary": {"Origin"},
+		}},
+		{name: "all, a preflight", args: []string{"--cors-origin", "*"}, method: "OPTIONS", path: contract, origin: page, asks: "DELETE", askFields: "authorization", status: 204, want: http.Header{
+			"Access-Control-Allow-Origin": {"*"}, "Access-Control-Allow-Methods": {"DELETE"}, "Access-Control-Allow-Headers": {"authorization"},
+			"Access-Control-Max-Age": {"7200"}, "Vary": preflightVary,
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := start(t, append([]string{"--demo"}, tt.args...)...)
+			h := http.Header{}
+			for name, value := range map[string]string{
+				"Origin": tt.origin, "Access-Control-Request-Method": tt.asks, "Access-Control-Request-Headers": tt.askFields,
+			} {
+				if value != "" {
+					h.Set(name, value)
+				}
+			}
+			c := http.DefaultClient
+			if tt.method == "GET" {
+				c = client(s.url, "demo", "demo-secret")
+			}
+			resp, got := do(t, c, tt.method, s.url+tt.path, h, "")
+			if is := crossOrigin(resp.Header); resp.StatusCode != tt.status || !maps.EqualFunc(is, tt.want, slices.Equal) {
+				t.Errorf("got %s\n%v\n%s\nwant %d\n%v", resp.Status, is, got, tt.status, tt.want)
+			}
+			if tt.method == "OPTIONS" && (got != "" || strings.Count(s.log.String(), "method=OPTIONS") != 1) {
+				t.Errorf("%q; the log\n%s", got, s.log)
+			}
+		})
+	}
+}
