@@ -564,7 +564,7 @@ func newLedger(t testing.TB, base string, ids ...string) *ledger {
 	t.Helper()
 	l := &ledger{
 		base:   base,
-		client: &http.Client{Timeout: 2 * answerTimeout, Transport: &http.Transport{}},
+		client: &http.Client{Timeout: 2 * answerTimeout, Transport: validated{&http.Transport{}}},
 		auth:   "Bearer " + token(t, base, "demo", "demo-secret"),
 		ids:    ids,
 		want:   map[string]string{},

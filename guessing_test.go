@@ -4,6 +4,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -103,10 +104,16 @@ func (s *guessed) raw(t testing.TB, from, path, header, body string) string {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n%s", path, header, len(body), body)
+	sent := fmt.Sprintf("POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%sContent-Length: %d\r\n\r\n%s", path, header, len(body), body)
+	if _, err := io.WriteString(conn, sent); err != nil {
+		t.Fatal(err)
+	}
 	b, err := io.ReadAll(conn)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, _, err := described().read(t, bytes.NewReader(b), sent); err != nil {
+		t.Error(err)
 	}
 	return string(b)
 }

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -75,6 +76,7 @@ func startOn(t testing.TB, db string, args ...string) *service {
 	select {
 	case a := <-addr:
 		s.url = "http://" + a.String()
+		described().serves(t, s.url)
 	case err := <-ended:
 		t.Fatalf("serve ended at once: %v", err)
 	}
@@ -215,7 +217,9 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	buildDir = dir
-	code := m.Run()
+	http.DefaultTransport = validated{http.DefaultTransport.(*http.Transport)}
+	flag.Parse()
+	code := described().verdict(m.Run())
 	os.RemoveAll(dir)
 	os.Exit(code)
 }
@@ -223,20 +227,22 @@ func TestMain(m *testing.M) {
 // nestedProgram builds a program that has a module of its own under testdata, once.
 func nestedProgram(name string) func() (string, error) {
 	return sync.OnceValues(func() (path string, err error) {
-		path = filepath.Join(buildDir, name)
-		for _, args := range [][]string{{"mod", "download"}, {"build", "-o", path, "."}} {
-			cmd := exec.Command("go", args...)
-			cmd.Dir = filepath.Join("testdata", name)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				err = fmt.Errorf("go %s in %s: %w\n%s", strings.Join(args, " "), cmd.Dir, err, out)
-				if args[0] == "mod" {
-					return "", errNoModules{err}
-				}
-				return "", err
-			}
+		path, dir := filepath.Join(buildDir, name), filepath.Join("testdata", name)
+		if err := goIn(dir, "mod", "download"); err != nil {
+			return "", errNoModules{err}
 		}
-		return path, nil
+		return path, goIn(dir, "build", "-o", path, ".")
 	})
+}
+
+// goIn runs the go command in a directory.
+func goIn(dir string, args ...string) error {
+	cmd := exec.Command("go", args...)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s in %s: %w\n%s", strings.Join(args, " "), dir, err, out)
+	}
+	return nil
 }
 
 // errNoModules: the modules of a nested program cannot be downloaded.
@@ -246,8 +252,8 @@ type errNoModules struct{ error }
 func needNested(t testing.TB, program func() (string, error)) (path string) {
 	t.Helper()
 	path, err := program()
-	if errors.As(err, new(errNoModules)) && os.Getenv("CI") != "true" {
-		t.Skipf("the modules of a program to test with cannot be had: %v", err)
+	if errors.As(err, new(errNoModules)) {
+		lacking(t, "the modules of a program to test with cannot be had: %v", err)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -325,6 +331,9 @@ func launch(t testing.TB, wrapper []string, args ...string) *process {
 	}()
 	select {
 	case p.url = <-listening:
+		if p.url != "" {
+			described().serves(t, p.url)
+		}
 	case <-time.After(30 * time.Second):
 		t.Fatalf("%v neither listens nor ends\n%s", p.cmd.Args, p.stderr)
 	}
@@ -375,9 +384,15 @@ func waitFor(t testing.TB, what string, done func() bool) {
 func needTool(t testing.TB, name string) {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%s is not installed, and CI needs it", name)
-		}
-		t.Skipf("%s is not installed; apt-get install %s, or let .ci/run do so", name, name)
+		lacking(t, "%s is not installed; apt-get install %s, or let .ci/run do so", name, name)
 	}
+}
+
+// lacking skips a test for want of something; where CI=true it fails.
+func lacking(t testing.TB, format string, args ...any) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf(format, args...)
+	}
+	t.Skipf(format, args...)
 }

@@ -349,7 +349,7 @@ func TestIssuerIsTheOnlyOneWithoutBuiltInTokens(t *testing.T) {
 				return
 			}
 			p := wantProblem(t, resp, got, 404)
-			if want := "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts."; p.Detail != want {
+			if want := "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and /api/partners/v2.0/docs describes all."; p.Detail != want {
 				t.Errorf("detail %q, want %q", p.Detail, want)
 			}
 		})
@@ -615,7 +615,7 @@ func TestIssuersKeysRotateUnderManyRequests(t *testing.T) {
 		wrong   atomic.Int64
 		clients sync.WaitGroup
 	)
-	transport := &http.Transport{MaxIdleConnsPerHost: 32}
+	transport := validated{&http.Transport{MaxIdleConnsPerHost: 32}}
 	defer transport.CloseIdleConnections()
 	ask := func(token string, want int) {
 		req, err := http.NewRequest("GET", url, nil)

@@ -3,7 +3,6 @@ package main
 // The command line, as a person uses it.
 
 import (
-	"bufio"
 	"fmt"
 	goparser "go/parser"
 	gotoken "go/token"
@@ -64,6 +63,11 @@ func TestCommandLineRefusesWithASentence(t *testing.T) {
 		{"an issuer that is no URL", []string{"serve", "--db", db, "--issuer", "login.example", "--audience", "energy"}, "--issuer login.example: must be the issuer's URL"},
 		{"an issuer with a query", []string{"serve", "--db", db, "--issuer", "https://login.example/?a", "--audience", "energy"}, "without query and fragment"},
 		{"no tokens at all", []string{"serve", "--db", db, "--no-built-in-tokens"}, "--no-built-in-tokens needs an --issuer"},
+		{"an origin with a path", []string{"serve", "--db", db, "--cors-origin", "https://app.example/"}, "--cors-origin https://app.example/: must be an origin such as"},
+		{"an origin of files", []string{"serve", "--db", db, "--cors-origin", "null"}, "--cors-origin null: must be an origin"},
+		{"an origin that is many", []string{"serve", "--db", db, "--cors-origin", "https://*.example"}, "--cors-origin https://*.example: must be one origin"},
+		{"an origin with a port that browsers leave out", []string{"serve", "--db", db, "--cors-origin", "https://app.example:443"}, "--cors-origin https://app.example:443: must be without the port 443, as browsers leave it out"},
+		{"a good origin and a bad one", []string{"serve", "--db", db, "--cors-origin", "https://app.example", "--cors-origin", "app"}, "--cors-origin app: must be an origin"},
 		{"a demo without its tokens", []string{"serve", "--demo", "--no-built-in-tokens", "--issuer", "https://login.example", "--audience", "energy"}, "leave out --no-built-in-tokens"},
 		{"an organization that is none", []string{"client", "add", "--org", "x", "--db", db}, "--org must be a UUID of 36 characters, has 1"},
 		{"no organization", []string{"client", "add", "--db", db}, "missing flags: --org"},
@@ -99,11 +103,18 @@ func TestHelpExplainsEachFlagAndItsVariable(t *testing.T) {
 func TestFlagsAreVariablesToo(t *testing.T) {
 	t.Setenv("ENERGY_CONTRACTS_DEMO", "true")
 	t.Setenv("ENERGY_CONTRACTS_MAX_BODY", "10")
+	t.Setenv("ENERGY_CONTRACTS_CORS_ORIGIN", "https://app.example,http://localhost:3000")
 	db := filepath.Join(t.TempDir(), "env.db")
 	t.Setenv("ENERGY_CONTRACTS_DB", db)
 	p := startProcess(t, nil)
 	resp, got := do(t, client(p.url, "demo", "demo-secret"), "PUT", contractsURL(p.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, `{"supplier":"a"}`)
 	wantProblem(t, resp, got, 413)
+	for _, origin := range []string{"https://app.example", "http://localhost:3000"} {
+		resp, _ := do(t, http.DefaultClient, "GET", p.url+"/healthz", http.Header{"Origin": {origin}}, "")
+		if got := resp.Header.Get("Access-Control-Allow-Origin"); got != origin {
+			t.Errorf("Access-Control-Allow-Origin: %q, want %s", got, origin)
+		}
+	}
 	if !exists(db) {
 		t.Errorf("%s is not there", db)
 	}
@@ -179,21 +190,24 @@ func TestDemoCommandsWorkAsPasted(t *testing.T) {
 
 // halfRequest sends the start of a PUT, and returns its connection once the
 // handler has asked for the body.
-func halfRequest(t testing.TB, url, token string) *net.TCPConn {
+func halfRequest(t testing.TB, url, token string) (conn *net.TCPConn, sent string) {
 	t.Helper()
-	conn, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	dialed, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
-	fmt.Fprintf(conn, "PUT %s/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 25\r\nExpect: 100-continue\r\n\r\n",
+	t.Cleanup(func() { dialed.Close() })
+	sent = fmt.Sprintf("PUT %s/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 25\r\nExpect: 100-continue\r\n\r\n",
 		contractsURL("", demoOrg, demoUser), demoContract, token)
+	if _, err := io.WriteString(dialed, sent); err != nil {
+		t.Fatal(err)
+	}
 	const want = "HTTP/1.1 100 Continue\r\n\r\n"
 	got := make([]byte, len(want))
-	if _, err := io.ReadFull(conn, got); err != nil || string(got) != want {
+	if _, err := io.ReadFull(dialed, got); err != nil || string(got) != want {
 		t.Fatalf("got %q, %v", got, err)
 	}
-	return conn.(*net.TCPConn)
+	return dialed.(*net.TCPConn), sent
 }
 
 func TestSignal(t *testing.T) {
@@ -201,18 +215,18 @@ func TestSignal(t *testing.T) {
 		t.Run(fmt.Sprint(sig, " finishes the request in flight"), func(t *testing.T) {
 			db := filepath.Join(t.TempDir(), "test.db")
 			p := startProcess(t, nil, "--demo", "--db", db)
-			conn := halfRequest(t, p.url, token(t, p.url, "demo", "demo-secret"))
+			conn, sent := halfRequest(t, p.url, token(t, p.url, "demo", "demo-secret"))
 			if err := p.cmd.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
 			waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.stderr.String(), "stopping") })
-			fmt.Fprint(conn, `{"supplier":"last to go"}`)
-			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			const rest = `{"supplier":"last to go"}`
+			fmt.Fprint(conn, rest)
+			resp, got, err := described().read(t, conn, sent+rest)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, _ := io.ReadAll(resp.Body)
-			if resp.StatusCode != 200 || !strings.Contains(string(got), "last to go") {
+			if resp.StatusCode != 200 || !strings.Contains(got, "last to go") {
 				t.Errorf("%s\n%s", resp.Status, got)
 			}
 			if err := <-p.ended; err != nil {
@@ -220,7 +234,7 @@ func TestSignal(t *testing.T) {
 			}
 			again := startOn(t, db, "--demo")
 			_, kept := do(t, client(again.url, "demo", "demo-secret"), "GET", contractsURL(again.url, demoOrg, demoUser)+"/"+demoContract, nil, "")
-			if kept != string(got) {
+			if kept != got {
 				t.Errorf("answered %s\nkept %s", got, kept)
 			}
 		})
@@ -260,9 +274,11 @@ func TestEachLibraryHasItsRoom(t *testing.T) {
 		"github.com/coreos/go-systemd/v22/daemon": {"main.go"},
 		"github.com/go-playground/validator/v10":  {"validate.go"},
 		"github.com/julienschmidt/httprouter":     {"handler.go"},
+		"github.com/rs/cors":                      {"cors.go"},
+		"github.com/swaggest/swgui/v5/static":     {"docs.go"},
 		"github.com/alecthomas/kong":              {"main.go"},
 		"github.com/golang-jwt/jwt/v5":            {"issuer.go"},
-		"net/http":                                {"main.go", "clients.go", "backup.go", "export.go", "import.go", "control.go", "metrics.go", "handler.go", "oauth.go", "exchange.go", "auth.go", "issuer.go", "condition.go", "idempotency.go", "problem.go"},
+		"net/http":                                {"main.go", "clients.go", "backup.go", "export.go", "import.go", "control.go", "metrics.go", "handler.go", "oauth.go", "exchange.go", "auth.go", "issuer.go", "condition.go", "idempotency.go", "problem.go", "docs.go", "cors.go"},
 	}
 	files, err := filepath.Glob("*.go")
 	if err != nil {
