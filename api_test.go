@@ -65,12 +65,9 @@ func TestSeedPageRequestGetsItsAnswer(t *testing.T) {
 	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
 	resp, got := do(t, c, "PUT", url, jsonBody, readFile(t, "testdata/seed.request.json"))
 	// The page's building and contract are one id, as its placeholders are.
-	var want bytes.Buffer
-	if err := json.Compact(&want, []byte(readFile(t, "testdata/seed.answer.json"))); err != nil {
-		t.Fatal(err)
-	}
-	if resp.StatusCode != 200 || got != want.String() {
-		t.Errorf("got %s\n%s\nwant 200\n%s", resp.Status, got, &want)
+	want := compact(t, readFile(t, "testdata/seed.answer.json"))
+	if resp.StatusCode != 200 || got != want {
+		t.Errorf("got %s\n%s\nwant 200\n%s", resp.Status, got, want)
 	}
 }
 

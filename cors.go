@@ -13,9 +13,10 @@ import (
 
 // forOrigins lets browsers tell the pages of the origins what next answers. There
 // are no cookies here, so no credentials in the standard's sense: a page sends its
-// token itself.
+// token itself. A preflight is answered whatever its path: that there is nothing is
+// for the request itself to be told, as a browser would not say why a preflight failed.
 func forOrigins(origins []string, next http.Handler) http.Handler {
-	c := cors.New(cors.Options{
+	return cors.New(cors.Options{
 		AllowedOrigins: origins,
 		AllowedMethods: []string{
 			http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
@@ -24,19 +25,8 @@ func forOrigins(origins []string, next http.Handler) http.Handler {
 		ExposedHeaders: []string{
 			"Accept-Patch", "Allow", "ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID",
 		},
-		MaxAge: 7200, // seconds; browsers keep no answer for longer
-		// The answer to a preflight goes through the exchange, as every other does.
-		OptionsPassthrough: true,
-	})
-	return c.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Of any path: that there is nothing is for the request itself to be told, as
-		// a browser would not say why a preflight failed.
-		if r.Method == http.MethodOptions && r.Header.Get("Access-Control-Request-Method") != "" {
-			w.(*exchange).send(answer{status: http.StatusNoContent})
-			return
-		}
-		next.ServeHTTP(w, r)
-	}))
+		MaxAge: 7200, // seconds; Chromium keeps no answer for longer
+	}).Handler(next)
 }
 
 // checkCORSOrigin accepts an origin as browsers send it, or "*" for all of them.
@@ -51,7 +41,7 @@ func checkCORSOrigin(s string) error {
 	if err != nil {
 		return err
 	}
-	if port := u.Port(); port == map[string]string{"http": "80", "https": "443"}[u.Scheme] && port != "" {
+	if port := u.Port(); port == map[string]string{"http": "80", "https": "443"}[u.Scheme] {
 		return errors.New("must be without the port " + port + ", as browsers leave it out")
 	}
 	return nil

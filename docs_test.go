@@ -5,7 +5,6 @@ package main
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -63,20 +62,13 @@ func TestDocsPageInABrowser(t *testing.T) {
 		shots = t.TempDir()
 	}
 	s := start(t, "--demo")
-	out, err := exec.Command(path, "-url", s.url, "-shots", shots).Output()
-	if err != nil {
-		var exit *exec.ExitError
-		if errors.As(err, &exit) {
-			err = fmt.Errorf("%w\n%s", err, exit.Stderr)
-		}
-		t.Fatal(err)
-	}
+	out := succeeds(t, exec.Command(path, "-url", s.url, "-shots", shots))
 	var saw struct {
 		Page, Status, Content string
 		Console, Failed       []string
 		Hosts, Overflow       map[string]int
 	}
-	if err := json.Unmarshal(out, &saw); err != nil {
+	if err := json.Unmarshal([]byte(out), &saw); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if saw.Page != s.url+docsPath {

@@ -108,6 +108,12 @@ func (x *exchange) panicked(p any) {
 	x.fail(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
 }
 
+// WriteHeader remembers the status, whoever answers.
+func (x *exchange) WriteHeader(status int) {
+	x.status = status
+	x.ResponseWriter.WriteHeader(status)
+}
+
 // send writes an answer.
 func (x *exchange) send(a answer) {
 	h := x.Header()
@@ -139,7 +145,6 @@ func (x *exchange) send(a answer) {
 			h.Set("Content-Length", strconv.FormatInt(a.size, 10))
 		}
 	}
-	x.status = a.status
 	x.WriteHeader(a.status)
 	if x.r.Method == http.MethodHead {
 		return

@@ -5,7 +5,6 @@ package main
 import (
 	"errors"
 	"net/url"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -13,22 +12,13 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
-	"golang.org/x/tools/txtar"
 )
 
 // storyRequests are the requests of all stories, as heads and bodies.
 func storyRequests(t testing.TB) (heads, bodies []string) {
 	t.Helper()
-	files, err := filepath.Glob("testdata/stories/*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no stories: %v", err)
-	}
-	for _, name := range files {
-		story, err := txtar.ParseFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range story.Files {
+	for _, file := range storyFiles(t) {
+		for _, f := range readStory(t, file).Files {
 			if head, body, ok := strings.Cut(string(f.Data), "\n\n"); ok && strings.HasSuffix(f.Name, "request") {
 				heads, bodies = append(heads, head), append(bodies, strings.TrimSuffix(body, "\n"))
 			}

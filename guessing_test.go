@@ -24,10 +24,19 @@ import (
 	"time"
 )
 
-const (
-	refusedBody = `{"error":"invalid_client","error_description":"the client is unknown, or its secret is wrong"}`
-	limitedBody = `{"error":"temporarily_unavailable","error_description":"too many wrong client ids or secrets came from here; send the right ones in %s seconds"}`
-)
+// refusedClient is the answer to a wrong id or secret.
+var refusedClient = failure{
+	status: 401, code: "invalid_client", detail: "the client is unknown, or its secret is wrong",
+	header: http.Header{"Www-Authenticate": {`Basic realm="energy-contracts", charset="UTF-8"`}},
+}
+
+// limitedClient is the answer after too many of them.
+func limitedClient(seconds string) failure {
+	return failure{
+		status: 429, code: "temporarily_unavailable", header: http.Header{"Retry-After": {seconds}},
+		detail: "too many wrong client ids or secrets came from here; send the right ones in " + seconds + " seconds",
+	}
+}
 
 // What the README says of how many failures are free, and when one more is.
 const (
@@ -135,35 +144,25 @@ func (s *guessed) wantIn(t testing.TB, w way, from string, c credentials) {
 // wantRefused fails unless the answer is a 401, whole.
 func (s *guessed) wantRefused(t testing.TB, w way, from string, c credentials) {
 	t.Helper()
-	wantOAuthError(t, s.attempt(t, w, from, c), 401, refusedBody, http.Header{"Www-Authenticate": {`Basic realm="energy-contracts", charset="UTF-8"`}})
+	wantFailure(t, s.attempt(t, w, from, c), refusedClient)
 }
 
 // wantLimited fails unless the answer is a 429 for so many seconds, whole.
 func (s *guessed) wantLimited(t testing.TB, w way, from string, c credentials, seconds string) {
 	t.Helper()
-	wantOAuthError(t, s.attempt(t, w, from, c), 429, fmt.Sprintf(limitedBody, seconds), http.Header{"Retry-After": {seconds}})
+	wantFailure(t, s.attempt(t, w, from, c), limitedClient(seconds))
 }
 
-func wantOAuthError(t testing.TB, answer string, status int, body string, header http.Header) {
+// wantFailure fails unless an answer, as text, is a failure, whole.
+func wantFailure(t testing.TB, answer string, f failure) {
 	t.Helper()
-	resp, err := http.ReadResponse(bufio.NewReader(strings.NewReader(answer)), nil)
+	resp, err := http.ReadResponse(bufio.NewReader(strings.NewReader(answer)), &http.Request{Method: http.MethodPost})
 	if err != nil {
 		t.Fatalf("%v\n%s", err, answer)
 	}
 	defer resp.Body.Close()
 	got, _ := io.ReadAll(resp.Body)
-	for _, varies := range []string{"Date", "X-Request-Id"} {
-		resp.Header.Del(varies)
-	}
-	for name, value := range map[string]string{
-		"Cache-Control": "no-store", "Pragma": "no-cache", "Content-Type": "application/json",
-		"X-Content-Type-Options": "nosniff", "Content-Length": fmt.Sprint(len(body)),
-	} {
-		header.Set(name, value)
-	}
-	if resp.StatusCode != status || string(got) != body || fmt.Sprint(resp.Header) != fmt.Sprint(header) {
-		t.Errorf("got %s\n%v\n%s\nwant %d\n%v\n%s", resp.Status, resp.Header, got, status, header, body)
-	}
+	f.want(t, resp, string(got))
 }
 
 func wrong(c credentials) credentials { return credentials{c.ID, "wrong"} }

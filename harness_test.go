@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -149,6 +150,16 @@ func do(t testing.TB, c *http.Client, method, url string, header http.Header, bo
 	return resp, string(b)
 }
 
+// compact is JSON as the service writes it.
+func compact(t testing.TB, text string) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := json.Compact(&b, []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
 var jsonBody = http.Header{"Content-Type": {"application/json"}}
 
 // clock is the time, moved by a test.
@@ -243,6 +254,18 @@ func goIn(dir string, args ...string) error {
 		return fmt.Errorf("go %s in %s: %w\n%s", strings.Join(args, " "), dir, err, out)
 	}
 	return nil
+}
+
+// succeeds runs a command and returns what it prints.
+func succeeds(t testing.TB, cmd *exec.Cmd) string {
+	t.Helper()
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s%s", cmd.Args, err, out, &stderr)
+	}
+	return string(out)
 }
 
 // errNoModules: the modules of a nested program cannot be downloaded.

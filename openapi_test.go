@@ -17,7 +17,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -31,7 +30,6 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
 	"github.com/google/uuid"
-	"golang.org/x/tools/txtar"
 )
 
 // description is openapi.json, and what the tests have seen of it.
@@ -400,9 +398,8 @@ func TestEachRouteIsDescribedAndEachOperationIsARoute(t *testing.T) {
 // The methods that a path is described with are those that its Allow has.
 func TestAllowIsWhatIsDescribed(t *testing.T) {
 	s := start(t, "--demo")
-	names := strings.NewReplacer("{org_id}", demoOrg, "{user_id}", demoUser, "{energy_contract_id}", demoContract)
 	for path, item := range described().doc.Paths.Map() {
-		resp, _ := do(t, http.DefaultClient, "OPTIONS", s.url+names.Replace(path), nil, "")
+		resp, _ := do(t, http.DefaultClient, "OPTIONS", s.url+demoNames.Replace(path), nil, "")
 		want := strings.Join(slices.Sorted(maps.Keys(item.Operations())), ", ")
 		if got := resp.Header.Get("Allow"); resp.StatusCode != 204 || got != want {
 			t.Errorf("OPTIONS %s: %s, Allow: %q, want %q", path, resp.Status, got, want)
@@ -432,16 +429,8 @@ func testdataBodies(t testing.TB) (bodies []*regexp.Regexp) {
 	for _, c := range demo.Contracts {
 		add(string(c.Contract))
 	}
-	stories, err := filepath.Glob("testdata/stories/*.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range stories {
-		story, err := txtar.ParseFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range story.Files {
+	for _, file := range storyFiles(t) {
+		for _, f := range readStory(t, file).Files {
 			_, body, _ := strings.Cut(string(f.Data), "\n\n")
 			add(body)
 		}

@@ -83,23 +83,22 @@ func tool(t testing.TB, node, dir, script string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// succeeds runs a command and returns what it prints.
-func succeeds(t testing.TB, cmd *exec.Cmd) string {
+// fetched is a directory with the openapi.json of a service, which is also returned.
+func fetched(t testing.TB, service string) (dir, doc string) {
 	t.Helper()
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%v: %v\n%s%s", cmd.Args, err, out, &stderr)
+	resp, doc := do(t, http.DefaultClient, "GET", service+openAPIPath, nil, "")
+	if resp.StatusCode != 200 {
+		t.Fatalf("openapi.json: %s", resp.Status)
 	}
-	return string(out)
+	dir = t.TempDir()
+	writeTo(t, filepath.Join(dir, "openapi.json"), []byte(doc))
+	return dir, doc
 }
 
-// copied is a directory with the files of a client and, from the service, its
-// openapi.json.
+// copied is that with the files of a client.
 func copied(t testing.TB, client, service string) (dir string) {
 	t.Helper()
-	dir = t.TempDir()
+	dir, _ = fetched(t, service)
 	files, err := os.ReadDir(client)
 	if err != nil {
 		t.Fatal(err)
@@ -109,33 +108,31 @@ func copied(t testing.TB, client, service string) (dir string) {
 			writeTo(t, filepath.Join(dir, f.Name()), []byte(readFile(t, filepath.Join(client, f.Name()))))
 		}
 	}
-	resp, doc := do(t, http.DefaultClient, "GET", service+openAPIPath, nil, "")
-	if resp.StatusCode != 200 {
-		t.Fatalf("openapi.json: %s", resp.Status)
-	}
-	writeTo(t, filepath.Join(dir, "openapi.json"), []byte(doc))
 	return dir
 }
 
 func TestDescriptionPassesItsLinter(t *testing.T) {
 	node := needNode(t)
 	s := start(t)
-	dir := copied(t, nodeClient, s.url)
-	out := succeeds(t, tool(t, node, dir, "@redocly/cli/bin/cli.js", "lint", "--extends", "recommended", "--format", "json", "openapi.json"))
-	var lint struct {
+	dir, doc := fetched(t, s.url)
+	lint := func() string {
+		t.Helper()
+		return succeeds(t, tool(t, node, dir, "@redocly/cli/bin/cli.js", "lint", "--extends", "recommended", "--format", "json", "openapi.json"))
+	}
+	out := lint()
+	var found struct {
 		Totals   map[string]int
 		Problems []any
 	}
-	if err := json.Unmarshal([]byte(out), &lint); err != nil {
+	if err := json.Unmarshal([]byte(out), &found); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if lint.Totals == nil || lint.Totals["errors"]+lint.Totals["warnings"]+lint.Totals["ignored"]+len(lint.Problems) > 0 {
+	if found.Totals == nil || found.Totals["errors"]+found.Totals["warnings"]+found.Totals["ignored"]+len(found.Problems) > 0 {
 		t.Error(out)
 	}
 	// It has found something if there is something.
-	writeTo(t, filepath.Join(dir, "openapi.json"), []byte(strings.Replace(readFile(t, filepath.Join(dir, "openapi.json")), `"operationId"`, `"x-id"`, 1)))
-	cmd := tool(t, node, dir, "@redocly/cli/bin/cli.js", "lint", "--extends", "recommended", "--format", "json", "openapi.json")
-	if out := succeeds(t, cmd); !strings.Contains(out, `"operation-operationId"`) {
+	writeTo(t, filepath.Join(dir, "openapi.json"), []byte(strings.Replace(doc, `"operationId"`, `"x-id"`, 1)))
+	if out := lint(); !strings.Contains(out, `"operation-operationId"`) {
 		t.Errorf("an operation without its id: %s", out)
 	}
 }
@@ -149,10 +146,9 @@ type prism struct {
 // startPrism runs it on a port, in front of a service.
 func startPrism(t testing.TB, node string, port int, service string) *prism {
 	t.Helper()
-	dir := copied(t, nodeClient, service)
+	dir, doc := fetched(t, service)
 	// The vendor's paths of these two end with a slash, which Prism takes for others
 	// and Redocly's linter forbids.
-	doc := readFile(t, filepath.Join(dir, "openapi.json"))
 	for _, path := range []string{tokenPath, revocationPath} {
 		if key := `"` + path + `": {`; strings.Count(doc, key) == 1 {
 			doc = strings.Replace(doc, key, `"`+path+`/": {`, 1)
@@ -238,12 +234,9 @@ func TestClientsThatNobodyHereWrote(t *testing.T) {
 	})
 	t.Run("curl, with the vendor's requests", func(t *testing.T) {
 		needTool(t, "curl")
-		var want bytes.Buffer
-		if err := json.Compact(&want, []byte(readFile(t, "testdata/seed.answer.json"))); err != nil {
-			t.Fatal(err)
-		}
-		if got := succeeds(t, exec.Command("sh", "testdata/clients/curl/requests.sh", prism.url)); got != want.String() {
-			t.Errorf("got\n%s\nwant\n%s", got, &want)
+		want := compact(t, readFile(t, "testdata/seed.answer.json"))
+		if got := succeeds(t, exec.Command("sh", "testdata/clients/curl/requests.sh", prism.url)); got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}
 	})
 

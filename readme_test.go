@@ -1,8 +1,6 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,16 +32,13 @@ func TestREADMECommandsGetTheAnswerItShows(t *testing.T) {
 			}
 		}
 	}
-	var want bytes.Buffer
-	if err := json.Compact(&want, []byte(blocks(t, "json")[0])); err != nil {
-		t.Fatal(err)
-	}
+	want := compact(t, blocks(t, "json")[0])
 	needTool(t, "curl")
 	s := start(t, "--demo")
 	cmd := exec.Command("sh", "-eu", "-c", strings.ReplaceAll(script, "http://127.0.0.1:8080", s.url))
 	out, err := cmd.Output()
-	if err != nil || string(out) != want.String() {
-		t.Errorf("%v\ngot\n%s\nwant\n%s", err, out, &want)
+	if err != nil || string(out) != want {
+		t.Errorf("%v\ngot\n%s\nwant\n%s", err, out, want)
 	}
 }
 

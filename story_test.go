@@ -24,12 +24,28 @@ import (
 
 var update = flag.Bool("update", false, "write the answers of testdata/stories anew")
 
-func TestStory(t *testing.T) {
+// storyFiles are the names of all stories.
+func storyFiles(t testing.TB) []string {
+	t.Helper()
 	files, err := filepath.Glob("testdata/stories/*.txt")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no stories: %v", err)
 	}
-	for _, file := range files {
+	return files
+}
+
+// readStory reads one of them.
+func readStory(t testing.TB, file string) *txtar.Archive {
+	t.Helper()
+	story, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return story
+}
+
+func TestStory(t *testing.T) {
+	for _, file := range storyFiles(t) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
 			t.Parallel()
 			tell(t, file)
@@ -38,10 +54,7 @@ func TestStory(t *testing.T) {
 }
 
 func tell(t *testing.T, file string) {
-	story, err := txtar.ParseFile(file)
-	if err != nil {
-		t.Fatal(err)
-	}
+	story := readStory(t, file)
 	s := start(t, "--demo")
 	names := &names{values: map[string]string{
 		"contracts": contractsURL("", demoOrg, demoUser),
