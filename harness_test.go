@@ -222,6 +222,13 @@ var program = sync.OnceValues(func() (string, error) {
 var buildDir string
 
 func TestMain(m *testing.M) {
+	if serve := bareServers[os.Getenv(bareEnv)]; serve != nil {
+		if err := serve(os.Args[1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	dir, err := os.MkdirTemp("", "energy-contracts-test-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
