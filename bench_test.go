@@ -49,9 +49,13 @@ func BenchmarkGet(b *testing.B) {
 			if n == 1 {
 				each = 3000
 			}
+			s0, r0 := cpuTime(b, service.pid), cpuTime(b, router.pid)
 			pairs(b, "router", n*each,
 				func() time.Duration { return round(b, ours, each, contracts) },
 				func() time.Duration { return round(b, theirs, each, contracts) })
+			tot := float64(b.N * n * each)
+			b.ReportMetric(float64((cpuTime(b, service.pid)-s0).Microseconds())/tot, "cpu-us")
+			b.ReportMetric(float64((cpuTime(b, router.pid)-r0).Microseconds())/tot, "router-cpu-us")
 		})
 	}
 }
@@ -106,7 +110,7 @@ func BenchmarkPutLatency(b *testing.B) {
 }
 
 func BenchmarkPutYear(b *testing.B) {
-	const contracts = 100
+	const contracts = 100_000
 	file := benchFile(b, contracts)
 	service, dive := served(b, copyOf(b, file)), bare(b, "dive", copyOf(b, file))
 	ours, theirs := service.lines(b, 1, "PUT", yearBody(), false), dive.lines(b, 1, "PUT", yearBody(), false)

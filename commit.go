@@ -183,6 +183,8 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 			err = s.damage(p)
 		}
 	}()
+	s.endReaders()
+	defer s.keepReaders()
 	began := time.Now()
 	tx, err := s.db.Begin(true)
 	if err != nil {
@@ -232,6 +234,8 @@ func (s *Store) mend() bool {
 	s.wantGate.Store(false)
 	defer s.gate.Unlock()
 	var closeErr error
+	s.endReaders()
+	defer s.keepReaders()
 	if s.db != nil {
 		closeErr = s.db.Close()
 	}

@@ -498,3 +498,16 @@ func (r *rawStore) round(t testing.TB, writers, each, contracts int, value []byt
 		return nil
 	})
 }
+
+// cpuTime is the processor time that a process has used.
+func cpuTime(t testing.TB, pid int) time.Duration {
+	t.Helper()
+	stat := readFile(t, fmt.Sprintf("/proc/%d/stat", pid))
+	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
+	user, err1 := strconv.Atoi(fields[11])
+	system, err2 := strconv.Atoi(fields[12])
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond
+}

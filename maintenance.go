@@ -41,8 +41,8 @@ func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error
 		return nil, 0, err
 	}
 	w := &snapshotWriter{ctx: ctx, s: s, f: f}
-	err = s.view(func(tx *bbolt.Tx) error {
-		size, err = tx.WriteTo(w)
+	err = s.view(func(r *reader) error {
+		size, err = r.WriteTo(w)
 		return err
 	})
 	if err != nil && w.err != nil {

@@ -142,9 +142,9 @@ func (i *Import) Close() {
 // one that was not.
 func (s *Store) settleImport() error {
 	var staged, decided bool
-	err := s.view(func(tx *bbolt.Tx) error {
-		staged = tx.Bucket(bucketImport) != nil
-		decided = tx.Bucket(bucketMeta).Get([]byte(importKey)) != nil
+	err := s.view(func(r *reader) error {
+		staged = r.Bucket(bucketImport) != nil
+		decided = r.Bucket(bucketMeta).Get([]byte(importKey)) != nil
 		return nil
 	})
 	if err != nil || !staged {

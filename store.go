@@ -127,6 +127,8 @@ type Store struct {
 	// first commit on.
 	freeAtOpen uint64
 
+	readers readers
+
 	// beginMu is held around the start of a read transaction. bbolt takes a lock
 	// of its own there, and never lets go of it when it panics on a meta page that
 	// is gone. Then dead is closed, and db not touched again.
@@ -270,16 +272,17 @@ func (s *Store) Close() error {
 	if s.db == nil {
 		return nil
 	}
+	s.endReaders()
 	return s.db.Close()
 }
 
 // Get appends the document of a contract to buf.
 func (s *Store) Get(buf []byte, k Key) ([]byte, Version, error) {
 	var version Version
-	key := k.bytes()
-	err := s.view(func(tx *bbolt.Tx) error {
-		value := tx.Bucket(bucketContracts).Get(key)
-		if value == nil {
+	err := s.view(func(r *reader) error {
+		r.key = k.append(r.key[:0])
+		key, value := r.contracts.Seek(r.key)
+		if !bytes.Equal(key, r.key) {
 			return ErrNotFound
 		}
 		doc, sum, err := unseal(key, value)
@@ -312,9 +315,9 @@ type Page struct {
 // List appends documents to buf, about pageBytes of them.
 func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 	prefix := o.prefix()
-	err = s.view(func(tx *bbolt.Tx) error {
-		c := tx.Bucket(bucketContracts).Cursor()
-		start := append(bytes.Clone(prefix), r.After...)
+	start := slices.Concat(prefix, []byte(r.After))
+	err = s.view(func(reader *reader) error {
+		c := reader.contracts
 		k, v := c.Seek(start)
 		if bytes.Equal(k, start) {
 			k, v = c.Next()
@@ -378,9 +381,8 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 	case sel.Org != "":
 		prefix = []byte(sel.Org + "/")
 	}
-	err = s.view(func(tx *bbolt.Tx) error {
-		c := tx.Bucket(bucketContracts).Cursor()
-		start := prefix
+	err = s.view(func(r *reader) error {
+		c, start := r.contracts, prefix
 		if after != (Key{}) {
 			start = after.bytes()
 		}
@@ -508,8 +510,8 @@ func (c *Created) replay(o Owner, once *Idempotency, record []byte) error {
 // Client returns ErrNotFound for an unknown id, after the same work as for a known
 // one, so that the time tells nobody which ids there are.
 func (s *Store) Client(id string) (c Client, err error) {
-	err = s.view(func(tx *bbolt.Tx) error {
-		c, err = getClient(tx, id)
+	err = s.view(func(r *reader) error {
+		c, err = getClient(r.Tx, id)
 		if errors.Is(err, ErrNotFound) {
 			if err := unsealJSON(nil, s.decoy, &c); err != nil {
 				return err
@@ -523,9 +525,9 @@ func (s *Store) Client(id string) (c Client, err error) {
 
 // Clients returns all clients, in the order of their making.
 func (s *Store) Clients() (clients []Client, err error) {
-	err = s.view(func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketClients).ForEach(func(k, _ []byte) error {
-			c, err := getClient(tx, string(k))
+	err = s.view(func(r *reader) error {
+		return r.Bucket(bucketClients).ForEach(func(k, _ []byte) error {
+			c, err := getClient(r.Tx, string(k))
 			clients = append(clients, c)
 			return err
 		})
@@ -541,8 +543,8 @@ func (s *Store) Clients() (clients []Client, err error) {
 
 // HasClients tells whether there is a client at all.
 func (s *Store) HasClients() (has bool, err error) {
-	err = s.view(func(tx *bbolt.Tx) error {
-		k, _ := tx.Bucket(bucketClients).Cursor().First()
+	err = s.view(func(r *reader) error {
+		k, _ := r.Bucket(bucketClients).Cursor().First()
 		has = k != nil
 		return nil
 	})
@@ -699,11 +701,11 @@ func (s *Store) Token(h Hash) (Token, error) {
 }
 
 func (s *Store) readToken(h Hash) (t Token, err error) {
-	err = s.view(func(tx *bbolt.Tx) error {
-		if t, _, err = getToken(tx, h); err != nil {
+	err = s.view(func(r *reader) error {
+		if t, _, err = getToken(r.Tx, h); err != nil {
 			return err
 		}
-		c, err := getClient(tx, t.Client)
+		c, err := getClient(r.Tx, t.Client)
 		if err == nil && !c.Created.Equal(t.ClientCreated) {
 			return ErrNotFound // of one that had its id before
 		}
@@ -814,35 +816,79 @@ func (s *Store) Stats() (Stats, bool) {
 	if err != nil {
 		return Stats{}, false
 	}
+	s.readers.mu.Lock()
+	idle := len(s.readers.idle)
+	s.readers.mu.Unlock()
 	of := s.db.Stats()
-	stats := Stats{Bytes: info.Size(), FreePages: int64(of.FreePageN), OpenReads: int64(of.OpenTxN)}
+	stats := Stats{Bytes: info.Size(), FreePages: int64(of.FreePageN), OpenReads: int64(of.OpenTxN - idle)}
 	if of.TxStats.GetWrite() == 0 {
 		stats.FreePages = int64(s.freeAtOpen)
 	}
 	return stats, true
 }
 
+// reader is a read transaction. One that is not in use is kept for the next view,
+// until a write begins: to begin and end it costs more than a Get does.
+type reader struct {
+	*bbolt.Tx
+	contracts *bbolt.Cursor // in bucketContracts
+	key       []byte        // room for one, for Get
+
+	generation uint64 // readers' when it began
+}
+
+// readers keeps those that are not in use, all of the transaction that stands. A
+// write first ends them: bbolt reuses no page that an open one may need, and waits
+// for all of them when it has to map the file anew.
+type readers struct {
+	mu         sync.Mutex
+	idle       []*reader
+	closed     bool
+	generation uint64 // of what may be kept; a write makes a new one
+}
+
 // view runs fn in a read transaction. fn copies what it needs: bbolt's bytes are
 // the mapped file, and gone with the transaction.
-func (s *Store) view(fn func(*bbolt.Tx) error) (err error) {
+func (s *Store) view(fn func(*reader) error) (err error) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()
 	// A file that was cut off while it is mapped is a fault, not a panic.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	tx, err := s.begin()
+	r, err := s.begin()
 	if err != nil {
 		return err
 	}
-	defer s.end(tx)
 	defer func() {
-		if p := recover(); p != nil {
+		p := recover()
+		if p != nil {
 			err = s.damage(p)
 		}
+		s.end(r, p == nil)
 	}()
-	return fn(tx)
+	if r.contracts == nil {
+		r.contracts = r.Bucket(bucketContracts).Cursor()
+	}
+	return fn(r)
 }
 
-func (s *Store) begin() (tx *bbolt.Tx, err error) {
+func (s *Store) begin() (*reader, error) {
+	s.readers.mu.Lock()
+	generation := s.readers.generation
+	if n := len(s.readers.idle); n > 0 {
+		r := s.readers.idle[n-1]
+		s.readers.idle = s.readers.idle[:n-1]
+		s.readers.mu.Unlock()
+		return r, nil
+	}
+	s.readers.mu.Unlock()
+	tx, err := s.beginTx()
+	if err != nil {
+		return nil, err
+	}
+	return &reader{Tx: tx, generation: generation}, nil
+}
+
+func (s *Store) beginTx() (tx *bbolt.Tx, err error) {
 	s.beginMu.Lock()
 	defer s.beginMu.Unlock()
 	if s.isDead() {
@@ -866,10 +912,40 @@ func (s *Store) begin() (tx *bbolt.Tx, err error) {
 
 // end does not take beginMu: bbolt may be about to map the file anew, which waits
 // for this transaction, and begin for that.
-func (s *Store) end(tx *bbolt.Tx) {
-	if !s.isDead() {
-		_ = tx.Rollback() // of a read transaction: cannot fail
+func (s *Store) end(r *reader, sound bool) {
+	if sound {
+		s.readers.mu.Lock()
+		keep := !s.readers.closed && r.generation == s.readers.generation
+		if keep {
+			s.readers.idle = append(s.readers.idle, r)
+		}
+		s.readers.mu.Unlock()
+		if keep {
+			return
+		}
 	}
+	if !s.isDead() {
+		_ = r.Rollback() // of a read transaction: cannot fail
+	}
+}
+
+// endReaders ends the readers that are not in use, and has none kept until keepReaders.
+func (s *Store) endReaders() {
+	s.readers.mu.Lock()
+	idle := s.readers.idle
+	s.readers.idle, s.readers.closed = nil, true
+	s.readers.generation++
+	s.readers.mu.Unlock()
+	for _, r := range idle {
+		s.end(r, false)
+	}
+}
+
+func (s *Store) keepReaders() {
+	s.readers.mu.Lock()
+	defer s.readers.mu.Unlock()
+	s.readers.closed = false
+	s.readers.generation++
 }
 
 func (s *Store) isDead() bool {
@@ -1013,7 +1089,15 @@ func sum(key, value []byte) uint64 {
 
 func (o Owner) prefix() []byte { return []byte(o.Org + "/" + o.User + "/") }
 
-func (k Key) bytes() []byte { return []byte(k.Org + "/" + k.User + "/" + k.Contract) }
+func (k Key) bytes() []byte {
+	return k.append(make([]byte, 0, len(k.Org)+len(k.User)+len(k.Contract)+2))
+}
+
+func (k Key) append(b []byte) []byte {
+	b = append(append(b, k.Org...), '/')
+	b = append(append(b, k.User...), '/')
+	return append(b, k.Contract...)
+}
 
 // parseKey is the reverse of bytes.
 func parseKey(b []byte) (k Key, ok bool) {

@@ -10,8 +10,6 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"go.etcd.io/bbolt"
 )
 
 // tokenStore is a store with a client, which gets a token of each text.
@@ -157,9 +155,9 @@ func TestRevokedTokenLeavesTheFileAtOnce(t *testing.T) {
 	if err := s.RevokeToken(ctx, hashOf("t"), c.ID); !errors.Is(err, ErrNotFound) {
 		t.Errorf("again: %v", err)
 	}
-	_ = s.view(func(tx *bbolt.Tx) error {
+	_ = s.view(func(r *reader) error {
 		for _, name := range [][]byte{bucketTokens, bucketExpiry} {
-			if n := tx.Bucket(name).Inspect().KeyN; n != 0 {
+			if n := r.Bucket(name).Inspect().KeyN; n != 0 {
 				t.Errorf("%s has %d keys", name, n)
 			}
 		}
@@ -186,8 +184,8 @@ func TestLastUseIsWrittenAtMostOnceAMinute(t *testing.T) {
 		s, _, c := tokenStore(t, "t")
 		recorded := func() (at time.Time) {
 			t.Helper()
-			err := s.view(func(tx *bbolt.Tx) error {
-				c, err := getClient(tx, c.ID)
+			err := s.view(func(r *reader) error {
+				c, err := getClient(r.Tx, c.ID)
 				at = c.LastUsed
 				return err
 			})
