@@ -3,6 +3,8 @@ package main
 // Conditional requests: If-Match and If-None-Match (RFC 9110 §13).
 
 import (
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/http"
@@ -36,7 +38,12 @@ type entityTag struct {
 }
 
 // etag is a strong entity tag: equal exactly when the documents are.
-func etag(v Version) string { return fmt.Sprintf(`"%016x"`, uint64(v)) }
+func etag(v Version) string {
+	var b [18]byte
+	b[0], b[17] = '"', '"'
+	hex.Encode(b[1:17], binary.BigEndian.AppendUint64(nil, uint64(v)))
+	return string(b[:])
+}
 
 // parsePreconditions returns a *malformed. A field that cannot be read is not
 // passed over: the client meant to be stopped by it.

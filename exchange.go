@@ -56,39 +56,12 @@ type answer struct {
 
 // ServeHTTP lets an endpoint answer, and logs one line.
 func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	start := time.Now()
 	x := &exchange{ResponseWriter: w, r: r, id: uuid.New().String()}
-	defer func() {
-		if x.done != nil {
-			x.done()
-		}
-		if x.err == nil && x.status == 0 {
-			x.err = errors.New("no answer")
-		}
-		took := time.Since(start)
-		level, attrs := slog.LevelInfo, []slog.Attr{
-			slog.String("method", r.Method),
-			slog.String("route", x.route),
-			slog.Int("status", x.status),
-			slog.Int64("bytes", x.bytes),
-			slog.Duration("duration", took),
-			slog.String("request", x.id),
-			slog.String("client", x.client),
-		}
-		if x.err != nil {
-			if !errors.Is(x.err, errLeft) {
-				level = slog.LevelError
-			}
-			attrs = append(attrs, slog.Any("err", x.err))
-		}
-		e.log.LogAttrs(context.Background(), level, "request", attrs...)
-		if e.metrics != nil {
-			e.metrics.request(x.route, r.Method, x.status, took)
-		}
-	}()
+	start := time.Now()
+	defer e.ended(x, start)
 	h := w.Header()
-	h.Set("X-Request-ID", x.id)
-	h.Set("X-Content-Type-Options", "nosniff")
+	h["X-Request-Id"] = []string{x.id}
+	h["X-Content-Type-Options"] = nosniff
 	if n := len(r.Header["Authorization"]); n > 1 {
 		x.fail(&malformed{fault{Parameter: "Authorization", Detail: fmt.Sprintf("appears %d times; send it once", n)}})
 		return
@@ -99,6 +72,48 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.free.free()
 	}
 }
+
+// ended logs and counts an exchange that began at start.
+func (e *endpoints) ended(x *exchange, start time.Time) {
+	if x.done != nil {
+		x.done()
+	}
+	if x.err == nil && x.status == 0 {
+		x.err = errors.New("no answer")
+	}
+	end := time.Now()
+	took := end.Sub(start)
+	level := slog.LevelInfo
+	if x.err != nil && !errors.Is(x.err, errLeft) {
+		level = slog.LevelError
+	}
+	// Not by way of the Logger, which looks up where in the source it was called.
+	if log := e.log.Handler(); log.Enabled(context.Background(), level) {
+		line := slog.NewRecord(end, level, "request", 0)
+		line.AddAttrs(
+			slog.String("method", x.r.Method),
+			slog.String("route", x.route),
+			slog.Int("status", x.status),
+			slog.Int64("bytes", x.bytes),
+			slog.Duration("duration", took),
+			slog.String("request", x.id),
+			slog.String("client", x.client),
+		)
+		if x.err != nil {
+			line.AddAttrs(slog.Any("err", x.err))
+		}
+		_ = log.Handle(context.Background(), line) // where it could be said that it fails, it fails
+	}
+	if e.metrics != nil {
+		e.metrics.request(x.route, x.r.Method, x.status, took)
+	}
+}
+
+// Values of fields that are the same in each answer. Nobody changes them.
+var (
+	nosniff         = []string{"nosniff"}
+	applicationJSON = []string{"application/json"}
+)
 
 // panicked answers a request whose handler panicked.
 func (x *exchange) panicked(p any) {
@@ -117,12 +132,12 @@ func (x *exchange) WriteHeader(status int) {
 // send writes an answer.
 func (x *exchange) send(a answer) {
 	h := x.Header()
-	set := func(name, value string) {
+	set := func(name, value string) { // name in its canonical form
 		if value != "" {
-			h.Set(name, value)
+			h[name] = []string{value}
 		}
 	}
-	set("ETag", a.etag)
+	set("Etag", a.etag)
 	set("Location", a.location)
 	set("Link", a.link)
 	set("Accept-Patch", a.acceptPatch)
@@ -135,14 +150,14 @@ func (x *exchange) send(a answer) {
 	}
 	if a.status != http.StatusNoContent && a.status != http.StatusNotModified {
 		if a.contentType == "" && len(a.content) > 0 {
-			a.contentType = "application/json"
+			h["Content-Type"] = applicationJSON
 		}
 		set("Content-Type", a.contentType)
 		if a.more == nil {
 			a.size = int64(len(a.content))
 		}
 		if a.more == nil || a.size > 0 {
-			h.Set("Content-Length", strconv.FormatInt(a.size, 10))
+			set("Content-Length", strconv.FormatInt(a.size, 10))
 		}
 	}
 	x.WriteHeader(a.status)

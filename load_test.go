@@ -80,7 +80,7 @@ var yearBody = sync.OnceValue(func() string {
 	return b.String()
 })
 
-// benchFile makes a database with n contracts.
+// benchFile makes a database with n contracts, as an import leaves it.
 func benchFile(t testing.TB, n int) string {
 	t.Helper()
 	path := newPath(t)
@@ -106,6 +106,7 @@ func benchFile(t testing.TB, n int) string {
 	at := bytes.Index(doc, []byte(benchKey(0).Contract))
 	for from := 0; from < n; from += 20_000 {
 		err := db.Update(func(tx *bbolt.Tx) error {
+			tx.Bucket(bucketContracts).FillPercent = importFill
 			for i := from; i < min(from+20_000, n); i++ {
 				k := benchKey(i)
 				doc := bytes.Clone(doc)

@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -61,6 +62,8 @@ type app struct {
 }
 
 func main() {
+	ballast := make([]byte, 16<<20)
+	defer runtime.KeepAlive(ballast)
 	syscall.Umask(0o077) // what the program makes is its user's alone
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
