@@ -1,23 +1,34 @@
 package main
 
-// What a request costs. Compare ratios of one run, not times of two.
+// What a request costs, beside what it cannot do without. The service runs in a process
+// of its own; what it is compared with runs in turn with it, so that both see the same
+// machine. The ratios count, not the times.
 
 import (
+	"encoding/base64"
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
 	"go.etcd.io/bbolt"
 )
 
-// pairs runs two sides in turn and reports the median of the ratios of their rates.
+// manyContracts is how many contracts a file has where nothing else is said.
+const manyContracts = 100_000
+
+var (
+	getOne  = message{method: "GET", path: benchContract}
+	listAll = message{method: "GET", path: benchContracts}
+	putOne  = message{method: "PUT", path: benchContract, header: jsonType, body: benchBody}
+	putYear = message{method: "PUT", path: benchContract, header: jsonType, body: yearBody()}
+)
+
+// pairs measures two sides in turn, b.N times each: ours and theirs make as many requests
+// and return the time it took. It reports the median of the ratios of their rates.
 func pairs(b *testing.B, of string, requests int, ours, theirs func() time.Duration) {
 	b.Helper()
-	var ratios, our, their []float64
-	rate := func(took time.Duration) float64 { return float64(requests) / took.Seconds() }
+	var our, their, ratios []float64
 	for b.Loop() {
 		var x, y time.Duration
 		if len(ratios)%2 == 0 {
@@ -27,131 +38,166 @@ func pairs(b *testing.B, of string, requests int, ours, theirs func() time.Durat
 			y = theirs()
 			x = ours()
 		}
-		our, their, ratios = append(our, rate(x)), append(their, rate(y)), append(ratios, y.Seconds()/x.Seconds())
+		our, their = append(our, float64(requests)/x.Seconds()), append(their, float64(requests)/y.Seconds())
+		ratios = append(ratios, y.Seconds()/x.Seconds())
 	}
 	b.ReportMetric(median(ratios), "of-"+of)
-	b.ReportMetric(median(our), "req/s")
+	b.ReportMetric(median(our), "ours/s")
 	b.ReportMetric(median(their), of+"/s")
 	b.ReportMetric(0, "ns/op")
 }
 
+// requestsEach is how many requests each of n connections makes in a round, of so many
+// in all, or fewer where they wait for each other.
+func requestsEach(n, all int) int { return max(1, min(all/n, all/8)) }
+
+// GET of one contract beside the router alone, which answers as many bytes.
 func BenchmarkGet(b *testing.B) {
-	const contracts = 100_000
-	answer := filepath.Join(b.TempDir(), "answer")
-	if err := os.WriteFile(answer, benchDocument(b, benchBody, benchKey(0).Contract), 0o600); err != nil {
+	service := served(b, benchFile(b, manyContracts))
+	router := bare(b, "answer", fileOf(b, benchDocument(b, benchBody, benchKey(0).Contract)))
+	for _, n := range []int{1, 16, 64, 256} {
+		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
+			ours, theirs, each := service.lines(b, n, getOne), router.lines(b, n, getOne), requestsEach(n, 16_000)
+			pairs(b, "router", n*each,
+				func() time.Duration { return round(b, ours, each, manyContracts) },
+				func() time.Duration { return round(b, theirs, each, manyContracts) })
+		})
+	}
+}
+
+// A list of 100 contracts, likewise.
+func BenchmarkList(b *testing.B) {
+	service := served(b, benchFile(b, manyContracts))
+	one := service.lines(b, 1, listAll)[0]
+	if err := one.ask(); err != nil {
 		b.Fatal(err)
 	}
-	service, router := served(b, benchFile(b, contracts)), bare(b, "answer", answer)
-	for _, n := range []int{1, 16, 64, 256} {
+	router := bare(b, "answer", fileOf(b, one.content))
+	for _, n := range []int{1, 64} {
 		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
-			ours, theirs := service.lines(b, n, "GET", "", false), router.lines(b, n, "GET", "", false)
-			each := 12_800 / n
-			if n == 1 {
-				each = 3000
-			}
-			s0, r0 := cpuTime(b, service.pid), cpuTime(b, router.pid)
+			ours, theirs, each := service.lines(b, n, listAll), router.lines(b, n, listAll), requestsEach(n, 6400)
 			pairs(b, "router", n*each,
-				func() time.Duration { return round(b, ours, each, contracts) },
-				func() time.Duration { return round(b, theirs, each, contracts) })
-			tot := float64(b.N * n * each)
-			b.ReportMetric(float64((cpuTime(b, service.pid)-s0).Microseconds())/tot, "cpu-us")
-			b.ReportMetric(float64((cpuTime(b, router.pid)-r0).Microseconds())/tot, "router-cpu-us")
+				func() time.Duration { return round(b, ours, each, manyContracts) },
+				func() time.Duration { return round(b, theirs, each, manyContracts) })
 		})
 	}
 }
 
+// A durable PUT beside bbolt behind a committer, on as large a file.
 func BenchmarkPut(b *testing.B) {
-	const contracts = 100_000
-	file := benchFile(b, contracts)
+	file := benchFile(b, manyContracts)
 	service, raw := served(b, copyOf(b, file)), newRawStore(b, copyOf(b, file))
-	value := seal(benchKey(0).bytes(), benchDocument(b, benchBody, benchKey(0).Contract))
 	for _, n := range []int{1, 16, 64, 256} {
 		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
-			ours := service.lines(b, n, "PUT", benchBody, false)
-			each := 6_400 / n
-			if n == 1 {
-				each = 1000
-			}
+			ours, each := service.lines(b, n, putOne), requestsEach(n, 8000)
 			pairs(b, "bbolt", n*each,
-				func() time.Duration { return round(b, ours, each, contracts) },
-				func() time.Duration { return raw.round(b, n, each, contracts, value) })
+				func() time.Duration { return round(b, ours, each, manyContracts) },
+				func() time.Duration { return raw.round(b, n, each, manyContracts) })
 		})
 	}
 }
 
+// The median latency of a durable PUT that is alone beside that of db.Update.
 func BenchmarkPutLatency(b *testing.B) {
-	const contracts, each = 100_000, 500
-	file := benchFile(b, contracts)
-	service := served(b, copyOf(b, file))
+	const each = 500
+	file := benchFile(b, manyContracts)
+	lines := served(b, copyOf(b, file)).lines(b, 1, putOne)
 	db, err := bbolt.Open(copyOf(b, file), 0o600, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer db.Close()
-	value := seal(benchKey(0).bytes(), benchDocument(b, benchBody, benchKey(0).Contract))
-	lines := service.lines(b, 1, "PUT", benchBody, false)
-	pairs(b, "bbolt", 1,
-		func() time.Duration {
-			round(b, lines, each, contracts)
-			return median(lines[0].took)
-		},
-		func() time.Duration {
-			var took []time.Duration
-			for range each {
-				key := benchKey(rand.IntN(contracts)).bytes()
-				began := time.Now()
-				if err := db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketContracts).Put(key, value) }); err != nil {
-					b.Fatal(err)
-				}
-				took = append(took, time.Since(began))
+	value := benchValue(b)
+	var ratios []float64
+	for b.Loop() {
+		round(b, lines, each, manyContracts)
+		var took []time.Duration
+		for range each {
+			key := benchKey(rand.IntN(manyContracts)).bytes()
+			began := time.Now()
+			if err := db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketContracts).Put(key, value) }); err != nil {
+				b.Fatal(err)
 			}
-			return median(took)
-		})
+			took = append(took, time.Since(began))
+		}
+		ratios = append(ratios, float64(median(lines[0].took))/float64(median(took)))
+	}
+	b.ReportMetric(median(ratios), "×update")
+	b.ReportMetric(0, "ns/op")
 }
 
+// A PUT of 8,760 prices beside a handler with encoding/json and the validator's dive.
 func BenchmarkPutYear(b *testing.B) {
-	const contracts = 100_000
+	const each, contracts = 30, 100
 	file := benchFile(b, contracts)
 	service, dive := served(b, copyOf(b, file)), bare(b, "dive", copyOf(b, file))
-	ours, theirs := service.lines(b, 1, "PUT", yearBody(), false), dive.lines(b, 1, "PUT", yearBody(), false)
-	const each = 30
+	ours, theirs := service.lines(b, 1, putYear), dive.lines(b, 1, putYear)
 	pairs(b, "dive", each,
 		func() time.Duration { return round(b, ours, each, contracts) },
 		func() time.Duration { return round(b, theirs, each, contracts) })
 }
 
-func BenchmarkList(b *testing.B) {
-	const contracts = 100_000
-	service := served(b, benchFile(b, contracts))
-	first := service.lines(b, 1, "GET", "", true)[0]
-	if err := first.ask(); err != nil {
-		b.Fatal(err)
+// What each endpoint allocates, in the process that serves.
+func BenchmarkAllocations(b *testing.B) {
+	service := served(b, benchFile(b, manyContracts))
+	basic := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("bench:"+benchSecret)) + "\r\n"
+	form := "Content-Type: application/x-www-form-urlencoded\r\n"
+	for _, m := range []struct {
+		name string
+		message
+	}{
+		{"GET", getOne},
+		{"GET-304", message{method: "GET", path: benchContract, header: "If-None-Match: *\r\n"}},
+		{"HEAD", message{method: "HEAD", path: benchContract}},
+		{"list", listAll},
+		{"PUT", putOne},
+		{"PATCH", message{method: "PATCH", path: benchContract, header: "Content-Type: application/merge-patch+json\r\n", body: `{"supplier":"Fjord Kraft"}`}},
+		{"POST", message{method: "POST", path: benchContracts, header: jsonType, body: benchBody}},
+		{"revoke", message{method: "POST", path: revocationPath + "/", header: basic + form, body: "token=unknown"}},
+		{"token", message{method: "POST", path: tokenPath + "/", header: basic + form, body: "grant_type=client_credentials"}},
+		{"PUT-8760-prices", putYear},
+		{"DELETE", message{method: "DELETE", path: benchContract}},
+	} {
+		b.Run(m.name, func(b *testing.B) {
+			objects, bytes := service.allocations(b, m.message, 1000)
+			b.ReportMetric(objects, "allocs/request")
+			b.ReportMetric(bytes, "B/request")
+			b.ReportMetric(0, "ns/op")
+		})
 	}
-	_ = first
-	answer := filepath.Join(b.TempDir(), "answer")
-	var list []byte
-	list = append(list, '[')
-	for i := range contractsOfUser {
-		if i > 0 {
-			list = append(list, ',')
+}
+
+// A million contracts: how soon the service is ready, beside a process that does nothing;
+// how much memory it has of its own after random GETs; and its rates, beside those with
+// ten thousand contracts.
+func BenchmarkMillion(b *testing.B) {
+	million := benchFile(b, 1_000_000)
+	b.Run("ready", func(b *testing.B) {
+		pairs(b, "nothing", 1,
+			func() time.Duration { return timeToReady(b, million) },
+			func() time.Duration {
+				began := time.Now()
+				if err := command(b, nil, "version").Run(); err != nil {
+					b.Fatal(err)
+				}
+				return time.Since(began)
+			})
+	})
+	large, small := served(b, million), served(b, benchFile(b, 10_000))
+	b.Run("memory", func(b *testing.B) {
+		lines := large.lines(b, 64, getOne)
+		for b.Loop() {
+			round(b, lines, 100_000/64, 1_000_000)
 		}
-		list = append(list, benchDocument(b, benchBody, benchKey(i).Contract)...)
-	}
-	list = append(list, ']')
-	if err := os.WriteFile(answer, list, 0o600); err != nil {
-		b.Fatal(err)
-	}
-	router := bare(b, "answer", answer)
-	for _, n := range []int{1, 64} {
-		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
-			ours, theirs := service.lines(b, n, "GET", "", true), router.lines(b, n, "GET", "", true)
-			each := 6_400 / n
-			if n == 1 {
-				each = 1000
-			}
-			pairs(b, "router", n*each,
-				func() time.Duration { return round(b, ours, each, contracts) },
-				func() time.Duration { return round(b, theirs, each, contracts) })
+		b.ReportMetric(large.rssAnon(b), "MB")
+		b.ReportMetric(0, "ns/op")
+	})
+	for name, m := range map[string]message{"GET": getOne, "PUT": putOne} {
+		b.Run(name, func(b *testing.B) {
+			ours, theirs := large.lines(b, 64, m), small.lines(b, 64, m)
+			pairs(b, "10000", 64*200,
+				func() time.Duration { return round(b, ours, 200, 1_000_000) },
+				func() time.Duration { return round(b, theirs, 200, 10_000) })
 		})
 	}
 }

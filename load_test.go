@@ -4,6 +4,7 @@ package main
 // little as it can, and what the service is compared with.
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -33,6 +34,9 @@ import (
 // benchToken is the text of a token that may do all in demoOrg. It is in each
 // benchFile.
 const benchToken = "benchmark-0123456789abcdef0123456789abcdef0"
+
+// benchSecret is the secret of the client "bench".
+const benchSecret = "benchmark-secret-0123456789abcdef0123456789"
 
 // contractsOfUser is how many contracts each user of a benchFile has.
 const contractsOfUser = 100
@@ -91,7 +95,7 @@ func benchFile(t testing.TB, n int) string {
 	now := time.Now()
 	token := Token{Client: "bench", Org: demoOrg, Scopes: Scopes{true, true}, Expires: now.Add(24 * time.Hour), ClientCreated: now}
 	err = errors.Join(
-		s.AddClient(t.Context(), Client{ID: "bench", Org: demoOrg, Scopes: Scopes{true, true}, Created: now}),
+		s.AddClient(t.Context(), Client{ID: "bench", Org: demoOrg, Scopes: Scopes{true, true}, Secret: hashOf(benchSecret), Created: now}),
 		s.AddToken(t.Context(), hashOf(benchToken), token),
 		s.Close())
 	if err != nil {
@@ -124,6 +128,20 @@ func benchFile(t testing.TB, n int) string {
 	if err := db.Sync(); err != nil {
 		t.Fatal(err)
 	}
+	return path
+}
+
+// benchValue is what a benchFile has under a key.
+func benchValue(t testing.TB) []byte {
+	t.Helper()
+	return seal(benchKey(0).bytes(), benchDocument(t, benchBody, benchKey(0).Contract))
+}
+
+// fileOf makes a file.
+func fileOf(t testing.TB, content []byte) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "content")
+	writeTo(t, path, content)
 	return path
 }
 
@@ -294,26 +312,43 @@ func serveBare(handler http.Handler) error {
 	return nil
 }
 
-// prepare makes the bytes of a request, for a connection to send again and again, and
-// a function that aims it at a contract.
-func prepare(method, body string, list bool) (request []byte, aim func(n int)) {
-	k := benchKey(0)
-	path := strings.NewReplacer(":org_id", string(k.Org), ":user_id", string(k.User), ":energy_contract_id", string(k.Contract)).Replace(contractPath)
-	if list {
-		path = path[:strings.LastIndexByte(path, '/')]
+// message is a request to send again and again.
+type message struct {
+	method, path string
+	header       string // lines more, each with its end
+	body         string
+}
+
+// The paths of contract 0 and its user. Where a message has them, it is aimed at
+// another contract before it is sent.
+var (
+	benchContract  = location(benchKey(0))
+	benchContracts = benchContract[:strings.LastIndexByte(benchContract, '/')]
+)
+
+const jsonType = "Content-Type: application/json\r\n"
+
+// bytes is the message as it is sent, and a function that aims it at contract n.
+func (m message) bytes() (request []byte, aim func(n int)) {
+	head := m.method + " " + m.path + " HTTP/1.1\r\nHost: localhost\r\n" + m.header
+	if !strings.Contains(m.header, "Authorization: ") {
+		head += "Authorization: Bearer " + benchToken + "\r\n"
 	}
-	head := method + " " + path + " HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + benchToken + "\r\n"
-	if body != "" {
-		head += "Content-Type: application/json\r\nContent-Length: " + strconv.Itoa(len(body)) + "\r\n"
+	if m.body != "" {
+		head += "Content-Length: " + strconv.Itoa(len(m.body)) + "\r\n"
 	}
-	request = []byte(head + "\r\n" + body)
-	user := strings.Index(head, string(k.User)) + 24
-	contract := strings.Index(head, string(k.Contract)) + 24
-	return request, func(n int) {
-		putHex(request[user:user+12], n/contractsOfUser)
-		if !list {
-			putHex(request[contract:contract+12], n)
+	request = []byte(head + "\r\n" + m.body)
+	digits := func(id ID) []byte {
+		at := strings.Index(head, string(id))
+		if at < 0 {
+			return nil
 		}
+		return request[at+24 : at+36]
+	}
+	user, contract := digits(benchKey(0).User), digits(benchKey(0).Contract)
+	return request, func(n int) {
+		putHex(user, n/contractsOfUser)
+		putHex(contract, n)
 	}
 }
 
@@ -328,15 +363,17 @@ func putHex(b []byte, n int) {
 // line is one connection, which sends one request at a time.
 type line struct {
 	net.Conn
-	request []byte
-	aim     func(n int)
-	answer  []byte
-	random  *rand.Rand
-	took    []time.Duration
+	request  []byte
+	aim      func(n int)
+	answer   []byte
+	content  []byte // of the answer
+	headOnly bool   // the answer has no content
+	random   *rand.Rand
+	took     []time.Duration
 }
 
 // lines opens connections to a server.
-func (s loaded) lines(t testing.TB, n int, method, body string, list bool) []*line {
+func (s loaded) lines(t testing.TB, n int, m message) []*line {
 	t.Helper()
 	var all []*line
 	for i := range n {
@@ -346,7 +383,8 @@ func (s loaded) lines(t testing.TB, n int, method, body string, list bool) []*li
 		}
 		t.Cleanup(func() { c.Close() })
 		l := &line{Conn: c, answer: make([]byte, 2<<20), random: rand.New(rand.NewPCG(1, uint64(i)))}
-		l.request, l.aim = prepare(method, body, list)
+		l.request, l.aim = m.bytes()
+		l.headOnly = m.method == "HEAD"
 		all = append(all, l)
 	}
 	return all
@@ -359,7 +397,7 @@ func (l *line) ask() error {
 	if _, err := l.Write(l.request); err != nil {
 		return err
 	}
-	have, want := 0, -1
+	have, head, want := 0, 0, -1
 	for want < 0 || have < want {
 		n, err := l.Read(l.answer[have:])
 		if err != nil {
@@ -369,12 +407,12 @@ func (l *line) ask() error {
 		if want >= 0 {
 			continue
 		}
-		head := bytes.Index(l.answer[:have], []byte("\r\n\r\n"))
+		head = bytes.Index(l.answer[:have], []byte("\r\n\r\n"))
 		if head < 0 {
 			continue
 		}
 		want = head + 4
-		if at := bytes.Index(l.answer[:head], contentLength); at >= 0 {
+		if at := bytes.Index(l.answer[:head], contentLength); at >= 0 && !l.headOnly {
 			size := 0
 			for _, c := range l.answer[at+len(contentLength) : head] {
 				if c < '0' || c > '9' {
@@ -385,7 +423,8 @@ func (l *line) ask() error {
 			want += size
 		}
 	}
-	if !bytes.HasPrefix(l.answer, []byte("HTTP/1.1 20")) {
+	l.content = l.answer[head+4 : have]
+	if !bytes.HasPrefix(l.answer, []byte("HTTP/1.1 2")) && !bytes.HasPrefix(l.answer, []byte("HTTP/1.1 304")) {
 		return fmt.Errorf("answer: %s", l.answer[:have])
 	}
 	return nil
@@ -486,7 +525,8 @@ func newRawStore(t testing.TB, path string) *rawStore {
 }
 
 // round is that of a server.
-func (r *rawStore) round(t testing.TB, writers, each, contracts int, value []byte) time.Duration {
+func (r *rawStore) round(t testing.TB, writers, each, contracts int) time.Duration {
+	value := benchValue(t)
 	return together(t, writers, func(i int) error {
 		random := rand.New(rand.NewPCG(rand.Uint64(), uint64(i)))
 		for range each {
@@ -500,15 +540,85 @@ func (r *rawStore) round(t testing.TB, writers, each, contracts int, value []byt
 	})
 }
 
-// cpuTime is the processor time that a process has used.
-func cpuTime(t testing.TB, pid int) time.Duration {
+// allocations is what n requests one after the other allocate in the process of the
+// server, on average.
+func (s loaded) allocations(t testing.TB, m message, n int) (objects, bytes float64) {
 	t.Helper()
-	stat := readFile(t, fmt.Sprintf("/proc/%d/stat", pid))
-	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
-	user, err1 := strconv.Atoi(fields[11])
-	system, err2 := strconv.Atoi(fields[12])
-	if err := errors.Join(err1, err2); err != nil {
+	l := s.lines(t, 1, m)[0]
+	ask := func(from, n int) {
+		for i := range n {
+			l.aim(from + i) // another contract each time, for DELETE
+			if err := l.ask(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ask(0, 10) // what the first ones need
+	before := s.scrape(t)
+	ask(10, n)
+	after := s.scrape(t)
+	per := func(series string) float64 {
+		x, err1 := strconv.ParseFloat(metric(t, before, series), 64)
+		y, err2 := strconv.ParseFloat(metric(t, after, series), 64)
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		return (y - x) / float64(n)
+	}
+	return per("go_memstats_mallocs_total"), per("go_memstats_alloc_bytes_total")
+}
+
+// scrape gets what the server tells of itself.
+func (s loaded) scrape(t testing.TB) string {
+	t.Helper()
+	_, text := do(t, http.DefaultClient, "GET", s.metrics, nil, "")
+	return text
+}
+
+// rssAnon is the memory that a server has for itself alone, in MB.
+func (s loaded) rssAnon(t testing.TB) float64 {
+	t.Helper()
+	for line := range strings.Lines(readFile(t, fmt.Sprintf("/proc/%d/status", s.pid))) {
+		if kb, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+			n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(kb), " kB"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return float64(n) / 1000
+		}
+	}
+	t.Fatal("no RssAnon; this needs Linux")
+	return 0
+}
+
+// timeToReady is how long it takes from the start of the process until /readyz says so.
+func timeToReady(t testing.TB, db string) time.Duration {
+	t.Helper()
+	cmd := command(t, nil, "serve", "--addr", "127.0.0.1:0", "--db", db)
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
 		t.Fatal(err)
 	}
-	return time.Duration(user+system) * 10 * time.Millisecond
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var s loaded
+	lines := bufio.NewScanner(stderr)
+	for s.addr == "" && lines.Scan() {
+		if m := listeningLine.FindStringSubmatch(lines.Text()); m != nil {
+			s.addr = m[1]
+		}
+	}
+	err = s.lines(t, 1, message{method: "GET", path: "/readyz"})[0].ask()
+	took := time.Since(began)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	_, _ = io.Copy(io.Discard, stderr)
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return took
 }
