@@ -1,7 +1,8 @@
 package main
 
 // The committer: every write goes through it, and what happens when a commit
-// fails is decided here. It makes one transaction of all the writes that wait.
+// fails is decided here. One transaction is made of all the writes that wait, by the
+// one that finds none under way, or by a goroutine of its own when it is over.
 
 import (
 	"context"
@@ -39,7 +40,7 @@ func (w *write) finish(err error) {
 	close(w.done)
 }
 
-// committer is what the commitLoop remembers of commits that failed.
+// committer is what is remembered of commits that failed.
 type committer struct {
 	// failures counts the commits that failed since the last that did not.
 	failures int
@@ -53,27 +54,17 @@ type committer struct {
 	undecidedTx uint64
 }
 
-// update gives a change to the committer and waits until it is on disk. do runs
-// there, in one transaction with others, in the order of arrival. When the
-// caller's context ends first, the change may yet be made.
+// update makes a change and returns when it is on disk. do runs in one transaction
+// with others, in the order of arrival. When the caller's context ends first, the
+// change may yet be made.
 func (s *Store) update(ctx context.Context, do change) error {
 	if s.damaged.Load() {
 		return fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged)
 	}
 	w := &write{do: do, since: time.Now(), done: make(chan struct{})}
-	select {
-	case s.queue <- w:
-	default:
-		timeout := time.NewTimer(queueTimeout)
-		defer timeout.Stop()
-		select {
-		case s.queue <- w:
-		case <-timeout.C:
-			return ErrBusy
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-s.stopped:
-			return ErrClosed
+	if !s.lead(w) {
+		if err := s.enqueue(ctx, w); err != nil {
+			return err
 		}
 	}
 	select {
@@ -93,6 +84,55 @@ func (s *Store) update(ctx context.Context, do change) error {
 	}
 }
 
+// lead commits a write, and those that wait, on the spot, if no commit is under way and
+// the disk was well the last time: a write that is alone need not wait for the
+// committer to wake up. It returns false if the write is not in any commit yet.
+func (s *Store) lead(w *write) bool {
+	if !s.committing.TryLock() {
+		return false
+	}
+	defer s.committing.Unlock()
+	if s.committer.mending {
+		return false
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	s.commit(append(s.waiting(nil), w))
+	if len(s.committer.undecided) > 0 {
+		s.wakeUp()
+	}
+	return true
+}
+
+// wakeUp tells the committer that there are writes that wait, or are undecided.
+func (s *Store) wakeUp() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// enqueue gives a write to the committer.
+func (s *Store) enqueue(ctx context.Context, w *write) error {
+	defer s.wakeUp()
+	select {
+	case s.queue <- w:
+		return nil
+	default:
+	}
+	timeout := time.NewTimer(queueTimeout)
+	defer timeout.Stop()
+	select {
+	case s.queue <- w:
+		return nil
+	case <-timeout.C:
+		return ErrBusy
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.stopped:
+		return ErrClosed
+	}
+}
+
 // commitLoop is the committer: no timer, so that an idle store commits at once
 // and a busy one shares the sync.
 func (s *Store) commitLoop() {
@@ -100,23 +140,27 @@ func (s *Store) commitLoop() {
 	debug.SetPanicOnFault(true)
 	c := &s.committer
 	batch := make([]*write, 0, queueLength)
+	var retry <-chan time.Time
 	for {
-		var retry <-chan time.Time
+		select {
+		case <-s.wake:
+			s.committing.Lock()
+			batch = s.waiting(batch[:0])
+			s.commit(batch)
+		case <-retry:
+			s.committing.Lock()
+			s.mend()
+		case <-s.closing:
+			s.committing.Lock() // for good: nobody leads a commit any more
+			batch = s.waiting(batch[:0])
+			s.commit(batch)
+			return
+		}
+		retry = nil
 		if len(c.undecided) > 0 {
 			retry = time.After(time.Until(c.pausedUntil))
 		}
-		select {
-		case w := <-s.queue:
-			batch = s.waiting(append(batch[:0], w))
-			s.commit(batch)
-		case <-retry:
-			s.mend()
-		case <-s.closing:
-			if batch = s.waiting(batch[:0]); len(batch) > 0 {
-				s.commit(batch)
-			}
-			return
-		}
+		s.committing.Unlock()
 	}
 }
 
@@ -137,6 +181,9 @@ func (s *Store) waiting(batch []*write) []*write {
 // or known not to.
 func (s *Store) commit(batch []*write) {
 	c := &s.committer
+	if len(batch) == 0 {
+		return
+	}
 	if s.damaged.Load() {
 		finish(batch, fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged))
 		return

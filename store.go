@@ -106,6 +106,7 @@ type Store struct {
 	log  *slog.Logger
 
 	queue   chan *write
+	wake    chan struct{} // of the committer: see wakeUp
 	closing chan struct{} // closed by Close
 	stopped chan struct{} // closed by the committer, as its last act
 
@@ -146,7 +147,10 @@ type Store struct {
 		err error
 	}
 
-	committer committer // the commitLoop's own
+	// committing is held by who makes a commit or mends the file, and for good once
+	// the store is closed.
+	committing sync.Mutex
+	committer  committer
 }
 
 // change is what a write does in its transaction. It changes nothing when it
@@ -167,6 +171,7 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		now:     now,
 		log:     log,
 		queue:   make(chan *write, queueLength),
+		wake:    make(chan struct{}, 1),
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 		dead:    make(chan struct{}),
@@ -233,8 +238,6 @@ func (s *Store) open(resync bool) (txid uint64, err error) {
 	db, err := bbolt.Open(s.path, 0o600, &bbolt.Options{
 		Timeout:         lockTimeout,
 		InitialMmapSize: initialMmapSize,
-		// Its cost does not grow with the number of free pages.
-		FreelistType: bbolt.FreelistMapType,
 		OpenFile: func(path string, _ int, _ os.FileMode) (_ *os.File, err error) {
 			var m meta
 			if s.file, m, err = openFile(path, resync, s.log); err != nil {
