@@ -21,7 +21,7 @@ var (
 	getOne  = message{method: "GET", path: benchContract}
 	listAll = message{method: "GET", path: benchContracts}
 	putOne  = message{method: "PUT", path: benchContract, header: jsonType, body: benchBody}
-	putYear = message{method: "PUT", path: benchContract, header: jsonType, body: yearBody()}
+	putYear = message{method: "PUT", path: benchContract, header: jsonType, body: year(8760)}
 )
 
 // pairs measures two sides in turn, b.N times each: ours and theirs make as many requests

@@ -52,6 +52,13 @@ func FuzzBody(f *testing.F) {
 		if err != nil || !jsontext.Value(doc).IsValid() {
 			t.Fatalf("accepted, but encodes to %q, %v", doc, err)
 		}
+		var d document
+		if err := json.Unmarshal(doc, &d); err != nil {
+			t.Fatalf("%s: %v", doc, err)
+		}
+		if library, err := json.Marshal(&d); err != nil || string(library) != string(doc) {
+			t.Fatalf("%s\nis another when package json encodes it, %v\n%s", doc, err, library)
+		}
 		decoded, err := decodeDocument(doc)
 		if err != nil {
 			t.Fatalf("%s does not decode: %v", doc, err)

@@ -69,21 +69,6 @@ func benchDocument(t testing.TB, body string, id ID) []byte {
 	return doc
 }
 
-// yearBody is a contract with a price for each hour of a year.
-var yearBody = sync.OnceValue(func() string {
-	var b strings.Builder
-	b.WriteString(`{"energy_contract_type":"spot_hourly","currency_energy_price":"EUR","energy_prices":[`)
-	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	for hour := range 8760 {
-		if hour > 0 {
-			b.WriteByte(',')
-		}
-		fmt.Fprintf(&b, `{"price":%.4f,"timestamp":"%s"}`, 0.05+float64(hour*7919%3000)/1e4, at.Add(time.Duration(hour)*time.Hour).Format("2006-01-02T15:04:05-07:00"))
-	}
-	b.WriteString(`]}`)
-	return b.String()
-})
-
 // benchFile makes a database with n contracts, as an import leaves it.
 func benchFile(t testing.TB, n int) string {
 	t.Helper()
