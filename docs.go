@@ -6,9 +6,9 @@ package main
 import (
 	"embed"
 	"errors"
-	"fmt"
 	"io/fs"
 	"net/http"
+	"sync"
 
 	"github.com/swaggest/swgui/v5/static"
 )
@@ -31,12 +31,13 @@ type file struct {
 	path        string
 	contentType string
 	header      [2]string // one field more, name and value, or empty
-	content     []byte
-	version     Version
+	// read returns the content and its version. The first call reads the file: a start
+	// need not wait for that.
+	read func() ([]byte, Version)
 }
 
 // docsFiles are the description, the page, and what the page loads.
-func docsFiles() ([]*file, error) {
+func docsFiles() []*file {
 	page := [2]string{"Content-Security-Policy", pagePolicy}
 	// Sent as they are stored, without a look at Accept-Encoding: each browser takes
 	// gzip, and a client that says nothing takes anything (RFC 9110 §12.5.3).
@@ -58,13 +59,12 @@ func docsFiles() ([]*file, error) {
 		{docsPath + "/swagger-ui.css", static.FS, "swagger-ui.css.gz", style, compressed},
 		{docsPath + "/favicon.png", static.FS, "favicon-32x32.png", "image/png", [2]string{}},
 	} {
-		content, err := f.from.ReadFile(f.name)
-		if err != nil {
-			return nil, fmt.Errorf("file of the binary: %w", err)
-		}
-		files = append(files, &file{f.path, f.contentType, f.header, content, Version(sum(nil, content))})
+		files = append(files, &file{f.path, f.contentType, f.header, sync.OnceValues(func() ([]byte, Version) {
+			content, _ := f.from.ReadFile(f.name) // part of the binary, as a test knows
+			return content, Version(sum(nil, content))
+		})})
 	}
-	return files, nil
+	return files
 }
 
 func (f *file) get(x *exchange) (answer, error) {
@@ -72,13 +72,14 @@ func (f *file) get(x *exchange) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	switch err := pre.check(f.version, true); {
+	content, version := f.read()
+	switch err := pre.check(version, true); {
 	case errors.Is(err, errMatched):
-		return answer{status: http.StatusNotModified, etag: etag(f.version)}, nil
+		return answer{status: http.StatusNotModified, etag: etag(version)}, nil
 	case err != nil:
 		return answer{}, newProblem(http.StatusPreconditionFailed, "The file is not the one that If-Match names; get it without.")
 	}
-	return answer{status: http.StatusOK, contentType: f.contentType, etag: etag(f.version), header: f.header, content: f.content}, nil
+	return answer{status: http.StatusOK, contentType: f.contentType, etag: etag(version), header: f.header, content: content}, nil
 }
 
 // getRoot leads a person who opens the service in a browser to the page.

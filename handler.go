@@ -109,10 +109,6 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 	if len(a.origins) > 0 {
 		a.handler = forOrigins(a.origins, a.router)
 	}
-	files, err := docsFiles()
-	if err != nil {
-		return nil, err
-	}
 	read, write := Scopes{Read: true}, Scopes{Write: true}
 	a.contract(http.MethodGet, contractsPath, read, a.listContracts)
 	a.contract(http.MethodHead, contractsPath, read, a.listContracts)
@@ -126,7 +122,7 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 		a.public(method, "/healthz", a.getHealth)
 		a.public(method, "/readyz", a.getReady)
 		a.public(method, "/", getRoot)
-		for _, f := range files {
+		for _, f := range docsFiles() {
 			a.public(method, f.path, f.get)
 		}
 		if a.builtInTokens {

@@ -181,13 +181,24 @@ const (
 // bodies, many times as large.
 const ballast = 16 << 20
 
+// holdBallast reserves it a second after the start, which is not to share the processor
+// with the collection that this starts.
+func holdBallast(ctx context.Context) {
+	select {
+	case <-time.After(time.Second):
+		reserved := make([]byte, ballast)
+		<-ctx.Done()
+		runtime.KeepAlive(reserved)
+	case <-ctx.Done():
+	}
+}
+
 // Run serves until ctx ends. It stops in this order: no new connections, the
 // requests in flight, the control socket, the writes that wait, the file.
 func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	if err := a.logLevel.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return fmt.Errorf("--log-level: %w", err)
 	}
-	defer runtime.KeepAlive(make([]byte, ballast))
 	this := readBuild()
 	a.log.Info("starting", "version", this.Version, "commit", this.Commit, "go", this.Go)
 	addr, err := net.ResolveTCPAddr("tcp", c.Addr)
@@ -259,6 +270,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 		fmt.Fprint(a.stdout, demoCommands(scheme+"://"+listener.Addr().String()))
 	}
 	a.listening(listener.Addr())
+	go holdBallast(ctx)
 	return a.serve(ctx, server, listener)
 }
 

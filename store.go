@@ -114,8 +114,8 @@ type Store struct {
 	memory  *memory
 	// importing: there is an Import.
 	importing atomic.Bool
-	// decoy is a sealed client that nobody is.
-	decoy []byte
+	// decoy returns a sealed client that nobody is.
+	decoy func() ([]byte, error)
 
 	// gate is held for reading by every read transaction, and for writing while
 	// db is closed and opened again.
@@ -178,10 +178,9 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		memory:  newMemory(),
 	}
 	s.metrics = newStoreMetrics(s)
-	var err error
-	if s.decoy, err = sealClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()}); err != nil {
-		return nil, err
-	}
+	s.decoy = sync.OnceValues(func() ([]byte, error) {
+		return sealClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()})
+	})
 	if _, err := s.open(true); err != nil {
 		return nil, err
 	}
@@ -516,8 +515,9 @@ func (s *Store) Client(id string) (c Client, err error) {
 	err = s.view(func(r *reader) error {
 		c, err = getClient(r.Tx, id)
 		if errors.Is(err, ErrNotFound) {
-			if err := unsealJSON(nil, s.decoy, &c); err != nil {
-				return err
+			decoy, broken := s.decoy()
+			if broken = errors.Join(broken, unsealJSON(nil, decoy, &c)); broken != nil {
+				return broken
 			}
 			c = Client{}
 		}
