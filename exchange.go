@@ -26,11 +26,15 @@ type exchange struct {
 	http.ResponseWriter
 	r *http.Request
 
-	id     string  // the request id
-	route  string  // the pattern that matched, or ""
-	client string  // the id of the client that asks or is asked about, once it is known
-	free   *buffer // holds the answer's content, or nil
-	done   func()  // is called at the end, however the exchange ends; or nil
+	id     string       // the request id
+	route  string       // the pattern that matched, or ""
+	log    slog.Handler // has said the method and the route
+	client string       // the id of the client that asks or is asked about, once it is known
+	free   *buffer      // holds the answer's content, or nil
+	done   func()       // is called at the end, however the exchange ends; or nil
+
+	values [8]string // of the answer's fields, so that none is allocated for itself
+	fields int       // how many there are
 
 	status int   // of the answer; 0: none was sent
 	bytes  int64 // of the answer's content
@@ -56,12 +60,11 @@ type answer struct {
 
 // ServeHTTP lets an endpoint answer, and logs one line.
 func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{ResponseWriter: w, r: r, id: uuid.New().String()}
+	x := &exchange{ResponseWriter: w, r: r, id: uuid.New().String(), log: e.log.Handler()}
 	start := time.Now()
 	defer e.ended(x, start)
-	h := w.Header()
-	h["X-Request-Id"] = []string{x.id}
-	h["X-Content-Type-Options"] = nosniff
+	x.set("X-Request-Id", x.id)
+	w.Header()["X-Content-Type-Options"] = nosniff
 	if n := len(r.Header["Authorization"]); n > 1 {
 		x.fail(&malformed{fault{Parameter: "Authorization", Detail: fmt.Sprintf("appears %d times; send it once", n)}})
 		return
@@ -88,11 +91,12 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 		level = slog.LevelError
 	}
 	// Not by way of the Logger, which looks up where in the source it was called.
-	if log := e.log.Handler(); log.Enabled(context.Background(), level) {
+	if x.log.Enabled(context.Background(), level) {
 		line := slog.NewRecord(end, level, "request", 0)
+		if x.route == "" {
+			line.AddAttrs(slog.String("method", x.r.Method), slog.String("route", ""))
+		}
 		line.AddAttrs(
-			slog.String("method", x.r.Method),
-			slog.String("route", x.route),
 			slog.Int("status", x.status),
 			slog.Int64("bytes", x.bytes),
 			slog.Duration("duration", took),
@@ -102,7 +106,7 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 		if x.err != nil {
 			line.AddAttrs(slog.Any("err", x.err))
 		}
-		_ = log.Handle(context.Background(), line) // where it could be said that it fails, it fails
+		_ = x.log.Handle(context.Background(), line) // where it could be said that it fails, it fails
 	}
 	if e.metrics != nil {
 		e.metrics.request(x.route, x.r.Method, x.status, took)
@@ -129,18 +133,28 @@ func (x *exchange) WriteHeader(status int) {
 	x.ResponseWriter.WriteHeader(status)
 }
 
+// set adds a field with a name in its canonical form, unless its value is empty.
+func (x *exchange) set(name, value string) {
+	if value == "" {
+		return
+	}
+	if x.fields == len(x.values) {
+		x.Header()[name] = []string{value}
+		return
+	}
+	at := x.fields
+	x.fields++
+	x.values[at] = value
+	x.Header()[name] = x.values[at : at+1 : at+1]
+}
+
 // send writes an answer.
 func (x *exchange) send(a answer) {
 	h := x.Header()
-	set := func(name, value string) { // name in its canonical form
-		if value != "" {
-			h[name] = []string{value}
-		}
-	}
-	set("Etag", a.etag)
-	set("Location", a.location)
-	set("Link", a.link)
-	set("Accept-Patch", a.acceptPatch)
+	x.set("Etag", a.etag)
+	x.set("Location", a.location)
+	x.set("Link", a.link)
+	x.set("Accept-Patch", a.acceptPatch)
 	if a.header[0] != "" {
 		h.Set(a.header[0], a.header[1])
 	}
@@ -152,12 +166,12 @@ func (x *exchange) send(a answer) {
 		if a.contentType == "" && len(a.content) > 0 {
 			h["Content-Type"] = applicationJSON
 		}
-		set("Content-Type", a.contentType)
+		x.set("Content-Type", a.contentType)
 		if a.more == nil {
 			a.size = int64(len(a.content))
 		}
 		if a.more == nil || a.size > 0 {
-			set("Content-Length", strconv.FormatInt(a.size, 10))
+			x.set("Content-Length", strconv.FormatInt(a.size, 10))
 		}
 	}
 	x.WriteHeader(a.status)

@@ -57,9 +57,10 @@ func newEndpoints(log *slog.Logger, notFound string) *endpoints {
 // handle registers an endpoint under a pattern that the log can name.
 func (e *endpoints) handle(method, pattern string, serve func(*exchange, params) (answer, error)) {
 	e.routes = append(e.routes, route{method: method, pattern: pattern})
+	log := e.log.Handler().WithAttrs([]slog.Attr{slog.String("method", method), slog.String("route", pattern)})
 	e.router.Handle(method, pattern, func(w http.ResponseWriter, _ *http.Request, ps httprouter.Params) {
 		x := w.(*exchange)
-		x.route = pattern
+		x.route, x.log = pattern, log
 		ans, err := serve(x, ps)
 		if err != nil {
 			x.fail(err)
@@ -153,7 +154,7 @@ func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange
 		}
 		t := target{Key: Key{Owner: Owner{Org: token.Org}}, client: token.Client}
 		var faults invalid
-		for _, p := range ps {
+		for _, p := range ps[1:] { // authorize has seen to the organization
 			id, err := parseID(p.Value)
 			if err != nil {
 				faults.addParameter(p.Key, err.Error())

@@ -28,6 +28,7 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/google/uuid"
 	"golang.org/x/term"
 )
 
@@ -62,7 +63,8 @@ type app struct {
 }
 
 func main() {
-	syscall.Umask(0o077) // what the program makes is its user's alone
+	uuid.EnableRandPool() // ids are no secrets, and each would be a system call
+	syscall.Umask(0o077)  // what the program makes is its user's alone
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
 	level := new(slog.LevelVar)
