@@ -141,6 +141,7 @@ func BenchmarkPutYear(b *testing.B) {
 func BenchmarkAllocations(b *testing.B) {
 	service := served(b, benchFile(b, manyContracts))
 	basic := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("bench:"+benchSecret)) + "\r\n"
+	deleted := 0 // the benchmark function runs more than once
 	form := "Content-Type: application/x-www-form-urlencoded\r\n"
 	for _, m := range []struct {
 		name string
@@ -156,14 +157,37 @@ func BenchmarkAllocations(b *testing.B) {
 		{"revoke", message{method: "POST", path: revocationPath + "/", header: basic + form, body: "token=unknown"}},
 		{"token", message{method: "POST", path: tokenPath + "/", header: basic + form, body: "grant_type=client_credentials"}},
 		{"PUT-8760-prices", putYear},
+		{"GET-8760-prices", getOne},
 		{"DELETE", message{method: "DELETE", path: benchContract}},
 	} {
 		b.Run(m.name, func(b *testing.B) {
-			objects, bytes := service.allocations(b, m.message, 1000)
+			from := 0
+			if m.method == "DELETE" {
+				from = deleted
+				deleted += allocationRequests
+			}
+			objects, bytes := service.allocations(b, m.message, from)
 			b.ReportMetric(objects, "allocs/request")
 			b.ReportMetric(bytes, "B/request")
 			b.ReportMetric(0, "ns/op")
 		})
+	}
+}
+
+// What a read allocates is the same whatever is in the file.
+func TestReadsAllocateNoMoreForMore(t *testing.T) {
+	few, many := served(t, benchFile(t, allocationRequests)), served(t, benchFile(t, 20_000))
+	for _, m := range []message{getOne, listAll} {
+		of, _ := few.allocations(t, m, 0)
+		ofMany, _ := many.allocations(t, m, 0)
+		if ofMany > of+1 {
+			t.Errorf("%s %s: %v allocations with few contracts, %v with 20,000", m.method, m.path, of, ofMany)
+		}
+	}
+	small, _ := few.allocations(t, getOne, 0)
+	few.allocations(t, putYear, 0)
+	if large, _ := few.allocations(t, getOne, 0); large > small+3 {
+		t.Errorf("GET: %v allocations for a small contract, %v for one of 8,760 prices", small, large)
 	}
 }
 

@@ -525,30 +525,37 @@ func (r *rawStore) round(t testing.TB, writers, each, contracts int) time.Durati
 	})
 }
 
-// allocations is what n requests one after the other allocate in the process of the
-// server, on average.
-func (s loaded) allocations(t testing.TB, m message, n int) (objects, bytes float64) {
+// allocationRequests is how many requests an average of allocations is of.
+const allocationRequests = 200
+
+// allocations is what a request allocates in the process of the server, on average of
+// requests for one contract after the other.
+func (s loaded) allocations(t testing.TB, m message, from int) (objects, bytes float64) {
 	t.Helper()
 	l := s.lines(t, 1, m)[0]
-	ask := func(from, n int) {
-		for i := range n {
-			l.aim(from + i) // another contract each time, for DELETE
+	ask := func(from, to int) {
+		for i := from; i < to; i++ {
+			l.aim(i)
 			if err := l.ask(); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	ask(0, 10) // what the first ones need
-	before := s.scrape(t)
-	ask(10, n)
-	after := s.scrape(t)
+	const first = 10 // have more to do
+	ask(from, from+first)
+	var scrapes [3]string // nothing is between the first two: what a scrape itself allocates
+	scrapes[0], scrapes[1] = s.scrape(t), s.scrape(t)
+	ask(from+first, from+allocationRequests)
+	scrapes[2] = s.scrape(t)
 	per := func(series string) float64 {
-		x, err1 := strconv.ParseFloat(metric(t, before, series), 64)
-		y, err2 := strconv.ParseFloat(metric(t, after, series), 64)
-		if err := errors.Join(err1, err2); err != nil {
-			t.Fatal(err)
+		var at [3]float64
+		for i, text := range scrapes {
+			var err error
+			if at[i], err = strconv.ParseFloat(metric(t, text, series), 64); err != nil {
+				t.Fatal(err)
+			}
 		}
-		return (y - x) / float64(n)
+		return (at[2] - at[1] - (at[1] - at[0])) / (allocationRequests - first)
 	}
 	return per("go_memstats_mallocs_total"), per("go_memstats_alloc_bytes_total")
 }

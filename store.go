@@ -96,10 +96,10 @@ const (
 // remove the value, in seconds since 1970; both
 // are 8 bytes, big-endian. Keys are canonical: UUIDs in lower case.
 //
-// Writes go through a queue to one committer, which puts all that wait into one
-// transaction and answers them when it is synced. Reads copy what they need and
-// leave their transaction before anything else happens; they may see a commit
-// while its last sync is still under way, as bbolt's do.
+// A write that finds no commit under way makes one; else it waits in a queue, and all
+// that wait share the next one. They are answered when it is synced. Reads copy what
+// they need and leave their transaction before anything else happens; they may see a
+// commit while its last sync is still under way, as bbolt's do.
 type Store struct {
 	path string
 	now  func() time.Time
