@@ -52,30 +52,21 @@ func pairs(b *testing.B, of string, requests int, ours, theirs func() time.Durat
 func requestsEach(n, all int) int { return max(1, min(all/n, all/8)) }
 
 // GET of one contract beside the router alone, which answers as many bytes.
-func BenchmarkGet(b *testing.B) {
-	service := served(b, benchFile(b, manyContracts))
-	router := bare(b, "answer", fileOf(b, benchDocument(b, benchBody, benchKey(0).Contract)))
-	for _, n := range []int{1, 16, 64, 256} {
-		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
-			ours, theirs, each := service.lines(b, n, getOne), router.lines(b, n, getOne), requestsEach(n, 16_000)
-			pairs(b, "router", n*each,
-				func() time.Duration { return round(b, ours, each, manyContracts) },
-				func() time.Duration { return round(b, theirs, each, manyContracts) })
-		})
-	}
-}
+func BenchmarkGet(b *testing.B) { besideRouter(b, getOne, 16_000, 1, 16, 64, 256) }
 
 // A list of 100 contracts, likewise.
-func BenchmarkList(b *testing.B) {
+func BenchmarkList(b *testing.B) { besideRouter(b, listAll, 6400, 1, 64) }
+
+func besideRouter(b *testing.B, m message, requests int, connections ...int) {
 	service := served(b, benchFile(b, manyContracts))
-	one := service.lines(b, 1, listAll)[0]
+	one := service.lines(b, 1, m)[0]
 	if err := one.ask(); err != nil {
 		b.Fatal(err)
 	}
 	router := bare(b, "answer", fileOf(b, one.content))
-	for _, n := range []int{1, 64} {
+	for _, n := range connections {
 		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
-			ours, theirs, each := service.lines(b, n, listAll), router.lines(b, n, listAll), requestsEach(n, 6400)
+			ours, theirs, each := service.lines(b, n, m), router.lines(b, n, m), requestsEach(n, requests)
 			pairs(b, "router", n*each,
 				func() time.Duration { return round(b, ours, each, manyContracts) },
 				func() time.Duration { return round(b, theirs, each, manyContracts) })
