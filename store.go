@@ -823,7 +823,7 @@ func (s *Store) Stats() (Stats, bool) {
 	idle := len(s.readers.idle)
 	s.readers.mu.Unlock()
 	of := s.db.Stats()
-	stats := Stats{Bytes: info.Size(), FreePages: int64(of.FreePageN), OpenReads: int64(of.OpenTxN - idle)}
+	stats := Stats{Bytes: info.Size(), FreePages: int64(of.FreePageN), OpenReads: int64(max(0, of.OpenTxN-idle))}
 	if of.TxStats.GetWrite() == 0 {
 		stats.FreePages = int64(s.freeAtOpen)
 	}
