@@ -22,12 +22,14 @@ func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
 		t.Fatal(err)
 	}
 	// With a small map, so that it is outgrown often.
+	s.endReaders()
 	if err := s.db.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if s.db, err = bbolt.Open(path, 0o600, nil); err != nil {
 		t.Fatal(err)
 	}
+	s.keepReaders()
 	k := Key{Owner{demoOrg, demoUser}, demoContract}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
