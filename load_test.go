@@ -4,7 +4,6 @@ package main
 // little as it can, and what the service is compared with.
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -52,17 +51,18 @@ func benchKey(n int) Key {
 // benchBody is a contract of a common size: its document has 300 bytes.
 const benchBody = `{"energy_contract_type":"monthly","energy_prices":[{"price":0.2134}],"meter_id":"735999102100010234","supplier":"Nordlys Energi AB","currency_energy_price":"EUR","energy_price_includes_external_components":true}`
 
-func benchDocument(t testing.TB, body string, id ID) []byte {
+// benchDocument is the document of contract 0 of a benchFile.
+func benchDocument(t testing.TB) []byte {
 	t.Helper()
 	v, err := newValidator()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := v.Contract([]byte(body))
+	c, err := v.Contract([]byte(benchBody))
 	if err != nil {
 		t.Fatal(err)
 	}
-	doc, err := c.encode(id)
+	doc, err := c.encode(benchKey(0).Contract)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func benchFile(t testing.TB, n int) string {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	doc := benchDocument(t, benchBody, benchKey(0).Contract)
+	doc := benchDocument(t)
 	at := bytes.Index(doc, []byte(benchKey(0).Contract))
 	for from := 0; from < n; from += 20_000 {
 		err := db.Update(func(tx *bbolt.Tx) error {
@@ -119,7 +119,7 @@ func benchFile(t testing.TB, n int) string {
 // benchValue is what a benchFile has under a key.
 func benchValue(t testing.TB) []byte {
 	t.Helper()
-	return seal(benchKey(0).bytes(), benchDocument(t, benchBody, benchKey(0).Contract))
+	return seal(benchKey(0).bytes(), benchDocument(t))
 }
 
 // fileOf makes a file.
@@ -152,7 +152,7 @@ func copyOf(t testing.TB, path string) string {
 	return to
 }
 
-// target is a server in another process.
+// loaded is a server in another process, to be sent many requests.
 type loaded struct {
 	addr    string
 	metrics string // where it tells of itself, or ""
@@ -377,7 +377,7 @@ func (s loaded) lines(t testing.TB, n int, m message) []*line {
 
 var contentLength = []byte("\r\nContent-Length: ")
 
-// ask sends the request and reads the whole answer, which must be a 200.
+// ask sends the request and reads the whole answer, which must be a success or a 304.
 func (l *line) ask() error {
 	if _, err := l.Write(l.request); err != nil {
 		return err
@@ -586,30 +586,12 @@ func (s loaded) rssAnon(t testing.TB) float64 {
 // timeToReady is how long it takes from the start of the process until /readyz says so.
 func timeToReady(t testing.TB, db string) time.Duration {
 	t.Helper()
-	cmd := command(t, nil, "serve", "--addr", "127.0.0.1:0", "--db", db)
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
 	began := time.Now()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var s loaded
-	lines := bufio.NewScanner(stderr)
-	for s.addr == "" && lines.Scan() {
-		if m := listeningLine.FindStringSubmatch(lines.Text()); m != nil {
-			s.addr = m[1]
-		}
-	}
-	err = s.lines(t, 1, message{method: "GET", path: "/readyz"})[0].ask()
+	p := startProcess(t, nil, "--db", db)
+	s := loaded{addr: strings.TrimPrefix(p.url, "http://")}
+	err := s.lines(t, 1, message{method: "GET", path: "/readyz"})[0].ask()
 	took := time.Since(began)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = cmd.Process.Signal(syscall.SIGTERM)
-	_, _ = io.Copy(io.Discard, stderr)
-	if err := cmd.Wait(); err != nil {
+	if err := errors.Join(err, p.terminate(t)); err != nil {
 		t.Fatal(err)
 	}
 	return took
