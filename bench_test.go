@@ -74,34 +74,44 @@ func besideRouter(b *testing.B, m message, requests int, connections ...int) {
 	}
 }
 
-// A durable PUT beside bbolt behind a committer, on as large a file.
+// A durable PUT beside bbolt behind a committer, on as large a file, and beside the
+// router that has nothing but that committer behind it.
 func BenchmarkPut(b *testing.B) {
 	file := benchFile(b, manyContracts)
-	service, raw := served(b, copyOf(b, file)), newRawStore(b, copyOf(b, file))
+	service, raw, router := served(b, copyOf(b, file)), newRawStore(b, copyOf(b, file)), bare(b, "put", copyOf(b, file))
 	for _, n := range []int{1, 16, 64, 256} {
+		each := requestsEach(n, 8000)
+		ours := service.lines(b, n, putOne)
+		our := func() time.Duration { return round(b, ours, each, manyContracts) }
 		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
-			ours, each := service.lines(b, n, putOne), requestsEach(n, 8000)
-			pairs(b, "bbolt", n*each,
-				func() time.Duration { return round(b, ours, each, manyContracts) },
+			pairs(b, "bbolt", n*each, our,
 				func() time.Duration { return raw.round(b, n, each, manyContracts) })
+		})
+		b.Run(fmt.Sprintf("connections=%d/with-router", n), func(b *testing.B) {
+			theirs := router.lines(b, n, putOne)
+			pairs(b, "router", n*each, our,
+				func() time.Duration { return round(b, theirs, each, manyContracts) })
 		})
 	}
 }
 
-// The median latency of a durable PUT that is alone beside that of db.Update.
+// The median latency of a durable PUT that is alone beside that of db.Update, and beside
+// that of a router whose handler does nothing but db.Update.
 func BenchmarkPutLatency(b *testing.B) {
 	const each = 500
 	file := benchFile(b, manyContracts)
-	lines := served(b, copyOf(b, file)).lines(b, 1, putOne)
+	ours := served(b, copyOf(b, file)).lines(b, 1, putOne)
+	router := bare(b, "update", copyOf(b, file)).lines(b, 1, putOne)
 	db, err := bbolt.Open(copyOf(b, file), 0o600, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer db.Close()
 	value := benchValue(b)
-	var ratios []float64
+	var ofUpdate, ofRouter, routerOfUpdate []float64
 	for b.Loop() {
-		round(b, lines, each, manyContracts)
+		round(b, ours, each, manyContracts)
+		round(b, router, each, manyContracts)
 		var took []time.Duration
 		for range each {
 			key := benchKey(rand.IntN(manyContracts)).bytes()
@@ -111,9 +121,14 @@ func BenchmarkPutLatency(b *testing.B) {
 			}
 			took = append(took, time.Since(began))
 		}
-		ratios = append(ratios, float64(median(lines[0].took))/float64(median(took)))
+		our, their, update := float64(median(ours[0].took)), float64(median(router[0].took)), float64(median(took))
+		ofUpdate = append(ofUpdate, our/update)
+		ofRouter = append(ofRouter, our/their)
+		routerOfUpdate = append(routerOfUpdate, their/update)
 	}
-	b.ReportMetric(median(ratios), "×update")
+	b.ReportMetric(median(ofUpdate), "×update")
+	b.ReportMetric(median(ofRouter), "×router")
+	b.ReportMetric(median(routerOfUpdate), "router×update")
 	b.ReportMetric(0, "ns/op")
 }
 
@@ -207,14 +222,25 @@ func BenchmarkMillion(b *testing.B) {
 		b.ReportMetric(large.rssAnon(b), "MB")
 		b.ReportMetric(0, "ns/op")
 	})
-	for name, m := range map[string]message{"GET": getOne, "PUT": putOne} {
-		b.Run(name, func(b *testing.B) {
-			ours, theirs := large.lines(b, 64, m), small.lines(b, 64, m)
-			pairs(b, "10000", 64*200,
-				func() time.Duration { return round(b, ours, 200, 1_000_000) },
-				func() time.Duration { return round(b, theirs, 200, 10_000) })
-		})
+	b.Run("GET", func(b *testing.B) { besideSmall(b, large, small, getOne, 64) })
+	for _, n := range []int{1, 64} {
+		b.Run(fmt.Sprintf("PUT/connections=%d", n), func(b *testing.B) { besideSmall(b, large, small, putOne, n) })
 	}
+	// What of that is bbolt's: a tree with more pages above a key.
+	largeRaw, smallRaw := newRawStore(b, copyOf(b, million)), newRawStore(b, benchFile(b, 10_000))
+	b.Run("bbolt/connections=64", func(b *testing.B) {
+		pairs(b, "10000", 64*200,
+			func() time.Duration { return largeRaw.round(b, 64, 200, 1_000_000) },
+			func() time.Duration { return smallRaw.round(b, 64, 200, 10_000) })
+	})
+}
+
+// besideSmall measures a service with a million contracts beside one with ten thousand.
+func besideSmall(b *testing.B, large, small loaded, m message, n int) {
+	ours, theirs, each := large.lines(b, n, m), small.lines(b, n, m), requestsEach(n, 64*200)
+	pairs(b, "10000", n*each,
+		func() time.Duration { return round(b, ours, each, 1_000_000) },
+		func() time.Duration { return round(b, theirs, each, 10_000) })
 }
 
 // A bearer check, in steady state, beside the hash that it cannot do without.

@@ -213,6 +213,8 @@ func bare(t testing.TB, name, argument string) loaded {
 // bareServers are what the service is compared with.
 var bareServers = map[string]func(argument string) error{
 	"answer": serveAnswer,
+	"put":    servePut,
+	"update": serveUpdate,
 	"dive":   serveDive,
 }
 
@@ -223,14 +225,52 @@ func serveAnswer(path string) error {
 		return err
 	}
 	router := httprouter.New()
-	answer := func(w http.ResponseWriter, _ *http.Request, _ httprouter.Params) {
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Content-Length", strconv.Itoa(len(content)))
-		_, _ = w.Write(content)
-	}
+	answer := func(w http.ResponseWriter, _ *http.Request, _ httprouter.Params) { answerBare(w, content, nil) }
 	router.GET(contractPath, answer)
 	router.GET(contractsPath, answer)
 	return serveBare(router)
+}
+
+// servePut is the router that gives what it is sent to a rawStore, and answers with it.
+func servePut(path string) error {
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		return err
+	}
+	return serveWrites(startRawStore(db).put)
+}
+
+// serveUpdate is servePut without a committer.
+func serveUpdate(path string) error {
+	db, err := bbolt.Open(path, 0o600, nil)
+	if err != nil {
+		return err
+	}
+	return serveWrites(func(key, value []byte) error {
+		return db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketContracts).Put(key, value) })
+	})
+}
+
+func serveWrites(put func(key, value []byte) error) error {
+	router := httprouter.New()
+	router.PUT(contractPath, func(w http.ResponseWriter, r *http.Request, ps httprouter.Params) {
+		content, err := io.ReadAll(r.Body)
+		if err == nil {
+			err = put([]byte(ps.ByName("org_id")+"/"+ps.ByName("user_id")+"/"+ps.ByName("energy_contract_id")), content)
+		}
+		answerBare(w, content, err)
+	})
+	return serveBare(router)
+}
+
+func answerBare(w http.ResponseWriter, content []byte, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(content)))
+	_, _ = w.Write(content)
 }
 
 // serveDive is how one writes the PUT with the standard library's JSON and the
@@ -272,13 +312,7 @@ func serveDive(path string) error {
 				return tx.Bucket(bucketContracts).Put([]byte(ps.ByName("org_id")+"/"+ps.ByName("user_id")+"/"+c.ID), doc)
 			})
 		}
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Content-Length", strconv.Itoa(len(doc)))
-		_, _ = w.Write(doc)
+		answerBare(w, doc, err)
 	})
 	return serveBare(router)
 }
@@ -460,6 +494,7 @@ func median[T int | float64 | time.Duration](of []T) T {
 type rawStore struct {
 	db    *bbolt.DB
 	queue chan *rawWrite
+	ended chan struct{} // closed when the queue was closed, and is empty
 }
 
 type rawWrite struct {
@@ -467,46 +502,59 @@ type rawWrite struct {
 	done       chan error
 }
 
+// newRawStore opens one until the benchmark ends.
 func newRawStore(t testing.TB, path string) *rawStore {
 	t.Helper()
 	db, err := bbolt.Open(path, 0o600, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rawStore{db: db, queue: make(chan *rawWrite, 1024)}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		for w := range r.queue {
-			batch := []*rawWrite{w}
-			for more := true; more; {
-				select {
-				case w := <-r.queue:
-					batch = append(batch, w)
-				default:
-					more = false
-				}
-			}
-			err := db.Update(func(tx *bbolt.Tx) error {
-				b := tx.Bucket(bucketContracts)
-				for _, w := range batch {
-					if err := b.Put(w.key, w.value); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-			for _, w := range batch {
-				w.done <- err
-			}
-		}
-	}()
+	r := startRawStore(db)
 	t.Cleanup(func() {
 		close(r.queue)
-		<-ended
+		<-r.ended
 		db.Close()
 	})
 	return r
+}
+
+func startRawStore(db *bbolt.DB) *rawStore {
+	r := &rawStore{db: db, queue: make(chan *rawWrite, 1024), ended: make(chan struct{})}
+	go r.commitLoop()
+	return r
+}
+
+func (r *rawStore) commitLoop() {
+	defer close(r.ended)
+	for w := range r.queue {
+		batch := []*rawWrite{w}
+		for more := true; more; {
+			select {
+			case w := <-r.queue:
+				batch = append(batch, w)
+			default:
+				more = false
+			}
+		}
+		err := r.db.Update(func(tx *bbolt.Tx) error {
+			b := tx.Bucket(bucketContracts)
+			for _, w := range batch {
+				if err := b.Put(w.key, w.value); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		for _, w := range batch {
+			w.done <- err
+		}
+	}
+}
+
+func (r *rawStore) put(key, value []byte) error {
+	w := &rawWrite{key: key, value: value, done: make(chan error, 1)}
+	r.queue <- w
+	return <-w.done
 }
 
 // round is that of a server.
@@ -515,9 +563,7 @@ func (r *rawStore) round(t testing.TB, writers, each, contracts int) time.Durati
 	return together(t, writers, func(i int) error {
 		random := rand.New(rand.NewPCG(rand.Uint64(), uint64(i)))
 		for range each {
-			w := &rawWrite{key: benchKey(random.IntN(contracts)).bytes(), value: value, done: make(chan error, 1)}
-			r.queue <- w
-			if err := <-w.done; err != nil {
+			if err := r.put(benchKey(random.IntN(contracts)).bytes(), value); err != nil {
 				return err
 			}
 		}
