@@ -596,10 +596,7 @@ func (s loaded) allocations(t testing.TB, m message, from int) (objects, bytes f
 	per := func(series string) float64 {
 		var at [3]float64
 		for i, text := range scrapes {
-			var err error
-			if at[i], err = strconv.ParseFloat(metric(t, text, series), 64); err != nil {
-				t.Fatal(err)
-			}
+			at[i] = value(t, text, series)
 		}
 		return (at[2] - at[1] - (at[1] - at[0])) / (allocationRequests - first)
 	}
@@ -611,6 +608,16 @@ func (s loaded) scrape(t testing.TB) string {
 	t.Helper()
 	_, text := do(t, http.DefaultClient, "GET", s.metrics, nil, "")
 	return text
+}
+
+// value is that of a series in what was scraped.
+func value(t testing.TB, scraped, series string) float64 {
+	t.Helper()
+	v, err := strconv.ParseFloat(metric(t, scraped, series), 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 // rssAnon is the memory that a server has for itself alone, in MB.
