@@ -128,6 +128,7 @@ func TestBackupIsTheDatabaseAsItIs(t *testing.T) {
 }
 
 func TestBackupReplacesNothingThatItShouldNot(t *testing.T) {
+	t.Parallel()
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		ok(t, db, "import", absolute(t, contractLines))
 		dir := filepath.Dir(db)

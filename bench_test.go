@@ -52,7 +52,7 @@ func pairs(b *testing.B, of string, requests int, ours, theirs func() time.Durat
 func requestsEach(n, all int) int { return max(1, min(all/n, all/8)) }
 
 // GET of one contract beside the router alone, which answers as many bytes.
-func BenchmarkGet(b *testing.B) { besideRouter(b, getOne, 16_000, 1, 16, 64, 256) }
+func BenchmarkGet(b *testing.B) { besideRouter(b, getOne, 12_000, 1, 16, 64, 256) }
 
 // A list of 100 contracts, likewise.
 func BenchmarkList(b *testing.B) { besideRouter(b, listAll, 6400, 1, 64) }
@@ -80,7 +80,7 @@ func BenchmarkPut(b *testing.B) {
 	file := benchFile(b, manyContracts)
 	service, raw, router := served(b, copyOf(b, file)), newRawStore(b, copyOf(b, file)), bare(b, "put", copyOf(b, file))
 	for _, n := range []int{1, 16, 64, 256} {
-		each := requestsEach(n, 8000)
+		each := requestsEach(n, 6400)
 		ours := service.lines(b, n, putOne)
 		our := func() time.Duration { return round(b, ours, each, manyContracts) }
 		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
@@ -250,7 +250,7 @@ func BenchmarkMillion(b *testing.B) {
 
 // besideSmall measures a service with a million contracts beside one with ten thousand.
 func besideSmall(b *testing.B, large, small loaded, m message, n int) {
-	ours, theirs, each := large.lines(b, n, m), small.lines(b, n, m), requestsEach(n, 64*200)
+	ours, theirs, each := large.lines(b, n, m), small.lines(b, n, m), requestsEach(n, 6400)
 	pairs(b, "10000", n*each,
 		func() time.Duration { return round(b, ours, each, 1_000_000) },
 		func() time.Duration { return round(b, theirs, each, 10_000) })

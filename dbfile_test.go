@@ -407,6 +407,7 @@ func servedFile(t testing.TB) (file []byte, bearer string) {
 
 // In a process of its own, since what must not happen is that it dies.
 func TestServiceOnABrokenPageIsRightOrSaysSo(t *testing.T) {
+	t.Parallel()
 	file, bearer := servedFile(t)
 	header := http.Header{"Authorization": {"Bearer " + bearer}, "Content-Type": {"application/json"}}
 	impatient := &http.Client{Timeout: 5 * time.Second}

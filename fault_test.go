@@ -244,6 +244,7 @@ func TestReadyzFailsAfterACommitThatFailed(t *testing.T) {
 
 // An import is told to be made, or nothing of it to be: and so it is, also after a restart.
 func TestFaultInAnImportIsAnsweredByWhatStands(t *testing.T) {
+	t.Parallel()
 	needTool(t, "strace")
 	file := manyLines(t, 6000, 300)
 	want := readFile(t, file)

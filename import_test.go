@@ -212,21 +212,22 @@ func heap(stderr string) (most int) {
 }
 
 func TestExportAndImportTakeNoMoreMemoryForMore(t *testing.T) {
+	t.Parallel()
 	const limit = 40 // MB
 	file := manyLines(t, 60_000, 1500)
 	if info, err := os.Stat(file); err != nil || info.Size() < 2*limit<<20 {
 		t.Fatalf("%v, %v: too small to tell", info, err)
 	}
-	t.Setenv("GODEBUG", "gctrace=1")
+	traced := []string{"env", "GODEBUG=gctrace=1"}
 	for _, up := range []bool{true, false} {
 		t.Run(fmt.Sprintf("server %v", up), func(t *testing.T) {
 			db := shortPath(t)
 			var p *process
 			if up {
-				p = startProcess(t, nil, "--db", db)
+				p = startProcess(t, traced, "--db", db)
 			}
 			for _, args := range [][]string{{"import", file}, {"export", file + ".out"}, {"backup", file + ".db"}} {
-				got := run(t, nil, append(args, "--db", db)...)
+				got := run(t, traced, append(args, "--db", db)...)
 				if got.status != 0 {
 					t.Fatalf("%q: %+v", args, got)
 				}
@@ -369,6 +370,7 @@ func TestImportThatIsBrokenOffLeavesNothing(t *testing.T) {
 
 // Once it is decided that an import is made, it is, whatever ends the process.
 func TestImportIsAllOrNothingWhenTheServerIsKilled(t *testing.T) {
+	t.Parallel()
 	file := manyLines(t, 4000, 500)
 	var none, all int
 	for round := range 12 {

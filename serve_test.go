@@ -383,6 +383,7 @@ func TestLogLevel(t *testing.T) {
 }
 
 func TestProgressIsForTerminalsOnly(t *testing.T) {
+	t.Parallel()
 	file := manyLines(t, 20_000, 500)
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		for _, tt := range []struct {
@@ -440,6 +441,7 @@ func TestCompactShowsProgress(t *testing.T) {
 }
 
 func TestVersionIsWhatTheToolchainWroteIntoTheBinary(t *testing.T) {
+	t.Parallel()
 	commit, err := exec.Command("git", "rev-parse", "HEAD").Output()
 	if err != nil {
 		t.Skipf("this is no clone of a repository: %v", err)
