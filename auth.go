@@ -28,9 +28,6 @@ func (a *api) authorize(x *exchange, need Scopes, org string) (Token, error) {
 	if t.Org == "" {
 		return t, newProblem(http.StatusForbidden, fmt.Sprintf("The token belongs to no organization: its claim %s must be a UUID.", a.issuer.orgClaim))
 	}
-	if org == string(t.Org) { // as most write it
-		return t, nil
-	}
 	if id, err := parseID(org); err != nil || id != t.Org {
 		return t, newProblem(http.StatusForbidden, "The token belongs to another organization than the path names.")
 	}

@@ -154,7 +154,7 @@ func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange
 		}
 		t := target{Key: Key{Owner: Owner{Org: token.Org}}, client: token.Client}
 		var faults invalid
-		for _, p := range ps[1:] { // authorize has seen to the organization
+		for _, p := range ps {
 			id, err := parseID(p.Value)
 			if err != nil {
 				faults.addParameter(p.Key, err.Error())
