@@ -819,10 +819,7 @@ func (s *Store) Stats() (Stats, bool) {
 	if err != nil {
 		return Stats{}, false
 	}
-	s.readers.mu.Lock()
-	idle := len(s.readers.idle)
-	s.readers.mu.Unlock()
-	of := s.db.Stats()
+	idle, of := s.readers.count(), s.db.Stats()
 	stats := Stats{Bytes: info.Size(), FreePages: int64(of.FreePageN), OpenReads: int64(max(0, of.OpenTxN-idle))}
 	if of.TxStats.GetWrite() == 0 {
 		stats.FreePages = int64(s.freeAtOpen)
@@ -850,6 +847,34 @@ type readers struct {
 	generation uint64 // of what may be kept; a write makes a new one
 }
 
+// take returns a reader that is not in use, or nil and the generation of a new one.
+func (rs *readers) take() (r *reader, generation uint64) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if n := len(rs.idle); n > 0 {
+		r, rs.idle = rs.idle[n-1], rs.idle[:n-1]
+	}
+	return r, rs.generation
+}
+
+// keep keeps a reader for the next view, or returns false if it is to be ended.
+func (rs *readers) keep(r *reader) bool {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if rs.closed || r.generation != rs.generation {
+		return false
+	}
+	rs.idle = append(rs.idle, r)
+	return true
+}
+
+// count is how many are kept.
+func (rs *readers) count() int {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return len(rs.idle)
+}
+
 // view runs fn in a read transaction. fn copies what it needs: bbolt's bytes are
 // the mapped file, and gone with the transaction.
 func (s *Store) view(fn func(*reader) error) (err error) {
@@ -866,7 +891,9 @@ func (s *Store) view(fn func(*reader) error) (err error) {
 		if p != nil {
 			err = s.damage(p)
 		}
-		s.end(r, p == nil)
+		if p != nil || !s.readers.keep(r) {
+			s.rollback(r)
+		}
 	}()
 	if r.contracts == nil {
 		r.contracts = r.Bucket(bucketContracts).Cursor()
@@ -875,15 +902,10 @@ func (s *Store) view(fn func(*reader) error) (err error) {
 }
 
 func (s *Store) begin() (*reader, error) {
-	s.readers.mu.Lock()
-	generation := s.readers.generation
-	if n := len(s.readers.idle); n > 0 {
-		r := s.readers.idle[n-1]
-		s.readers.idle = s.readers.idle[:n-1]
-		s.readers.mu.Unlock()
+	r, generation := s.readers.take()
+	if r != nil {
 		return r, nil
 	}
-	s.readers.mu.Unlock()
 	tx, err := s.beginTx()
 	if err != nil {
 		return nil, err
@@ -913,22 +935,11 @@ func (s *Store) beginTx() (tx *bbolt.Tx, err error) {
 	return tx, nil
 }
 
-// end does not take beginMu: bbolt may be about to map the file anew, which waits
-// for this transaction, and begin for that.
-func (s *Store) end(r *reader, sound bool) {
-	if sound {
-		s.readers.mu.Lock()
-		keep := !s.readers.closed && r.generation == s.readers.generation
-		if keep {
-			s.readers.idle = append(s.readers.idle, r)
-		}
-		s.readers.mu.Unlock()
-		if keep {
-			return
-		}
-	}
+// rollback ends a read transaction. It does not take beginMu: bbolt may be about to map
+// the file anew, which waits for this transaction, and begin for that.
+func (s *Store) rollback(r *reader) {
 	if !s.isDead() {
-		_ = r.Rollback() // of a read transaction: cannot fail
+		_ = r.Rollback() // cannot fail
 	}
 }
 
@@ -940,7 +951,7 @@ func (s *Store) endReaders() {
 	s.readers.generation++
 	s.readers.mu.Unlock()
 	for _, r := range idle {
-		s.end(r, false)
+		s.rollback(r)
 	}
 }
 
