@@ -47,6 +47,14 @@ func pairs(b *testing.B, of string, requests int, ours, theirs func() time.Durat
 	b.ReportMetric(0, "ns/op")
 }
 
+// inTurn measures two servers, each by its own lines.
+func inTurn(b *testing.B, of string, each int, ours, theirs []*line) {
+	b.Helper()
+	pairs(b, of, len(ours)*each,
+		func() time.Duration { return round(b, ours, each) },
+		func() time.Duration { return round(b, theirs, each) })
+}
+
 // requestsEach is how many requests each of n connections makes in a round, of so many
 // in all, or fewer where they wait for each other.
 func requestsEach(n, all int) int { return max(1, min(all/n, all/8)) }
@@ -59,17 +67,14 @@ func BenchmarkList(b *testing.B) { besideRouter(b, listAll, 6400, 1, 64) }
 
 func besideRouter(b *testing.B, m message, requests int, connections ...int) {
 	service := served(b, benchFile(b, manyContracts))
-	one := service.lines(b, 1, m)[0]
+	one := service.lines(b, 1, m, 1)[0]
 	if err := one.ask(); err != nil {
 		b.Fatal(err)
 	}
 	router := bare(b, "answer", fileOf(b, one.content))
 	for _, n := range connections {
 		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
-			ours, theirs, each := service.lines(b, n, m), router.lines(b, n, m), requestsEach(n, requests)
-			pairs(b, "router", n*each,
-				func() time.Duration { return round(b, ours, each, manyContracts) },
-				func() time.Duration { return round(b, theirs, each, manyContracts) })
+			inTurn(b, "router", requestsEach(n, requests), service.lines(b, n, m, manyContracts), router.lines(b, n, m, manyContracts))
 		})
 	}
 }
@@ -80,22 +85,16 @@ func BenchmarkPut(b *testing.B) {
 	file := benchFile(b, manyContracts)
 	service, raw, router := served(b, copyOf(b, file)), newRawStore(b, copyOf(b, file)), bare(b, "put", copyOf(b, file))
 	for _, n := range []int{1, 16, 64, 256} {
-		each := requestsEach(n, 6400)
-		ours := service.lines(b, n, putOne)
-		our := func() time.Duration { return round(b, ours, each, manyContracts) }
 		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
-			pairs(b, "bbolt", n*each, our,
+			ours, each := service.lines(b, n, putOne, manyContracts), requestsEach(n, 6400)
+			pairs(b, "bbolt", n*each,
+				func() time.Duration { return round(b, ours, each) },
 				func() time.Duration { return raw.round(b, n, each, manyContracts) })
 		})
-		if n != 64 {
-			continue
-		}
-		b.Run("connections=64/router", func(b *testing.B) {
-			theirs := router.lines(b, n, putOne)
-			pairs(b, "router", n*each, our,
-				func() time.Duration { return round(b, theirs, each, manyContracts) })
-		})
 	}
+	b.Run("connections=64/router", func(b *testing.B) {
+		inTurn(b, "router", requestsEach(64, 6400), service.lines(b, 64, putOne, manyContracts), router.lines(b, 64, putOne, manyContracts))
+	})
 }
 
 // The median latency of a durable PUT that is alone beside that of db.Update, and beside
@@ -103,8 +102,8 @@ func BenchmarkPut(b *testing.B) {
 func BenchmarkPutLatency(b *testing.B) {
 	const each = 500
 	file := benchFile(b, manyContracts)
-	ours := served(b, copyOf(b, file)).lines(b, 1, putOne)
-	router := bare(b, "update", copyOf(b, file)).lines(b, 1, putOne)
+	ours := served(b, copyOf(b, file)).lines(b, 1, putOne, manyContracts)
+	router := bare(b, "update", copyOf(b, file)).lines(b, 1, putOne, manyContracts)
 	db, err := bbolt.Open(copyOf(b, file), 0o600, nil)
 	if err != nil {
 		b.Fatal(err)
@@ -113,13 +112,13 @@ func BenchmarkPutLatency(b *testing.B) {
 	value := benchValue(b)
 	var ofUpdate, ofRouter, routerOfUpdate []float64
 	for b.Loop() {
-		round(b, ours, each, manyContracts)
-		round(b, router, each, manyContracts)
+		round(b, ours, each)
+		round(b, router, each)
 		var took []time.Duration
 		for range each {
 			key := benchKey(rand.IntN(manyContracts)).bytes()
 			began := time.Now()
-			if err := db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketContracts).Put(key, value) }); err != nil {
+			if err := updateOne(db, key, value); err != nil {
 				b.Fatal(err)
 			}
 			took = append(took, time.Since(began))
@@ -140,10 +139,7 @@ func BenchmarkPutYear(b *testing.B) {
 	const each, contracts = 30, 100
 	file := benchFile(b, contracts)
 	service, dive := served(b, copyOf(b, file)), bare(b, "dive", copyOf(b, file))
-	ours, theirs := service.lines(b, 1, putYear), dive.lines(b, 1, putYear)
-	pairs(b, "dive", each,
-		func() time.Duration { return round(b, ours, each, contracts) },
-		func() time.Duration { return round(b, theirs, each, contracts) })
+	inTurn(b, "dive", each, service.lines(b, 1, putYear, contracts), dive.lines(b, 1, putYear, contracts))
 }
 
 // What each endpoint allocates, in the process that serves.
@@ -226,16 +222,19 @@ func BenchmarkMillion(b *testing.B) {
 	b.Run("service", func(b *testing.B) {
 		large, small := served(b, million), served(b, benchFile(b, 10_000))
 		b.Run("memory", func(b *testing.B) {
-			lines := large.lines(b, 64, getOne)
+			lines := large.lines(b, 64, getOne, 1_000_000)
 			for b.Loop() {
-				round(b, lines, 100_000/64, 1_000_000)
+				round(b, lines, 100_000/64)
 			}
 			b.ReportMetric(large.rssAnon(b), "MB")
 			b.ReportMetric(0, "ns/op")
 		})
-		b.Run("GET", func(b *testing.B) { besideSmall(b, large, small, getOne, 64) })
+		besideSmall := func(b *testing.B, m message, n int) {
+			inTurn(b, "10000", requestsEach(n, 6400), large.lines(b, n, m, 1_000_000), small.lines(b, n, m, 10_000))
+		}
+		b.Run("GET", func(b *testing.B) { besideSmall(b, getOne, 64) })
 		for _, n := range []int{1, 64} {
-			b.Run(fmt.Sprintf("PUT/connections=%d", n), func(b *testing.B) { besideSmall(b, large, small, putOne, n) })
+			b.Run(fmt.Sprintf("PUT/connections=%d", n), func(b *testing.B) { besideSmall(b, putOne, n) })
 		}
 	})
 	// What of that is bbolt's: a tree with more pages above a key. It is the last, since it
@@ -246,14 +245,6 @@ func BenchmarkMillion(b *testing.B) {
 			func() time.Duration { return large.round(b, 64, 200, 1_000_000) },
 			func() time.Duration { return small.round(b, 64, 200, 10_000) })
 	})
-}
-
-// besideSmall measures a service with a million contracts beside one with ten thousand.
-func besideSmall(b *testing.B, large, small loaded, m message, n int) {
-	ours, theirs, each := large.lines(b, n, m), small.lines(b, n, m), requestsEach(n, 6400)
-	pairs(b, "10000", n*each,
-		func() time.Duration { return round(b, ours, each, 1_000_000) },
-		func() time.Duration { return round(b, theirs, each, 10_000) })
 }
 
 // A bearer check, in steady state, beside the hash that it cannot do without.

@@ -246,9 +246,17 @@ func serveUpdate(path string) error {
 	if err != nil {
 		return err
 	}
-	return serveWrites(func(key, value []byte) error {
-		return db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketContracts).Put(key, value) })
-	})
+	return serveWrites(func(key, value []byte) error { return updateOne(db, key, value) })
+}
+
+// updateOne writes one contract in a transaction of its own.
+func updateOne(db *bbolt.DB, key, value []byte) error {
+	return db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketContracts).Put(key, value) })
+}
+
+// keyOf is the key of the contract that a path names.
+func keyOf(ps httprouter.Params) []byte {
+	return []byte(ps.ByName("org_id") + "/" + ps.ByName("user_id") + "/" + ps.ByName("energy_contract_id"))
 }
 
 func serveWrites(put func(key, value []byte) error) error {
@@ -256,7 +264,7 @@ func serveWrites(put func(key, value []byte) error) error {
 	router.PUT(contractPath, func(w http.ResponseWriter, r *http.Request, ps httprouter.Params) {
 		content, err := io.ReadAll(r.Body)
 		if err == nil {
-			err = put([]byte(ps.ByName("org_id")+"/"+ps.ByName("user_id")+"/"+ps.ByName("energy_contract_id")), content)
+			err = put(keyOf(ps), content)
 		}
 		answerBare(w, content, err)
 	})
@@ -308,9 +316,7 @@ func serveDive(path string) error {
 			doc, err = json.Marshal(&c)
 		}
 		if err == nil {
-			err = db.Update(func(tx *bbolt.Tx) error {
-				return tx.Bucket(bucketContracts).Put([]byte(ps.ByName("org_id")+"/"+ps.ByName("user_id")+"/"+c.ID), doc)
-			})
+			err = updateOne(db, keyOf(ps), doc)
 		}
 		answerBare(w, doc, err)
 	})
@@ -382,17 +388,18 @@ func putHex(b []byte, n int) {
 // line is one connection, which sends one request at a time.
 type line struct {
 	net.Conn
-	request  []byte
-	aim      func(n int)
-	answer   []byte
-	content  []byte // of the answer
-	headOnly bool   // the answer has no content
-	random   *rand.Rand
-	took     []time.Duration
+	request   []byte
+	aim       func(n int)
+	answer    []byte
+	content   []byte // of the answer
+	headOnly  bool   // the answer has no content
+	contracts int    // round aims at one of so many
+	random    *rand.Rand
+	took      []time.Duration
 }
 
-// lines opens connections to a server.
-func (s loaded) lines(t testing.TB, n int, m message) []*line {
+// lines opens connections to a server that has so many contracts.
+func (s loaded) lines(t testing.TB, n int, m message, contracts int) []*line {
 	t.Helper()
 	var all []*line
 	for i := range n {
@@ -401,7 +408,7 @@ func (s loaded) lines(t testing.TB, n int, m message) []*line {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		l := &line{Conn: c, answer: make([]byte, 2<<20), random: rand.New(rand.NewPCG(1, uint64(i)))}
+		l := &line{Conn: c, answer: make([]byte, 2<<20), contracts: contracts, random: rand.New(rand.NewPCG(1, uint64(i)))}
 		l.request, l.aim = m.bytes()
 		l.headOnly = m.method == "HEAD"
 		all = append(all, l)
@@ -449,14 +456,14 @@ func (l *line) ask() error {
 	return nil
 }
 
-// round is a number of requests on each of several connections, each to one of so many
-// contracts. It returns the time from the first to the last.
-func round(t testing.TB, lines []*line, each, contracts int) time.Duration {
+// round is a number of requests on each of several connections, each to a contract at
+// random. It returns the time from the first to the last.
+func round(t testing.TB, lines []*line, each int) time.Duration {
 	return together(t, len(lines), func(i int) error {
 		l := lines[i]
 		l.took = l.took[:0]
 		for range each {
-			l.aim(l.random.IntN(contracts))
+			l.aim(l.random.IntN(l.contracts))
 			began := time.Now()
 			if err := l.ask(); err != nil {
 				return err
@@ -578,7 +585,7 @@ const allocationRequests = 200
 // requests for one contract after the other.
 func (s loaded) allocations(t testing.TB, m message, from int) (objects, bytes float64) {
 	t.Helper()
-	l := s.lines(t, 1, m)[0]
+	l := s.lines(t, 1, m, 1)[0]
 	ask := func(from, to int) {
 		for i := from; i < to; i++ {
 			l.aim(i)
@@ -642,7 +649,7 @@ func timeToReady(t testing.TB, db string) time.Duration {
 	began := time.Now()
 	p := startProcess(t, nil, "--db", db)
 	s := loaded{addr: strings.TrimPrefix(p.url, "http://")}
-	err := s.lines(t, 1, message{method: "GET", path: "/readyz"})[0].ask()
+	err := s.lines(t, 1, message{method: "GET", path: "/readyz"}, 1)[0].ask()
 	took := time.Since(began)
 	if err := errors.Join(err, p.terminate(t)); err != nil {
 		t.Fatal(err)
