@@ -410,6 +410,18 @@ func waitFor(t testing.TB, what string, done func() bool) {
 	})
 }
 
+// longEnv is the variable that has the tests of faults and attackers take as long as
+// they can be of use.
+const longEnv = "LONG"
+
+// shortOr is how much a test does: of the two the long form where longEnv is set.
+func shortOr[N any](short, long N) N {
+	if os.Getenv(longEnv) != "" {
+		return long
+	}
+	return short
+}
+
 // needTool skips a test without the tool; where CI=true it fails.
 func needTool(t testing.TB, name string) {
 	t.Helper()
