@@ -176,6 +176,11 @@ func TestExaminationFindsEachBrokenPage(t *testing.T) {
 	u16 := func(n uint16) []byte { return binary.NativeEndian.AppendUint16(nil, n) }
 	u32 := func(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
 	u64 := func(n uint64) []byte { return binary.NativeEndian.AppendUint64(nil, n) }
+	count := func(id uint64) int { return int(binary.NativeEndian.Uint16(file[page(id)+10:])) }
+	keyAt := func(i int) int { // of the leaf
+		element := page(leaf) + pageHeaderSize + i*elementSize
+		return element + int(binary.NativeEndian.Uint32(file[element+4:]))
+	}
 	child := page(branch) + pageHeaderSize + 8 // the page id in the first element
 	for _, tt := range []struct {
 		name string
@@ -191,7 +196,7 @@ func TestExaminationFindsEachBrokenPage(t *testing.T) {
 		{"a page with another's id", page(leaf), u64(leaf + 1), fmt.Sprintf("page %d says that it is page %d", leaf, leaf+1)},
 		{"a page of no kind", page(leaf) + 8, u16(0x40), fmt.Sprintf("page %d is neither a branch nor a leaf", leaf)},
 		{"a page that goes on out of the file", page(leaf) + 12, u32(1 << 30), fmt.Sprintf("page %d goes on for %d pages, out of the file", leaf, 1<<30)},
-		{"a page that goes on over another", page(first) + 12, u32(uint32(m.pages - first - 1)), " is used twice"},
+		{"a page that goes on over another", page(first) + 12, u32(uint32(m.pages - first - 1)), " is free, and is used or free once more"},
 		{"an element outside of its leaf", page(leaf) + pageHeaderSize + 12, u32(1 << 31), fmt.Sprintf("page %d has its element 0 end outside of itself", leaf)},
 		{"a leaf with fewer elements", page(leaf) + 10, u16(1), fmt.Sprintf("page %d has its element 0 not where it belongs", leaf)},
 		{"a leaf with no elements", page(leaf) + 10, u16(0), fmt.Sprintf("page %d is a leaf with nothing in it", leaf)},
@@ -199,7 +204,13 @@ func TestExaminationFindsEachBrokenPage(t *testing.T) {
 		{"a contract that is a bucket", page(leaf) + pageHeaderSize, u32(1), " is outside of the file"},
 		{"free pages that are none", page(m.freelist) + 8, u16(leafPageFlag), fmt.Sprintf("page %d is not the list of free pages", m.freelist)},
 		{"more free pages than fit", page(m.freelist) + 10, u16(0xFFFE), "the list of free pages has 65534 entries, more than fit"},
-		{"a free page outside of the file", page(m.freelist) + pageHeaderSize, u64(1 << 40), fmt.Sprintf("page %d is free and outside of the file", uint64(1<<40))},
+		{"a free page outside of the file", page(m.freelist) + pageHeaderSize, u64(1 << 40), fmt.Sprintf("page %d is outside of the file, which has %d", uint64(1<<40), m.pages)},
+		{"a free page that is free twice", page(m.freelist) + pageHeaderSize, file[page(m.freelist)+pageHeaderSize+8:][:8], " is free, and is used or free once more"},
+		{"a free page that is in use", page(m.freelist) + pageHeaderSize, u64(leaf), fmt.Sprintf("page %d is free, and is used or free once more", leaf)},
+		{"a page that is lost", page(m.freelist) + 10, u16(uint16(count(m.freelist) - 1)), " is neither in use nor free"},
+		{"a leaf that is not the one that its branch means", keyAt(0), []byte("!"), fmt.Sprintf("page %d does not begin with the key that leads to it", leaf)},
+		{"keys out of order", keyAt(1), []byte("!"), fmt.Sprintf("page %d has the key of its element 1 out of order", leaf)},
+		{"a key of the next page", keyAt(count(leaf) - 1), []byte("~"), fmt.Sprintf("page %d ends with a key that belongs to the next page", leaf)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			faults, err := examined(t, changed(file, tt.at, tt.with))

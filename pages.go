@@ -1,10 +1,12 @@
 package main
 
 // Every page of a database file, looked at as bytes: that none lies outside of the
-// file, stands twice, or has elements outside of itself. bbolt's own check takes
-// that for granted, and ends the process where it is not so.
+// file, stands twice or is lost, that none has elements outside of itself, and that
+// keys are in order. bbolt takes that for granted, its own check too, and ends the
+// process where it is not so.
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"os"
@@ -17,83 +19,230 @@ const (
 	maxTreeDepth = 64
 )
 
-// survey is one look at all the pages that a meta page leads to.
+// survey is one look at the pages that a meta page leads to.
 type survey struct {
-	f     *os.File
-	m     meta
-	used  []bool // by page id
-	found func(string)
-	seen  func(bytes int64) error
+	f        *os.File
+	pageSize int64
+	uses     []pageUse // by page id
+	// height is where the leaves are that are not looked at, or 0: all are.
+	height int
+	levels [maxTreeDepth + 1]level
+	found  func(string)
+	seen   func(bytes int64) error
+}
+
+// pageUse is what a page is for, as far as is known.
+type pageUse byte
+
+const (
+	pageLost pageUse = iota // by nothing that was looked at
+	pageFree
+	pageUsed
+)
+
+// level is the page that is looked at on one level of a tree.
+type level struct {
+	page     []byte
+	elements []element
+}
+
+// element is where an element of a page is, its key, its value, and the end of that.
+type element struct{ at, key, value, end int }
+
+func (l *level) key(i int) []byte { return l.page[l.elements[i].key:l.elements[i].value] }
+
+// bounds is what the branch above says of the keys of a page: which is the first, and
+// before which all are. nil is not known.
+type bounds struct{ first, end []byte }
+
+// pagePlace is a page, or an element of one: a bucket that is inside.
+type pagePlace struct {
+	page    uint64
+	element int // -1 is the page
+}
+
+func (p pagePlace) String() string {
+	if p.element < 0 {
+		return fmt.Sprintf("page %d", p.page)
+	}
+	return fmt.Sprintf("page %d, element %d", p.page, p.element)
+}
+
+func newSurvey(f *os.File, pageSize int64, pages uint64, found func(string), seen func(bytes int64) error) *survey {
+	s := &survey{f: f, pageSize: pageSize, uses: make([]pageUse, pages), found: found, seen: seen}
+	s.uses[0], s.uses[1] = pageUsed, pageUsed // the meta pages
+	return s
 }
 
 // surveyPages tells found what is wrong, and seen how much more was looked at. It
 // returns an error when the file cannot be read, and seen's.
 func surveyPages(f *os.File, m meta, found func(string), seen func(bytes int64) error) error {
-	s := &survey{f: f, m: m, used: make([]bool, m.pages), found: found, seen: seen}
-	s.used[0], s.used[1] = true, true // the meta pages
-	if err := s.freelist(); err != nil {
+	broken := false
+	s := newSurvey(f, m.pageSize, m.pages, func(fault string) { broken = true; found(fault) }, seen)
+	if err := s.freelist(m.freelist); err != nil {
 		return err
 	}
-	return s.tree(m.root, 1)
+	if err := s.tree(m.root, 1, bounds{}); err != nil {
+		return err
+	}
+	for id, use := range s.uses {
+		if use == pageLost && !broken { // which would be why
+			found(fmt.Sprintf("page %d is neither in use nor free", id))
+		}
+	}
+	return nil
 }
 
-// read returns a page and those that it overflows to, or nil where something is
+// surveyedAtStart is the size, in bytes, of the largest file that is looked at as a whole
+// before it is served: in some 20 ms. Of a larger one only the branches are, behind the
+// back of those who ask already; check looks at all of it.
+const surveyedAtStart = 32 << 20
+
+// surveyAtStart refuses a file with a broken page, before bbolt may see it. It returns
+// false for one that is too large.
+func surveyAtStart(path string) (surveyed bool, err error) {
+	f, err := openLocked(path, os.O_RDONLY)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	metas, err := readMetas(f)
+	if err != nil {
+		return false, err
+	}
+	m := standing(metas)
+	if err := checkFile(f, m); err != nil || int64(m.pages)*m.pageSize > surveyedAtStart {
+		return false, err
+	}
+	first := firstFault{}
+	if err := surveyPages(f, m, first.found, first.seen); err != nil {
+		return false, err
+	}
+	return true, first.err()
+}
+
+// firstFault is what matters of a survey to those who do not want to know them all.
+type firstFault struct{ fault string }
+
+func (f *firstFault) found(fault string) {
+	if f.fault == "" {
+		f.fault = fault
+	}
+}
+
+func (f *firstFault) seen(int64) error { return nil }
+
+func (f *firstFault) err() error {
+	if f.fault == "" {
+		return nil
+	}
+	return fmt.Errorf("%w: %s; restore a backup", ErrDamaged, f.fault)
+}
+
+// surveyBranches is surveyPages of the trees below some roots, without their leaves:
+// a hundredth of the file, and enough for no search in them to be without an end.
+func surveyBranches(f *os.File, pageSize int64, pages uint64, roots []uint64, found func(string), seen func(bytes int64) error) error {
+	s := newSurvey(f, pageSize, pages, found, seen)
+	for _, root := range roots {
+		var err error
+		if s.height, err = s.heightOf(root); err != nil {
+			return err
+		}
+		if err := s.tree(root, 1, bounds{}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// heightOf returns on which level the leftmost leaf of a tree is. All leaves are.
+func (s *survey) heightOf(root uint64) (height int, err error) {
+	page := make([]byte, s.pageSize)
+	for id := root; id < uint64(len(s.uses)) && height < maxTreeDepth; height++ {
+		if _, err := s.f.ReadAt(page, int64(id)*s.pageSize); err != nil {
+			return 0, fmt.Errorf("read page %d: %w", id, err)
+		}
+		child, ok := branchChild(page, nil)
+		if !ok {
+			return height + 1, nil
+		}
+		id = child
+	}
+	return height, nil
+}
+
+// use notes what a page is for, or tells that it cannot be.
+func (s *survey) use(id uint64, as pageUse) bool {
+	switch {
+	case id < 2 || id >= uint64(len(s.uses)):
+		s.found(fmt.Sprintf("page %d is outside of the file, which has %d", id, len(s.uses)))
+		return false
+	case s.uses[id] == pageUsed:
+		s.found(fmt.Sprintf("page %d is used twice", id))
+		return false
+	case s.uses[id] == pageFree:
+		s.found(fmt.Sprintf("page %d is free, and is used or free once more", id))
+		return false
+	}
+	s.uses[id] = as
+	return true
+}
+
+// read reads a page and those that it overflows to, or returns false where something is
 // wrong with it.
-func (s *survey) read(id uint64) ([]byte, error) {
-	if id < 2 || id >= s.m.pages {
-		s.found(fmt.Sprintf("page %d is outside of the file, which has %d", id, s.m.pages))
-		return nil, nil
+func (s *survey) read(id uint64, l *level) (ok bool, err error) {
+	if !s.use(id, pageUsed) {
+		return false, nil
 	}
-	page := make([]byte, s.m.pageSize)
-	if _, err := s.f.ReadAt(page, int64(id)*s.m.pageSize); err != nil {
-		return nil, fmt.Errorf("read page %d: %w", id, err)
+	if int64(len(l.page)) < s.pageSize {
+		l.page = make([]byte, s.pageSize)
 	}
-	overflow := uint64(binary.NativeEndian.Uint32(page[12:]))
-	switch is := binary.NativeEndian.Uint64(page); {
+	l.page = l.page[:s.pageSize]
+	if _, err := s.f.ReadAt(l.page, int64(id)*s.pageSize); err != nil {
+		return false, fmt.Errorf("read page %d: %w", id, err)
+	}
+	overflow := uint64(binary.NativeEndian.Uint32(l.page[12:]))
+	switch is := binary.NativeEndian.Uint64(l.page); {
 	case is != id:
 		s.found(fmt.Sprintf("page %d says that it is page %d", id, is))
-		return nil, nil
-	case id+overflow >= s.m.pages:
+		return false, nil
+	case id+overflow >= uint64(len(s.uses)):
 		s.found(fmt.Sprintf("page %d goes on for %d pages, out of the file", id, overflow))
-		return nil, nil
+		return false, nil
 	}
-	for i := id; i <= id+overflow; i++ {
-		if s.used[i] {
-			s.found(fmt.Sprintf("page %d is used twice", i))
-			return nil, nil
+	for i := range overflow {
+		if !s.use(id+1+i, pageUsed) {
+			return false, nil
 		}
-		s.used[i] = true
 	}
 	if overflow > 0 {
-		page = make([]byte, int64(overflow+1)*s.m.pageSize)
-		if _, err := s.f.ReadAt(page, int64(id)*s.m.pageSize); err != nil {
-			return nil, fmt.Errorf("read page %d: %w", id, err)
+		l.page = make([]byte, int64(overflow+1)*s.pageSize)
+		if _, err := s.f.ReadAt(l.page, int64(id)*s.pageSize); err != nil {
+			return false, fmt.Errorf("read page %d: %w", id, err)
 		}
 	}
-	return page, s.seen(int64(len(page)))
+	return true, s.seen(int64(len(l.page)))
 }
 
 // freelist looks at the page with the ids of the free ones.
-func (s *survey) freelist() error {
-	page, err := s.read(s.m.freelist)
-	if page == nil || err != nil {
+func (s *survey) freelist(id uint64) error {
+	var l level
+	if ok, err := s.read(id, &l); !ok || err != nil {
 		return err
 	}
-	count, at, ok := freeCount(page)
+	count, at, ok := freeCount(l.page)
 	if !ok {
-		s.found(fmt.Sprintf("page %d is not the list of free pages", s.m.freelist))
+		s.found(fmt.Sprintf("page %d is not the list of free pages", id))
 		return nil
 	}
-	if count > (uint64(len(page))-at)/8 {
+	if count > (uint64(len(l.page))-at)/8 {
 		s.found(fmt.Sprintf("the list of free pages has %d entries, more than fit", count))
 		return nil
 	}
 	for i := range count {
-		if id := binary.NativeEndian.Uint64(page[at+8*i:]); id < 2 || id >= s.m.pages {
-			s.found(fmt.Sprintf("page %d is free and outside of the file, which has %d", id, s.m.pages))
-		}
+		s.use(binary.NativeEndian.Uint64(l.page[at+8*i:]), pageFree)
 	}
-	return s.seen(int64(count) * s.m.pageSize)
+	return s.seen(int64(count) * s.pageSize)
 }
 
 // freeCount returns how many ids the page of free pages says that it has, and where
@@ -109,55 +258,62 @@ func freeCount(page []byte) (count, at uint64, ok bool) {
 	return count, at, true
 }
 
-// tree looks at a page and all below it.
-func (s *survey) tree(id uint64, depth int) error {
+// tree looks at a page on a level and all below it.
+func (s *survey) tree(id uint64, depth int, b bounds) error {
+	if depth == s.height {
+		s.use(id, pageUsed)
+		return nil
+	}
 	if depth > maxTreeDepth {
 		s.found(fmt.Sprintf("page %d is deeper than a database can be", id))
 		return nil
 	}
-	page, err := s.read(id)
-	if page == nil || err != nil {
+	l := &s.levels[depth]
+	if ok, err := s.read(id, l); !ok || err != nil {
 		return err
 	}
-	where := fmt.Sprintf("page %d", id)
-	switch binary.NativeEndian.Uint16(page[8:]) {
+	where := pagePlace{id, -1}
+	switch binary.NativeEndian.Uint16(l.page[8:]) {
 	case branchPageFlag:
-		for _, child := range s.branch(where, page) {
-			if err := s.tree(child, depth+1); err != nil {
+		if !s.split(where, l, 0, 4, 0) {
+			return nil
+		}
+		if len(l.elements) == 0 {
+			s.found(where.String() + " is a branch with nothing below")
+		}
+		s.order(where, l, b)
+		for i, e := range l.elements {
+			below := bounds{l.key(i), b.end}
+			if i+1 < len(l.elements) {
+				below.end = l.key(i + 1)
+			}
+			if err := s.tree(binary.NativeEndian.Uint64(l.page[e.at+8:]), depth+1, below); err != nil {
 				return err
 			}
 		}
 	case leafPageFlag:
-		if binary.NativeEndian.Uint16(page[10:]) == 0 { // an empty bucket is inside of its parent
-			s.found(where + " is a leaf with nothing in it")
+		if binary.NativeEndian.Uint16(l.page[10:]) == 0 { // an empty bucket is inside of its parent
+			s.found(where.String() + " is a leaf with nothing in it")
 		}
-		for _, root := range s.leaf(where, page) {
-			if err := s.tree(root, depth+1); err != nil {
+		for _, root := range s.leaf(where, l, b) {
+			if err := s.tree(root, depth+1, bounds{}); err != nil {
 				return err
 			}
 		}
 	default:
-		s.found(where + " is neither a branch nor a leaf")
+		s.found(where.String() + " is neither a branch nor a leaf")
 	}
 	return nil
 }
 
-// branch returns the ids of the pages below.
-func (s *survey) branch(where string, page []byte) (children []uint64) {
-	elements := s.elements(where, page, 0, 4, 0)
-	if len(elements) == 0 {
-		s.found(where + " is a branch with nothing below")
-	}
-	for _, e := range elements {
-		children = append(children, binary.NativeEndian.Uint64(page[e.at+8:]))
-	}
-	return children
-}
-
 // leaf returns the ids of the root pages of the buckets in it.
-func (s *survey) leaf(where string, page []byte) (roots []uint64) {
-	for i, e := range s.elements(where, page, 4, 8, 12) {
-		switch binary.NativeEndian.Uint32(page[e.at:]) {
+func (s *survey) leaf(where pagePlace, l *level, b bounds) (roots []uint64) {
+	if !s.split(where, l, 4, 8, 12) {
+		return nil
+	}
+	s.order(where, l, b)
+	for i, e := range l.elements {
+		switch binary.NativeEndian.Uint32(l.page[e.at:]) {
 		case 0:
 			continue
 		case bucketLeafFlag:
@@ -165,56 +321,73 @@ func (s *survey) leaf(where string, page []byte) (roots []uint64) {
 			s.found(fmt.Sprintf("%s has an element %d of no kind", where, i))
 			continue
 		}
-		bucket := page[e.value:e.end]
+		bucket := l.page[e.value:e.end]
 		switch {
 		case len(bucket) < bucketHeaderSize:
 			s.found(fmt.Sprintf("%s has a bucket of %d bytes as its element %d", where, len(bucket), i))
 		case binary.NativeEndian.Uint64(bucket) != 0:
 			roots = append(roots, binary.NativeEndian.Uint64(bucket))
 		default:
-			inline := bucket[bucketHeaderSize:]
-			where := fmt.Sprintf("%s, element %d", where, i)
+			inline := &level{page: bucket[bucketHeaderSize:]}
+			inside := pagePlace{where.page, i}
 			switch {
-			case len(inline) < pageHeaderSize || binary.NativeEndian.Uint16(inline[8:]) != leafPageFlag:
-				s.found(where + " is a bucket without a leaf")
-			case binary.NativeEndian.Uint16(inline[10:]) == 0 && len(inline) > pageHeaderSize:
-				s.found(where + " is an empty bucket with something in it")
-			case len(s.leaf(where, inline)) > 0:
-				s.found(where + " is a bucket inside of its page, with a bucket in it")
+			case len(inline.page) < pageHeaderSize || binary.NativeEndian.Uint16(inline.page[8:]) != leafPageFlag:
+				s.found(inside.String() + " is a bucket without a leaf")
+			case binary.NativeEndian.Uint16(inline.page[10:]) == 0 && len(inline.page) > pageHeaderSize:
+				s.found(inside.String() + " is an empty bucket with something in it")
+			case len(s.leaf(inside, inline, bounds{})) > 0:
+				s.found(inside.String() + " is a bucket inside of its page, with a bucket in it")
 			}
 		}
 	}
 	return roots
 }
 
-// element is where an element of a page is, its value, and the end of that.
-type element struct{ at, value, end int }
-
-// elements returns where the elements of a page are, or nothing where one is not where
-// bbolt puts it: their keys and values follow one another behind all of them. The
-// position of a key, its size and the size of the value are at these offsets of an
-// element; 0 is no value.
-func (s *survey) elements(where string, page []byte, pos, keySize, valueSize int) (all []element) {
-	count := int(binary.NativeEndian.Uint16(page[10:]))
+// split finds the elements of a page, or returns false where one is not where bbolt puts
+// it: their keys and values follow one another behind all of them. The position of a
+// key, its size and the size of the value are at these offsets of an element; 0 is no
+// value.
+func (s *survey) split(where pagePlace, l *level, pos, keySize, valueSize int) bool {
+	l.elements = l.elements[:0]
+	count := int(binary.NativeEndian.Uint16(l.page[10:]))
 	next := pageHeaderSize + count*elementSize
-	u32 := func(at int) int64 { return int64(binary.NativeEndian.Uint32(page[at:])) }
+	u32 := func(at int) int64 { return int64(binary.NativeEndian.Uint32(l.page[at:])) }
 	for i := range count {
 		at := pageHeaderSize + i*elementSize
-		if next > len(page) || int64(at)+u32(at+pos) != int64(next) {
+		if next > len(l.page) || int64(at)+u32(at+pos) != int64(next) {
 			s.found(fmt.Sprintf("%s has its element %d not where it belongs", where, i))
-			return nil
+			return false
 		}
 		value := int64(next) + u32(at+keySize)
 		end := value
 		if valueSize > 0 {
 			end += u32(at + valueSize)
 		}
-		if end > int64(len(page)) {
+		if end > int64(len(l.page)) {
 			s.found(fmt.Sprintf("%s has its element %d end outside of itself", where, i))
-			return nil
+			return false
 		}
+		l.elements = append(l.elements, element{at, next, int(value), int(end)})
 		next = int(end)
-		all = append(all, element{at, int(value), next})
 	}
-	return all
+	return true
+}
+
+// order looks at the keys of a page that has been split.
+func (s *survey) order(where pagePlace, l *level, b bounds) {
+	n := len(l.elements)
+	if n == 0 {
+		return
+	}
+	if b.first != nil && !bytes.Equal(l.key(0), b.first) {
+		s.found(fmt.Sprintf("%s does not begin with the key that leads to it", where))
+	}
+	for i := 1; i < n; i++ {
+		if bytes.Compare(l.key(i-1), l.key(i)) >= 0 {
+			s.found(fmt.Sprintf("%s has the key of its element %d out of order", where, i))
+		}
+	}
+	if b.end != nil && bytes.Compare(l.key(n-1), b.end) >= 0 {
+		s.found(fmt.Sprintf("%s ends with a key that belongs to the next page", where))
+	}
 }

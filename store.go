@@ -132,7 +132,8 @@ type Store struct {
 
 	// beginMu is held around the start of a read transaction. bbolt takes a lock
 	// of its own there, and never lets go of it when it panics on a meta page that
-	// is gone. Then dead is closed, and db not touched again.
+	// is gone. Then dead is closed, and db not touched again; so it is when a search
+	// could have no end.
 	beginMu sync.Mutex
 	dead    chan struct{}
 
@@ -177,6 +178,10 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		dead:    make(chan struct{}),
 		memory:  newMemory(),
 	}
+	surveyed, err := surveyAtStart(path)
+	if err != nil {
+		return nil, fmt.Errorf("database %s: %w", path, err)
+	}
 	s.metrics = newStoreMetrics(s)
 	s.decoy = sync.OnceValues(func() ([]byte, error) {
 		return sealClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()})
@@ -186,6 +191,9 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	}
 	go s.commitLoop()
 	go s.recordLoop()
+	if !surveyed {
+		go s.survey()
+	}
 	if err := s.settleImport(); err != nil {
 		return nil, errors.Join(fmt.Errorf("an import that was cut short is still in %s: %w", path, err), s.Close())
 	}
@@ -257,6 +265,55 @@ func (s *Store) open(resync bool) (txid uint64, err error) {
 	return txid, nil
 }
 
+// survey looks at the branch pages of a large file, and gives it up when one is broken: a
+// search in it may have no end, which nothing but the end of the process would stop.
+func (s *Store) survey() {
+	var first firstFault
+	gaveWay := errors.New("somebody waits for the file")
+	seen := func(int64) error {
+		if s.wantGate.Load() {
+			return gaveWay
+		}
+		select {
+		case <-s.closing:
+			return ErrClosed
+		default:
+			return nil
+		}
+	}
+	for {
+		err := s.view(func(r *reader) error {
+			var roots []uint64
+			err := r.ForEach(func(_ []byte, b *bbolt.Bucket) error {
+				if root := b.Root(); root != 0 { // else it is inside of its parent
+					roots = append(roots, uint64(root))
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+			pageSize := int64(s.db.Info().PageSize)
+			return surveyBranches(s.file, pageSize, uint64(r.Size()/pageSize), roots, first.found, seen)
+		})
+		if !errors.Is(err, gaveWay) {
+			break
+		}
+		select {
+		case <-time.After(mendInterval):
+		case <-s.closing:
+			return
+		}
+	}
+	if err := first.err(); err != nil {
+		s.beginMu.Lock()
+		defer s.beginMu.Unlock()
+		if !s.isDead() {
+			_ = s.giveUp(err) // which the log has
+		}
+	}
+}
+
 // Close commits what waits, and closes the file. No method may be called after.
 func (s *Store) Close() error {
 	s.recordUses(recordInterval)
@@ -283,13 +340,13 @@ func (s *Store) Get(buf []byte, k Key) ([]byte, Version, error) {
 	var version Version
 	err := s.view(func(r *reader) error {
 		r.key = k.append(r.key[:0])
-		key, value := r.contracts.Seek(r.key)
-		if !bytes.Equal(key, r.key) {
-			return ErrNotFound
-		}
-		doc, sum, err := unseal(key, value)
+		value, err := seek(r.contracts, r.key)
 		if err != nil {
-			return fmt.Errorf("contract %s: %w", key, err)
+			return err
+		}
+		doc, sum, err := unseal(r.key, value)
+		if err != nil {
+			return fmt.Errorf("contract %s: %w", r.key, err)
 		}
 		buf, version = append(buf, doc...), sum
 		return nil
@@ -320,9 +377,9 @@ func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 	start := slices.Concat(prefix, []byte(r.After))
 	err = s.view(func(reader *reader) error {
 		c := reader.contracts
-		k, v := c.Seek(start)
-		if bytes.Equal(k, start) {
-			k, v = c.Next()
+		k, v, err := seekAfter(c, start)
+		if err != nil {
+			return err
 		}
 		var last, copied []byte
 		empty := len(buf)
@@ -351,6 +408,9 @@ func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 				buf = append(buf, ',')
 			}
 			buf, copied = append(buf, doc...), id
+		}
+		if err := intact(k, v); err != nil { // or it may be one of these
+			return err
 		}
 		if page.More {
 			page.Rest = Range{After: ID(copied), Through: r.Through}
@@ -388,9 +448,9 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 		if after != (Key{}) {
 			start = after.bytes()
 		}
-		k, v := c.Seek(start)
-		if bytes.Equal(k, start) {
-			k, v = c.Next()
+		k, v, err := seekAfter(c, start)
+		if err != nil {
+			return err
 		}
 		for size := 0; bytes.HasPrefix(k, prefix) && k != nil; k, v = c.Next() {
 			if size > scanBytes {
@@ -408,9 +468,24 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 				each(key, doc)
 			}
 		}
-		return nil
+		return intact(k, v)
 	})
 	return last, more, err
+}
+
+// seekAfter returns the first that follows on start, or ErrCorrupt where a broken one
+// stands before it, that may be the first.
+func seekAfter(c *bbolt.Cursor, start []byte) (key, value []byte, err error) {
+	key, value = c.Seek(start)
+	if bytes.Equal(key, start) {
+		key, value = c.Next()
+		return key, value, nil
+	}
+	if err := intact(c.Prev()); err != nil {
+		return nil, nil, err
+	}
+	key, value = c.Seek(start)
+	return key, value, nil
 }
 
 // Check decides whether a change may be made to what the writes before it left.
@@ -443,11 +518,13 @@ func (s *Store) Delete(ctx context.Context, k Key, check Check) error {
 // checked asks check about the contract under key. The sum is what the document
 // should be, and suffices: what is about to be replaced need not be whole.
 func checked(tx *bbolt.Tx, key []byte, check Check) error {
-	value := tx.Bucket(bucketContracts).Get(key)
-	if value == nil {
+	value, err := seek(tx.Bucket(bucketContracts).Cursor(), key)
+	switch {
+	case errors.Is(err, ErrNotFound):
 		return check(0, false)
-	}
-	if len(value) < sumSize {
+	case err != nil:
+		return err
+	case len(value) < sumSize:
 		return fmt.Errorf("contract %s: %w", key, ErrCorrupt)
 	}
 	return check(versionOf(value), true)
@@ -646,11 +723,10 @@ func (s *Store) recordUses(least time.Duration) {
 
 func getClient(tx *bbolt.Tx, id string) (c Client, err error) {
 	key := []byte(id)
-	value := tx.Bucket(bucketClients).Get(key)
-	if value == nil {
-		return c, ErrNotFound
+	value, err := seek(tx.Bucket(bucketClients).Cursor(), key)
+	if err == nil {
+		err = unsealJSON(key, value, &c)
 	}
-	err = unsealJSON(key, value, &c)
 	c.ID = id
 	return c, err
 }
@@ -902,6 +978,9 @@ func (s *Store) view(fn func(*reader) error) (err error) {
 }
 
 func (s *Store) begin() (*reader, error) {
+	if s.isDead() {
+		return nil, ErrDamaged
+	}
 	r, generation := s.readers.take()
 	if r != nil {
 		return r, nil
@@ -924,8 +1003,7 @@ func (s *Store) beginTx() (tx *bbolt.Tx, err error) {
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			close(s.dead)
-			err = s.damage(p)
+			err = s.giveUp(p)
 		}
 	}()
 	tx, err = s.db.Begin(false)
@@ -969,6 +1047,12 @@ func (s *Store) isDead() bool {
 	default:
 		return false
 	}
+}
+
+// giveUp has nobody ask bbolt for anything any more. It is called with beginMu held, once.
+func (s *Store) giveUp(why any) error {
+	close(s.dead)
+	return s.damage(why)
 }
 
 // damage turns bbolt's panic on a broken page into an error, and stops writes.
@@ -1032,9 +1116,9 @@ func removeExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time) error {
 // getExpiring returns a value and when it expires, which may be long ago, or
 // ErrNotFound. The value dies with the transaction.
 func getExpiring(tx *bbolt.Tx, bucket, key []byte) ([]byte, time.Time, error) {
-	value := tx.Bucket(bucket).Get(key)
-	if value == nil {
-		return nil, time.Time{}, ErrNotFound
+	value, err := seek(tx.Bucket(bucket).Cursor(), key)
+	if err != nil {
+		return nil, time.Time{}, err
 	}
 	b, _, err := unseal(key, value)
 	if err == nil && len(b) < expirySize {
@@ -1048,6 +1132,33 @@ func getExpiring(tx *bbolt.Tx, bucket, key []byte) ([]byte, time.Time, error) {
 
 func expiryOf(b []byte) time.Time {
 	return time.Unix(int64(binary.BigEndian.Uint64(b)), 0)
+}
+
+// seek returns the sealed value of a key, or ErrNotFound. A bit that flipped in a key
+// hides it: then one of its neighbors fails its checksum, and that is ErrCorrupt.
+func seek(c *bbolt.Cursor, key []byte) ([]byte, error) {
+	k, v := c.Seek(key)
+	if bytes.Equal(k, key) {
+		return v, nil
+	}
+	if err := intact(k, v); err != nil {
+		return nil, err
+	}
+	if err := intact(c.Prev()); err != nil {
+		return nil, err
+	}
+	return nil, ErrNotFound
+}
+
+// intact is nil for what has its checksum, and where there is nothing.
+func intact(key, sealed []byte) error {
+	if key == nil {
+		return nil
+	}
+	if _, _, err := unseal(key, sealed); err != nil {
+		return fmt.Errorf("%q: %w", key, err)
+	}
+	return nil
 }
 
 func put(tx *bbolt.Tx, bucket, key, value []byte) error {
