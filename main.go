@@ -314,7 +314,7 @@ func (c *serveCmd) prepare(ctx context.Context, a *app, store *Store, loopback b
 	}
 	demo, err := hasDemoClient(store, a.now())
 	if err != nil {
-		return fmt.Errorf("look for demo clients: %w", err)
+		return fmt.Errorf("database %s: look for demo clients: %w; restore a backup", c.DB, err)
 	}
 	if demo && !loopback {
 		return fmt.Errorf("%s has the clients of --demo, whose secrets everyone knows, so it is refused on %s; listen on a loopback address or start with a new file", c.DB, c.Addr)
@@ -324,7 +324,7 @@ func (c *serveCmd) prepare(ctx context.Context, a *app, store *Store, loopback b
 	}
 	has, err := store.HasClients()
 	if err != nil {
-		return fmt.Errorf("look for clients: %w", err)
+		return fmt.Errorf("database %s: look for clients: %w; restore a backup", c.DB, err)
 	}
 	if !has {
 		a.log.Warn("there is no client yet, so nobody can get a token; add one",
