@@ -513,6 +513,68 @@ func TestPageThatBreaksWhileItIsServed(t *testing.T) {
 	}
 }
 
+// A search for what is below a branch that is below itself has no end. Of a file that is
+// too large to be looked at as a whole before it is served, this is found soon after.
+func TestLargeFileWithABranchBelowItself(t *testing.T) {
+	t.Parallel()
+	db := newPath(t)
+	s, err := Open(db, time.Now, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}}}, Documents: map[Key][]byte{}}
+	const size = 100 << 10
+	for i := range surveyedAtStart/size + 1 {
+		samples.Documents[key(i)] = bytes.Repeat([]byte("x"), size)
+	}
+	if err := s.AddSamples(ctx, samples); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	url := contractsURL("", demoOrg, demoUser) + "/" + demoContract
+	sound := startProcess(t, nil, "--demo", "--db", db)
+	header := http.Header{"Authorization": {"Bearer " + token(t, sound.url, "demo", "demo-secret")}, "Content-Type": {"application/json"}}
+	for _, path := range []string{url, "/readyz"} {
+		if resp, got := do(t, http.DefaultClient, "GET", sound.url+path, header, ""); resp.StatusCode != 200 {
+			t.Fatalf("GET %s of the sound file: %s\n%s", path, resp.Status, got)
+		}
+	}
+	if err := sound.terminate(t); err != nil {
+		t.Fatal(err)
+	}
+
+	bolt, err := bbolt.Open(db, 0, &bbolt.Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var root int
+	_ = bolt.View(func(tx *bbolt.Tx) error {
+		root = int(tx.Bucket(bucketContracts).Root())
+		return nil
+	})
+	if err := bolt.Close(); err != nil {
+		t.Fatal(err)
+	}
+	file := readFile(t, db)
+	header0 := file[root*pageSize:][:pageHeaderSize]
+	last := int(binary.NativeEndian.Uint16([]byte(header0[10:]))) - 1
+	if binary.NativeEndian.Uint16([]byte(header0[8:])) != branchPageFlag || last < 1 {
+		t.Fatalf("the root of the contracts is no branch: %x", header0)
+	}
+	breakFile(t, db, root*pageSize+pageHeaderSize+last*elementSize+8, binary.NativeEndian.AppendUint64(nil, uint64(root)))
+	p := startProcess(t, nil, "--db", db)
+	waitFor(t, "the branch is found", func() bool { return strings.Contains(p.stderr.String(), fmt.Sprintf("page %d is used twice", root)) })
+	resp, got := do(t, http.DefaultClient, "GET", p.url+url, header, "")
+	wantProblem(t, resp, got, 500)
+	resp, got = do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, "")
+	wantUnavailable(t, resp, got)
+	if err := p.terminate(t); err != nil {
+		t.Errorf("SIGTERM: %v\n%s", err, p.stderr)
+	}
+}
+
 // bbolt keeps small buckets inside the root, and splits that when together they
 // outgrow a page: a few clients, tokens and keys are enough.
 func TestFileWhoseRootIsSplitOpensAgain(t *testing.T) {

@@ -114,8 +114,8 @@ func surveyAtStart(path string) (surveyed bool, err error) {
 	if err := checkFile(f, m); err != nil || int64(m.pages)*m.pageSize > surveyedAtStart {
 		return false, err
 	}
-	first := firstFault{}
-	if err := surveyPages(f, m, first.found, first.seen); err != nil {
+	var first firstFault
+	if err := surveyPages(f, m, first.found, func(int64) error { return nil }); err != nil {
 		return false, err
 	}
 	return true, first.err()
@@ -129,8 +129,6 @@ func (f *firstFault) found(fault string) {
 		f.fault = fault
 	}
 }
-
-func (f *firstFault) seen(int64) error { return nil }
 
 func (f *firstFault) err() error {
 	if f.fault == "" {

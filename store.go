@@ -269,11 +269,7 @@ func (s *Store) open(resync bool) (txid uint64, err error) {
 // search in it may have no end, which nothing but the end of the process would stop.
 func (s *Store) survey() {
 	var first firstFault
-	gaveWay := errors.New("somebody waits for the file")
-	seen := func(int64) error {
-		if s.wantGate.Load() {
-			return gaveWay
-		}
+	goOn := func(int64) error {
 		select {
 		case <-s.closing:
 			return ErrClosed
@@ -281,36 +277,27 @@ func (s *Store) survey() {
 			return nil
 		}
 	}
-	for {
-		err := s.view(func(r *reader) error {
-			var roots []uint64
-			err := r.ForEach(func(_ []byte, b *bbolt.Bucket) error {
-				if root := b.Root(); root != 0 { // else it is inside of its parent
-					roots = append(roots, uint64(root))
-				}
-				return nil
-			})
-			if err != nil {
-				return err
+	err := s.view(func(r *reader) error {
+		var roots []uint64
+		err := r.ForEach(func(_ []byte, b *bbolt.Bucket) error {
+			if root := b.Root(); root != 0 { // else it is inside of its parent
+				roots = append(roots, uint64(root))
 			}
-			pageSize := int64(s.db.Info().PageSize)
-			return surveyBranches(s.file, pageSize, uint64(r.Size()/pageSize), roots, first.found, seen)
+			return nil
 		})
-		if !errors.Is(err, gaveWay) {
-			break
+		if err != nil {
+			return err
 		}
-		select {
-		case <-time.After(mendInterval):
-		case <-s.closing:
-			return
-		}
+		pageSize := int64(s.db.Info().PageSize)
+		return surveyBranches(s.file, pageSize, uint64(r.Size()/pageSize), roots, first.found, goOn)
+	})
+	if err != nil && !errors.Is(err, ErrClosed) {
+		s.log.Warn("the branch pages of the database were not looked at", "err", err)
 	}
-	if err := first.err(); err != nil {
-		s.beginMu.Lock()
-		defer s.beginMu.Unlock()
-		if !s.isDead() {
-			_ = s.giveUp(err) // which the log has
-		}
+	s.beginMu.Lock()
+	defer s.beginMu.Unlock()
+	if err := first.err(); err != nil && !s.isDead() {
+		_ = s.giveUp(err) // which the log has
 	}
 }
 
