@@ -1038,7 +1038,7 @@ func (s *Store) isDead() bool {
 
 // giveUp has nobody ask bbolt for anything any more. It is called with beginMu held, once.
 func (s *Store) giveUp(why any) error {
-	close(s.dead)
+	defer close(s.dead) // when the log has said why
 	return s.damage(why)
 }
 
