@@ -65,11 +65,8 @@ const (
 // hold it for clean. It returns the file, locked, and the meta page that stands.
 func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, m meta, err error) {
 	f, err := openLocked(path, os.O_RDWR)
-	if errors.Is(err, ErrInUse) {
-		return nil, m, fmt.Errorf("database %s: %w", path, err)
-	}
 	if err != nil {
-		return nil, m, err
+		return nil, m, fmt.Errorf("database %s: %w", path, err)
 	}
 	defer func() { // else the file would stay locked, for mend too
 		if err != nil {
@@ -104,13 +101,18 @@ func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, m meta, e
 // openLocked opens an existing file for os.O_RDWR and locks it against all others,
 // or for os.O_RDONLY and locks it against those who would write. It is the lock that
 // bbolt will take once more, on the same open file.
-func openLocked(path string, flag int) (*os.File, error) {
+func openLocked(path string, flag int) (_ *os.File, err error) {
+	defer func() {
+		if errors.Is(err, fs.ErrPermission) {
+			err = fmt.Errorf("%w; use the account that owns it, or name another file with --db", err)
+		}
+	}()
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a file", path)
+		return nil, fmt.Errorf("%s is not a file; name another one with --db", path)
 	}
 	how := syscall.LOCK_EX
 	if flag == os.O_RDONLY {

@@ -153,16 +153,6 @@ func TestFileThatIsNoDatabaseOfOursIsLeftAlone(t *testing.T) {
 		if got := fails(t, "serve", "--db", path); !strings.Contains(got, path+": is empty, so it is no database; remove it") {
 			t.Errorf("an empty file: %q", got)
 		}
-		if os.Getuid() == 0 {
-			return // whom no permission stops
-		}
-		path = writeFile(t, sound)
-		if err := os.Chmod(path, 0o400); err != nil {
-			t.Fatal(err)
-		}
-		if got := fails(t, "serve", "--db", path); !strings.Contains(got, "permission denied") {
-			t.Errorf("a read-only file: %q", got)
-		}
 	})
 }
 
@@ -291,6 +281,83 @@ func TestProgramRefusesAFileThatIsNoneOfItsOwn(t *testing.T) {
 			entries, err := os.ReadDir(filepath.Dir(path))
 			if err != nil || len(entries) != 1 {
 				t.Errorf("the directory has %v, %v; want the file alone", entries, err)
+			}
+		})
+	}
+}
+
+// nobody is the user and the group of asNobody.
+const nobody = 65534
+
+// asNobody is a command before a command, which takes root's rights from it. Who is not
+// root has none.
+func asNobody(t testing.TB) []string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return nil
+	}
+	needTool(t, "setpriv")
+	id := fmt.Sprint(nobody)
+	return []string{"setpriv", "--reuid", id, "--regid", id, "--clear-groups"}
+}
+
+func TestFileThatMayNotBeWritten(t *testing.T) {
+	file, bearer := servedFile(t)
+	wrapper := asNobody(t)
+	for _, tt := range []struct {
+		name      string
+		dir, file os.FileMode
+		want      string // "" is service
+	}{
+		{"a file that is read-only", 0o700, 0o400, "open %s: permission denied; use the account that owns it, or name another file with --db"},
+		{"a file without any permission", 0o700, 0o000, "open %s: permission denied; use the account that owns it, or name another file with --db"},
+		{"a file that is read-only, in such a directory", 0o500, 0o400, "open %s: permission denied; use the account that owns it, or name another file with --db"},
+		{"a directory without any permission", 0o000, 0o600, "stat %s: permission denied; use the account that owns it, or name another file with --db"},
+		{"a directory that is read-only", 0o500, 0o600, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			dir := filepath.Dir(shortPath(t))
+			if err := os.Chmod(dir, 0o755); err != nil { // which is another user's, if root tests
+				t.Fatal(err)
+			}
+			dir = filepath.Join(dir, "d")
+			db := filepath.Join(dir, "test.db")
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			writeTo(t, db, file)
+			if os.Getuid() == 0 {
+				if err := errors.Join(os.Chown(db, nobody, nobody), os.Chown(dir, nobody, nobody)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := errors.Join(os.Chmod(db, tt.file), os.Chmod(dir, tt.dir)); err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = os.Chmod(dir, 0o700) }) // else it cannot be cleaned up
+			p := launch(t, wrapper, "--db", db)
+			if (p.url != "") != (tt.want == "") {
+				t.Fatalf("listens on %q, want %q\n%s", p.url, tt.want, p.stderr)
+			}
+			if p.url == "" {
+				<-p.ended
+				if got, want := sentence(p.stderr.String()), "energy-contracts: database "+db+": "+fmt.Sprintf(tt.want, db)+"\n"; p.cmd.ProcessState.ExitCode() != 1 || got != want {
+					t.Errorf("%v: %q, want %q", p.cmd.ProcessState, got, want)
+				}
+				if err := os.Chmod(dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if readFile(t, db) != string(file) {
+					t.Error("refused, and changed")
+				}
+				return
+			}
+			resp, got := do(t, http.DefaultClient, "PUT", p.url+contractsURL("", demoOrg, demoUser)+"/"+demoContract, with(jsonBody, "Authorization", "Bearer "+bearer), `{}`)
+			if resp.StatusCode != 200 {
+				t.Errorf("PUT: %s\n%s", resp.Status, got)
+			}
+			if err := p.terminate(t); err != nil {
+				t.Errorf("SIGTERM: %v\n%s", err, p.stderr)
 			}
 		})
 	}

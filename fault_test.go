@@ -50,13 +50,24 @@ type faultKind struct {
 }
 
 var faultKinds = []faultKind{
-	{"sync of a commit with EIO", []string{"fdatasync:error=EIO:when=%s"}, []string{"1", "2", "3", "4", "1+3", "2+2", "2+3"}, false},
-	{"write with EIO", []string{"pwrite64:error=EIO:when=%s"}, []string{"1", "2", "3", "4", "5", "6", "2+7", "3+7"}, false},
-	{"write with ENOSPC", []string{"pwrite64:error=ENOSPC:when=%s"}, []string{"1", "2", "3", "4", "2+5", "3+7"}, false},
-	{"sync of a growing file with EIO", []string{"fsync:error=EIO:when=%s"}, []string{"1", "1+2"}, true},
-	{"growth with EIO", []string{"ftruncate:error=EIO:when=%s"}, []string{"1", "1+"}, true},
-	{"growth with ENOSPC", []string{"ftruncate:error=ENOSPC:when=%s"}, []string{"1"}, true},
-	{"sync of a commit and of the remedy with EIO", []string{"fdatasync:error=EIO:when=%s", "fsync:error=EIO:when=1"}, []string{"1", "2", "4"}, false},
+	{"sync of a commit with EIO", []string{"fdatasync:error=EIO:when=%s"}, positions("1", "2", "3", "4", "1..2", "1..10", "2+2", "2+3"), false},
+	{"sync of a commit with ENOSPC", []string{"fdatasync:error=ENOSPC:when=%s"}, positions("1", "2", "1..10"), false},
+	{"write with EIO", []string{"pwrite64:error=EIO:when=%s"}, positions("1", "2", "3", "4", "5", "6", "1..10", "2+7"), false},
+	{"write with ENOSPC", []string{"pwrite64:error=ENOSPC:when=%s"}, positions("1", "2", "3", "4", "5", "6", "1..10", "3+7"), false},
+	{"sync of a growing file with EIO", []string{"fsync:error=EIO:when=%s"}, positions("1", "1..2"), true},
+	{"growth with EIO", []string{"ftruncate:error=EIO:when=%s"}, positions("1", "1..10"), true},
+	{"growth with ENOSPC", []string{"ftruncate:error=ENOSPC:when=%s"}, positions("1"), true},
+	{"sync of a commit and of the remedy with EIO", []string{"fdatasync:error=EIO:when=%s", "fsync:error=EIO:when=1"}, positions("1", "2", "4"), false},
+}
+
+// positions are those that are tried; the long form tries each of several commits too.
+func positions(at ...string) []string {
+	for n := range shortOr(0, 30) {
+		if one := strconv.Itoa(n + 1); !slices.Contains(at, one) {
+			at = append(at, one)
+		}
+	}
+	return at
 }
 
 // largeContract is a number of prices whose document, of some 100 KB, does not

@@ -235,6 +235,10 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	buildDir = dir
+	if err := os.Chmod(dir, 0o755); err != nil { // for tests that run the program as another user
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	http.DefaultTransport = validated{http.DefaultTransport.(*http.Transport)}
 	flag.Parse()
 	code := described().verdict(m.Run())

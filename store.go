@@ -164,7 +164,7 @@ type change func(*bbolt.Tx) error
 func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	if !exists(path) {
 		if err := create(path); err != nil {
-			return nil, fmt.Errorf("create database %s: %w", path, err)
+			return nil, fmt.Errorf("create database %s: %w; name a file in a directory where this account may make one with --db", path, err)
 		}
 	}
 	s := &Store{
