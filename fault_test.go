@@ -494,6 +494,7 @@ func TestDiskFull(t *testing.T) {
 	db := filepath.Join(disk, "test.db")
 	p := startProcess(t, nil, "--demo", "--db", db)
 	l := newLedger(t, p.url, demoContract)
+	sound := l.readTime(t)
 	next := 0
 	// makeNext makes a large contract, and tells whether it was refused.
 	makeNext := func() (refused bool) {
@@ -518,6 +519,33 @@ func TestDiskFull(t *testing.T) {
 	}
 	if status := l.put(t, demoContract, 10*largeContract); status != http.StatusServiceUnavailable {
 		t.Errorf("PUT on a full disk: %d, want 503", status)
+	}
+	l.check(t)
+	// Reads while writes go on to be refused. The store opens the file again after each
+	// that it tries, for which reads wait: not many may.
+	document := l.document(largeContract)
+	stopWriting, refused := make(chan struct{}), make(chan int)
+	go func() {
+		n := 0
+		for {
+			select {
+			case <-stopWriting:
+				refused <- n
+				return
+			default:
+				if a := l.send("PUT", demoContract, document); a.status == http.StatusServiceUnavailable {
+					n++
+				}
+			}
+		}
+	}()
+	full := l.readTime(t)
+	close(stopWriting)
+	if n := <-refused; n == 0 {
+		t.Error("no write was refused meanwhile")
+	}
+	if full > 4*sound+5*time.Millisecond {
+		t.Errorf("a read takes %v on a full disk, and took %v before", full, sound)
 	}
 	l.check(t)
 
@@ -737,6 +765,21 @@ func (l *ledger) check(t testing.TB) {
 			t.Fatalf("after %d writes, GET %s: %v\nwant 200\n%s", l.written, l.url(id), a, head(want))
 		}
 	}
+}
+
+// readTime is the median of what a GET takes.
+func (l *ledger) readTime(t testing.TB) time.Duration {
+	t.Helper()
+	times := make([]time.Duration, 300)
+	for i := range times {
+		began := time.Now()
+		if a := l.send("GET", demoContract, ""); a.err != nil || a.status != http.StatusOK || a.body != l.want[demoContract] {
+			t.Fatalf("GET %s: %v", l.url(demoContract), a)
+		}
+		times[i] = time.Since(began)
+	}
+	slices.Sort(times)
+	return times[len(times)/2]
 }
 
 // list is the whole list of the demo user's contracts.
