@@ -53,6 +53,7 @@ func run(t testing.TB, wrapper []string, args ...string) ran {
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
 		t.Fatal(err)
 	}
+	known.wantNone(t, "stderr", stderr.String())
 	return ran{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
@@ -81,6 +82,7 @@ func addedClient(t testing.TB, stdout string) credentials {
 	if m == nil {
 		t.Fatalf("client add printed\n%s", stdout)
 	}
+	known.add(m[2])
 	return credentials{m[1], m[2]}
 }
 
@@ -96,6 +98,7 @@ func rotatedClient(t testing.TB, stdout string) (c credentials, until string) {
 	if m == nil {
 		t.Fatalf("client rotate printed\n%s", stdout)
 	}
+	known.add(m[2])
 	return credentials{m[1], m[2]}, m[3]
 }
 

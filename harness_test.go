@@ -87,6 +87,8 @@ func startOn(t testing.TB, db string, args ...string) *service {
 			t.Errorf("serve: %v", err)
 		}
 		checkFileSound(t, s.db)
+		known.wantNone(t, "the log", s.log.String())
+		known.wantNoneIn(t, []string{"--db", s.db})
 	})
 	t.Cleanup(s.stop)
 	return s
@@ -349,7 +351,11 @@ func launch(t testing.TB, wrapper []string, args ...string) *process {
 	if err := p.cmd.Start(); err != nil {
 		t.Fatalf("%v: %v", p.cmd.Args, err)
 	}
-	t.Cleanup(func() { _ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) })
+	t.Cleanup(func() {
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		known.wantNone(t, "the log", p.stderr.String())
+		known.wantNoneIn(t, args)
+	})
 	listening := make(chan string, 1)
 	go func() {
 		lines := bufio.NewScanner(pipe)

@@ -117,6 +117,9 @@ func (b broken) Read([]byte) (int, error) {
 // hold tells, and remembers, what of an answer is not as described.
 func (d *description) hold(r *http.Request, resp *http.Response, content []byte) error {
 	operation, err := d.check(r, resp, content)
+	if found := known.exchanged(r, resp, content); len(found) > 0 {
+		err = errors.Join(err, fmt.Errorf("the answer has the secrets %q", found))
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err != nil {
