@@ -436,7 +436,7 @@ func shortOr[N any](short, long N) N {
 func needTool(t testing.TB, name string) {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
-		lacking(t, "%s is not installed; apt-get install %s, or let .ci/run do so", name, name)
+		lacking(t, "%s is not installed; .ci/run says which package has it, and installs it", name)
 	}
 }
 
