@@ -250,7 +250,7 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 		return txid, tx.Rollback()
 	}
 	// More than the batch can have added, so that what expires does not pile up.
-	if err := purge(tx, s.now(), 2*len(batch)); err != nil {
+	if err := purge(tx, s.now().Add(-expiredKept), 2*len(batch)); err != nil {
 		return txid, errors.Join(err, tx.Rollback())
 	}
 	err = tx.Commit()

@@ -74,7 +74,9 @@ const (
 	pageBytes = 256 << 10
 	// idempotencyLifetime is how long the first answer to a key is repeated.
 	idempotencyLifetime = 24 * time.Hour
-	// expiredKept is how long an expired token is still known to have been one.
+	// expiredKept is how long what has expired stays in the file. An expired token is
+	// still known to have been one, and a clock that is set forward by as much, and back
+	// again, takes nothing away before its time.
 	expiredKept = time.Hour
 	// recordInterval is how often it is written down when clients were last used.
 	recordInterval = time.Minute
@@ -92,9 +94,9 @@ const (
 //	expiry       expiry, bucket, ␀, key         nothing: where to look for what has expired
 //	import       org_id/user_id/contract_id     line, sum, document: staged, as staging.go says
 //
-// A sum is the XXH64 of key and value, an expiry the time from which on a commit may
-// remove the value, in seconds since 1970; both
-// are 8 bytes, big-endian. Keys are canonical: UUIDs in lower case.
+// A sum is the XXH64 of key and value, an expiry the seconds since 1970 when the value
+// expires, an expiredKept after which a commit may remove it; both are 8 bytes,
+// big-endian. Keys are canonical: UUIDs in lower case.
 //
 // A write that finds no commit under way makes one; else it waits in a queue, and all
 // that wait share the next one. They are answered when it is synced. Reads copy what
@@ -741,7 +743,7 @@ func (s *Store) AddToken(ctx context.Context, h Hash, t Token) error {
 		return fmt.Errorf("encode token: %w", err)
 	}
 	return s.update(ctx, func(tx *bbolt.Tx) error {
-		return putExpiring(tx, bucketTokens, h[:], t.Expires.Add(expiredKept), b)
+		return putExpiring(tx, bucketTokens, h[:], t.Expires, b)
 	})
 }
 
@@ -784,7 +786,7 @@ func (s *Store) readToken(h Hash) (t Token, err error) {
 // token and ErrForeign for another client's.
 func (s *Store) RevokeToken(ctx context.Context, h Hash, client string) error {
 	return s.update(ctx, func(tx *bbolt.Tx) error {
-		t, leaves, err := getToken(tx, h)
+		t, expiry, err := getToken(tx, h)
 		switch {
 		case err != nil:
 			return err
@@ -792,20 +794,20 @@ func (s *Store) RevokeToken(ctx context.Context, h Hash, client string) error {
 			return ErrForeign
 		}
 		tx.OnCommit(func() { s.memory.forgetToken(h) })
-		return removeExpiring(tx, bucketTokens, h[:], leaves)
+		return removeExpiring(tx, bucketTokens, h[:], expiry)
 	})
 }
 
-// getToken returns a token and when it leaves the file.
-func getToken(tx *bbolt.Tx, h Hash) (t Token, leaves time.Time, err error) {
-	b, leaves, err := getExpiring(tx, bucketTokens, h[:])
+// getToken returns a token and the expiry that it is stored with.
+func getToken(tx *bbolt.Tx, h Hash) (t Token, expiry time.Time, err error) {
+	b, expiry, err := getExpiring(tx, bucketTokens, h[:])
 	if err != nil {
-		return t, leaves, err
+		return t, expiry, err
 	}
 	if err := json.Unmarshal(b, &t); err != nil {
-		return t, leaves, fmt.Errorf("decode token: %w", err)
+		return t, expiry, fmt.Errorf("decode token: %w", err)
 	}
-	return t, leaves, nil
+	return t, expiry, nil
 }
 
 // Samples are clients and documents to start with.
@@ -1051,18 +1053,18 @@ func (s *Store) damage(p any) error {
 	return fmt.Errorf("%w: %v", ErrDamaged, p)
 }
 
-// purge removes what has expired, at most n values. A value says itself when it
-// expires; the index only says where to look.
-func purge(tx *bbolt.Tx, now time.Time, n int) error {
+// purge removes what expired until a time, at most n values. A value says itself when
+// it expires; the index only says where to look.
+func purge(tx *bbolt.Tx, until time.Time, n int) error {
 	c := tx.Bucket(bucketExpiry).Cursor()
 	for k, _ := c.First(); k != nil && n > 0; k, _ = c.First() {
-		if now.Before(expiryOf(k)) {
+		if until.Before(expiryOf(k)) {
 			return nil
 		}
 		bucket, key, _ := bytes.Cut(k[expirySize:], []byte{0})
 		if tx.Bucket(bucket) != nil {
 			_, expires, err := getExpiring(tx, bucket, key)
-			if err == nil && !now.Before(expires) || errors.Is(err, ErrCorrupt) {
+			if err == nil && !until.Before(expires) || errors.Is(err, ErrCorrupt) {
 				if err := remove(tx, bucket, key); err != nil {
 					return err
 				}
@@ -1081,8 +1083,8 @@ const (
 	expirySize = 8
 )
 
-// putExpiring stores a value that purge removes once it has expired, at the next
-// whole second.
+// putExpiring stores a value that expires, at the next whole second, and that purge
+// removes some time later.
 func putExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time, value []byte) error {
 	stamp := binary.BigEndian.AppendUint64(nil, uint64(expires.Add(time.Second-1).Unix()))
 	if err := put(tx, bucket, key, seal(key, append(stamp, value...))); err != nil {

@@ -250,6 +250,7 @@ func count(t testing.TB, path string, bucket []byte) (n int) {
 
 func TestWhatExpiresLeavesTheFile(t *testing.T) {
 	path := newPath(t)
+	const gone = idempotencyLifetime + expiredKept + time.Minute
 	t.Run("write", func(t *testing.T) {
 		s, c := openStore(t, path)
 		for round := range 3 {
@@ -263,9 +264,9 @@ func TestWhatExpiresLeavesTheFile(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			c.move(25 * time.Hour)
+			c.move(gone)
 		}
-		c.move(-25 * time.Hour) // the last round has not expired
+		c.move(-gone) // the last round has not expired
 	})
 	for bucket, want := range map[string]int{"contracts": 60, "idempotency": 20, "tokens": 20, "expiry": 40} {
 		if n := count(t, path, []byte(bucket)); n != want {
@@ -791,7 +792,7 @@ func TestCorruptClientTokenAndKeyAreRefusedAndExpireAsOthersDo(t *testing.T) {
 		if _, _, err := s.Get(nil, key(2)); !errors.Is(err, ErrNotFound) {
 			t.Errorf("refused, and there: %v", err)
 		}
-		clock.move(idempotencyLifetime + time.Minute)
+		clock.move(idempotencyLifetime + expiredKept + time.Minute)
 		if err := s.AddClient(ctx, c); err != nil { // heals the client; its commit removes the others
 			t.Fatal(err)
 		}
