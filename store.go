@@ -680,8 +680,8 @@ func (s *Store) recordLoop() {
 // errUnchanged: there is nothing to commit.
 var errUnchanged = errors.New("nothing to write")
 
-// recordUses writes down when clients were last used, if that is later by more
-// than least than what the file says.
+// recordUses writes down when clients were last used, if that is more than least away
+// from what the file says: later, or earlier when the clock was set back.
 func (s *Store) recordUses(least time.Duration) {
 	uses := s.memory.unrecorded(least)
 	if len(uses) == 0 {
@@ -693,7 +693,7 @@ func (s *Store) recordUses(least time.Duration) {
 		err := errUnchanged
 		for id, at := range uses {
 			c, broken := getClient(tx, id)
-			if broken != nil || at.Sub(c.LastUsed) <= least { // or removed
+			if broken != nil || at.Sub(c.LastUsed).Abs() <= least { // or removed
 				continue
 			}
 			c.LastUsed = at

@@ -118,13 +118,13 @@ func (m *memory) lastUse(client string) (at time.Time, ok bool) {
 }
 
 // unrecorded returns the uses of which the file does not know, by client id: those
-// later by more than least than what it knows.
+// more than least away from what it knows.
 func (m *memory) unrecorded(least time.Duration) map[string]time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	uses := make(map[string]time.Time)
 	for client, u := range m.uses {
-		if u.last-u.recorded > int64(least/time.Second) {
+		if (time.Duration(u.last-u.recorded) * time.Second).Abs() > least {
 			uses[client] = time.Unix(u.last, 0)
 		}
 	}
