@@ -1,0 +1,476 @@
+package main
+
+// What has an end, while the wall clock of the machine is set forward and back by an
+// hour: tokens, secrets, idempotency keys. The clock is that of a process of its own,
+// whose program has one line of main.go changed, as testdata/clock has it.
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// movedProgram builds the program with a clock that jumps, once.
+var movedProgram = sync.OnceValues(func() (string, error) {
+	const line = "now:       time.Now,"
+	source, err := os.ReadFile("main.go")
+	if err != nil {
+		return "", err
+	}
+	if n := strings.Count(string(source), line); n != 1 {
+		return "", fmt.Errorf("main.go has the line %q %d times, and must have it once", line, n)
+	}
+	here, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	changed, overlay, path := filepath.Join(buildDir, "main.go"), filepath.Join(buildDir, "overlay.json"), filepath.Join(buildDir, "moved-clock")
+	if err := os.WriteFile(changed, []byte(strings.Replace(string(source), line, "now: movedClock,", 1)), 0o600); err != nil {
+		return "", err
+	}
+	files, err := json.Marshal(map[string]map[string]string{"Replace": {
+		filepath.Join(here, "main.go"):       changed,
+		filepath.Join(here, "movedclock.go"): filepath.Join(here, "testdata", "clock", "clock.go"),
+	}})
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(overlay, files, 0o600); err != nil {
+		return "", err
+	}
+	return path, goIn(".", "build", "-overlay", overlay, "-o", path, ".")
+})
+
+// moved is the service in a process whose clock the test sets.
+type moved struct {
+	*process
+	db    string
+	args  []string
+	file  string        // says how far the clock is ahead
+	ahead time.Duration // of this process's
+	text  string        // of a token that is good, or ""
+}
+
+// startMoved runs "serve --demo" until the test ends, by a clock that is right.
+func startMoved(t testing.TB, args ...string) *moved {
+	t.Helper()
+	db := shortPath(t)
+	m := &moved{db: db, args: append([]string{"--demo", "--db", db}, args...), file: filepath.Join(t.TempDir(), "clock")}
+	m.set(t, 0)
+	m.start(t)
+	return m
+}
+
+func (m *moved) start(t testing.TB) {
+	t.Helper()
+	path, err := movedProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// In the place of the program that it is the wrapper of.
+	wrapper := []string{"env", "MOVED_CLOCK=" + m.file, "sh", "-c", `shift; exec "$0" "$@"`, path}
+	m.process = startProcess(t, wrapper, m.args...)
+}
+
+func (m *moved) restart(t testing.TB) {
+	t.Helper()
+	if err := m.terminate(t); err != nil {
+		t.Fatalf("after SIGTERM: %v\n%s", err, m.stderr)
+	}
+	m.start(t)
+}
+
+// set has the clock be so far ahead from now on.
+func (m *moved) set(t testing.TB, ahead time.Duration) {
+	t.Helper()
+	m.ahead, m.text = ahead, ""
+	whole := m.file + ".new"
+	writeTo(t, whole, []byte(ahead.String()))
+	if err := os.Rename(whole, m.file); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (m *moved) contracts() string { return contractsURL(m.url, demoOrg, demoUser) }
+
+// bearer is the Authorization field of a token that was issued by the clock as it is.
+func (m *moved) bearer(t testing.TB) string {
+	t.Helper()
+	if m.text == "" {
+		m.text = token(t, m.url, "demo", "demo-secret")
+	}
+	return "Bearer " + m.text
+}
+
+// commit replaces a contract that nothing else here is about, so that what may leave the
+// file does.
+func (m *moved) commit(t testing.TB) {
+	t.Helper()
+	resp, got := do(t, http.DefaultClient, "PUT", m.contracts()+"/"+demoOtherContract, with(jsonBody, "Authorization", m.bearer(t)), "{}")
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("PUT: %s\n%s", resp.Status, got)
+	}
+}
+
+// get gets a contract by a token.
+func (m *moved) get(t testing.TB, text string) (*http.Response, string) {
+	t.Helper()
+	return do(t, http.DefaultClient, "GET", m.contracts()+"/"+demoContract, http.Header{"Authorization": {"Bearer " + text}}, "")
+}
+
+// wantToken uses a token twice, as the second time it is remembered. why is "" if it is
+// good.
+func (m *moved) wantToken(t testing.TB, what, text, why string) {
+	t.Helper()
+	for range 2 {
+		resp, got := m.get(t, text)
+		switch {
+		case why == "" && (resp.StatusCode != http.StatusOK || !strings.Contains(got, `"id":"`+demoContract+`"`)):
+			t.Errorf("%s, with the clock %v ahead: %s, want 200\n%s", what, m.ahead, resp.Status, got)
+		case why != "" && !strings.Contains(got, why):
+			t.Errorf("%s, with the clock %v ahead: %s, want it %s\n%s", what, m.ahead, resp.Status, why, got)
+		case why != "":
+			refused("", "", why).answer.want(t, resp, got)
+		}
+	}
+}
+
+func TestTokenIsGoodExactlyWhileAClockThatJumpsSaysSo(t *testing.T) {
+	t.Parallel()
+	for _, lifetime := range []time.Duration{30 * time.Minute, tokenLifetime} {
+		for name, between := range map[string]func(*moved, testing.TB){"": (*moved).commit, ", over restarts": (*moved).restart} {
+			t.Run(fmt.Sprintf("for %v%s", lifetime, name), func(t *testing.T) {
+				t.Parallel()
+				m := startMoved(t, "--token-lifetime", lifetime.String())
+				form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}, "Authorization": {"Basic ZGVtbzpkZW1vLXNlY3JldA=="}}
+				revoke := func(text string) {
+					if resp, got := do(t, http.DefaultClient, "POST", m.url+"/oauth2/revoke_token/", form, "token="+text); resp.StatusCode != http.StatusOK {
+						t.Errorf("revoke: %s\n%s", resp.Status, got)
+					}
+				}
+				var issuedAt []time.Duration
+				var issued, revoked []string
+				for _, ahead := range []time.Duration{0, time.Hour, 0, -time.Hour, 0} {
+					m.set(t, ahead)
+					issuedAt = append(issuedAt, ahead)
+					issued = append(issued, token(t, m.url, "demo", "demo-secret"))
+					revoked = append(revoked, token(t, m.url, "demo", "demo-secret"))
+					revoke(revoked[len(revoked)-1])
+					between(m, t)
+					for i, at := range issuedAt {
+						what := fmt.Sprintf("token %d, issued with the clock %v ahead", i, at)
+						why := "expired"
+						if ahead < at+lifetime {
+							why = ""
+						}
+						m.wantToken(t, what, issued[i], why)
+						m.wantToken(t, what+" and revoked", revoked[i], "unknown or revoked")
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestOldSecretIsGoodExactlyWhileAClockThatJumpsSaysSo(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		grace string
+		good  map[time.Duration]bool // by how far the clock is ahead
+	}{
+		{"30m", map[time.Duration]bool{-time.Hour: true, 0: true, time.Hour: false}},
+		{"0s", map[time.Duration]bool{-time.Hour: false, 0: false, time.Hour: false}},
+	} {
+		t.Run(tt.grace, func(t *testing.T) {
+			t.Parallel()
+			m := startMoved(t)
+			old := addClient(t, m.db)
+			current, _ := rotateClient(t, m.db, old.ID, "--grace", tt.grace)
+			for _, ahead := range []time.Duration{time.Hour, 0, -time.Hour, 0} {
+				m.set(t, ahead)
+				m.commit(t)
+				wantSecret(t, m.url, old, tt.good[ahead])
+				wantSecret(t, m.url, current, true)
+			}
+		})
+	}
+}
+
+// keyUser is a user of the demo organization whose contracts all have a key.
+const keyUser = "00000000-0000-4000-8000-000000000007"
+
+// madeOnce is an idempotency key, how far the clock is ahead at its end, and the first
+// answer to it.
+type madeOnce struct {
+	key    string
+	end    time.Duration
+	answer string
+}
+
+// post makes a contract of keyUser, once for each key, and returns the answer.
+func (m *moved) post(t testing.TB, key, body string) (*http.Response, string) {
+	t.Helper()
+	header := http.Header{
+		"Content-Type": {"application/json"}, "Idempotency-Key": {`"` + key + `"`},
+		"Authorization": {m.bearer(t)},
+	}
+	return do(t, http.DefaultClient, "POST", contractsURL(m.url, demoOrg, keyUser), header, body)
+}
+
+// list gets the contracts of keyUser.
+func (m *moved) list(t testing.TB) string {
+	t.Helper()
+	_, list := do(t, http.DefaultClient, "GET", contractsURL(m.url, demoOrg, keyUser), http.Header{"Authorization": {m.bearer(t)}}, "")
+	return list
+}
+
+func TestIdempotencyKeyMakesOneContractThoughTheClockJumps(t *testing.T) {
+	t.Parallel()
+	for name, between := range map[string]func(*moved, testing.TB){"commits": (*moved).commit, "restarts": (*moved).restart} {
+		t.Run("over "+name, func(t *testing.T) {
+			t.Parallel()
+			m := startMoved(t)
+			var made []madeOnce
+			// wantSame sends again what is not over its time.
+			wantSame := func() {
+				t.Helper()
+				for _, first := range made {
+					if m.ahead >= first.end {
+						continue
+					}
+					if resp, got := m.post(t, first.key, "{}"); resp.StatusCode != http.StatusOK || got != first.answer {
+						t.Errorf("key %s, with the clock %v ahead: %s\n%s\nwant the first answer\n%s", first.key, m.ahead, resp.Status, got, first.answer)
+					}
+				}
+			}
+			for i, ahead := range []time.Duration{0, time.Hour, 0, -time.Hour, 0} {
+				m.set(t, ahead)
+				key := fmt.Sprintf("%d, made with the clock %v ahead", i, ahead)
+				resp, got := m.post(t, key, "{}")
+				if resp.StatusCode != http.StatusOK {
+					t.Fatalf("POST: %s\n%s", resp.Status, got)
+				}
+				made = append(made, madeOnce{key, ahead + idempotencyLifetime, got})
+				between(m, t)
+				wantSame()
+			}
+			// Half an hour before each end the clock is an hour ahead for a while, and nobody
+			// sends a key meanwhile.
+			for _, end := range []time.Duration{-time.Hour, 0, time.Hour} {
+				before := end + idempotencyLifetime - 30*time.Minute
+				m.set(t, before)
+				wantSame()
+				m.set(t, before+time.Hour)
+				for range 10 { // each removes two things
+					m.commit(t)
+				}
+				between(m, t)
+				m.set(t, before)
+				wantSame()
+				resp, got := m.post(t, made[1].key, "{ }") // which ends last
+				wantProblem(t, resp, got, http.StatusUnprocessableEntity)
+			}
+			if list := m.list(t); strings.Count(list, `"id"`) != len(made) {
+				t.Errorf("%d keys made\n%s", len(made), list)
+			}
+			m.set(t, idempotencyLifetime+2*time.Hour)
+			if resp, got := m.post(t, made[0].key, "{}"); resp.StatusCode != http.StatusOK || got == made[0].answer {
+				t.Errorf("key %s, with the clock %v ahead: %s\n%s\nwant another contract than first", made[0].key, m.ahead, resp.Status, got)
+			}
+		})
+	}
+}
+
+// Failures are free again as time goes by, not as the clock says.
+func TestLimitOfGuessesStandsThoughTheClockJumps(t *testing.T) {
+	t.Parallel()
+	m := startMoved(t)
+	began, free := time.Now(), 0
+	for _, ahead := range []time.Duration{0, -time.Hour, 0, time.Hour, 0} {
+		m.set(t, ahead)
+		for limited := false; !limited; {
+			resp, got := do(t, http.DefaultClient, "POST", m.url+"/oauth2/token/", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
+				formBody("demo", "wrong", "grant_type=client_credentials"))
+			if limited = resp.StatusCode != http.StatusUnauthorized; limited {
+				seconds := resp.Header.Get("Retry-After")
+				if n, err := strconv.Atoi(seconds); err != nil || n < 1 || n > int(freeAgain/time.Second) {
+					t.Errorf("with the clock %v ahead: Retry-After is %q", ahead, seconds)
+				}
+				limitedClient(seconds).want(t, resp, got)
+				break
+			}
+			refusedClient.want(t, resp, got)
+			free++
+			if most := freeGuesses + int(time.Since(began)/freeAgain); free > most {
+				t.Fatalf("with the clock %v ahead, %d failures are free, want %d", ahead, free, most)
+			}
+		}
+	}
+	if free < freeGuesses {
+		t.Errorf("%d failures are free, want %d", free, freeGuesses)
+	}
+}
+
+func TestLastUseIsNotInTheFutureWhenTheClockIsSetBack(t *testing.T) {
+	t.Parallel()
+	m := startMoved(t)
+	c := addClient(t, m.db)
+	for _, ahead := range []time.Duration{time.Hour, 0, -time.Hour} {
+		m.set(t, ahead)
+		from := time.Now().Add(ahead).Truncate(time.Second)
+		token(t, m.url, c.ID, c.Secret)
+		to := time.Now().Add(ahead)
+		m.restart(t) // which writes it down, and forgets it
+		list := clientCommand(t, m.db, "list")
+		cells := strings.Fields(list) // the last row is of the one that was made last
+		if at, err := time.Parse(time.RFC3339, cells[len(cells)-1]); err != nil || at.Before(from) || at.After(to) {
+			t.Errorf("with the clock %v ahead, used between %v and %v: client list says\n%s", ahead, from.UTC(), to.UTC(), list)
+		}
+	}
+}
+
+// span is an instant of which only the bounds are known, such as when a request was
+// answered by the clock of the service.
+type span struct{ from, to time.Time }
+
+func (s span) add(d time.Duration) span { return span{s.from.Add(d), s.to.Add(d)} }
+
+// mayEnd is a token or a key, and when it ends.
+type mayEnd struct {
+	text   string
+	end    span
+	answer string // the first to a key
+}
+
+// Many days go by, in which the clock is set now and then, at most half an hour away
+// from the true time: by up to an hour.
+func TestNothingEndsEarlyThoughTheClockJumpsAtRandom(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	defer func() {
+		if t.Failed() {
+			t.Logf("seed %d", seed)
+		}
+	}()
+	random := rand.New(rand.NewPCG(seed, 0))
+	upTo := func(d time.Duration) time.Duration {
+		return time.Duration(random.Int64N(int64(d))).Truncate(time.Second)
+	}
+	const lifetime, wrong = 30 * time.Minute, 30 * time.Minute
+	m := startMoved(t, "--token-lifetime", lifetime.String())
+	var latest time.Time // that the clock was when something was asked
+	// during asks, and tells what came when by the clock.
+	during := func(ask func() (*http.Response, string)) (resp *http.Response, got string, at span) {
+		at.from = time.Now().Add(m.ahead)
+		resp, got = ask()
+		at.to = time.Now().Add(m.ahead)
+		if at.to.After(latest) {
+			latest = at.to
+		}
+		return resp, got, at
+	}
+	// atRandom is, half of the time, the one whose end is nearest.
+	atRandom := func(all []*mayEnd) *mayEnd {
+		if random.IntN(2) > 0 {
+			return all[random.IntN(len(all))]
+		}
+		now := time.Now().Add(m.ahead)
+		return slices.MinFunc(all, func(a, b *mayEnd) int {
+			return cmp.Compare(a.end.from.Sub(now).Abs(), b.end.from.Sub(now).Abs())
+		})
+	}
+	var tokens, keys []*mayEnd
+	var passed time.Duration // of the true time
+	contracts := 0
+	seen := map[string]int{"a token is good": 0, "a token is good again": 0, "a token is expired": 0, "a key is repeated": 0, "a key is good again": 0, "a key is over": 0}
+	for range shortOr(150, 40_000) {
+		if t.Failed() {
+			return
+		}
+		switch n := random.IntN(100); {
+		case n < 30:
+			passed += upTo(15 * time.Minute)
+			if random.IntN(4) == 0 {
+				passed += upTo(6 * time.Hour)
+			}
+			m.set(t, passed-wrong+upTo(2*wrong))
+			if random.IntN(20) == 0 {
+				m.restart(t)
+			}
+		case n < 45 || len(tokens) == 0:
+			one := &mayEnd{}
+			_, _, at := during(func() (*http.Response, string) {
+				one.text = token(t, m.url, "demo", "demo-secret")
+				return nil, ""
+			})
+			one.end = at.add(lifetime)
+			tokens = append(tokens, one)
+		case n < 70:
+			one := atRandom(tokens)
+			before := latest
+			resp, got, at := during(func() (*http.Response, string) { return m.get(t, one.text) })
+			switch {
+			case resp.StatusCode == http.StatusOK && at.from.Before(one.end.to):
+				seen["a token is good"]++
+				if before.After(one.end.to) {
+					seen["a token is good again"]++
+				}
+			case resp.StatusCode == http.StatusUnauthorized && !at.to.Before(one.end.from):
+				seen["a token is expired"]++
+				why := "expired"
+				if !latest.Before(one.end.from.Add(expiredKept)) && strings.Contains(got, "unknown") { // it may have left the file
+					why = "unknown or revoked"
+				}
+				refused("", "", why).answer.want(t, resp, got)
+			default:
+				t.Errorf("token that ends at %v, at %v: %s\n%s", one.end, at, resp.Status, got)
+			}
+		default:
+			one := &mayEnd{text: strconv.Itoa(len(keys))}
+			if len(keys) > 0 && random.IntN(4) > 0 {
+				one = atRandom(keys)
+			} else {
+				keys = append(keys, one)
+			}
+			before := latest
+			resp, got, at := during(func() (*http.Response, string) { return m.post(t, one.text, "{}") })
+			switch {
+			case resp.StatusCode != http.StatusOK:
+				t.Errorf("POST with the key %s: %s\n%s", one.text, resp.Status, got)
+			case got == one.answer && at.from.Before(one.end.to):
+				seen["a key is repeated"]++
+				if before.After(one.end.to) {
+					seen["a key is good again"]++
+				}
+			case got != one.answer && !at.to.Before(one.end.from):
+				if one.answer != "" {
+					seen["a key is over"]++
+				}
+				one.answer, one.end = got, at.add(idempotencyLifetime)
+				one.end.to = one.end.to.Add(time.Second) // a key ends at a whole second
+				contracts++
+			default:
+				t.Errorf("key %s that ends at %v, at %v\n%s\nfirst\n%s", one.text, one.end, at, got, one.answer)
+			}
+		}
+	}
+	if n := strings.Count(m.list(t), `"id"`); n != contracts {
+		t.Errorf("%d contracts are there, and %d were answered", n, contracts)
+	}
+	for what, times := range seen {
+		if times < shortOr(0, 1) { // in a few days not all may happen
+			t.Errorf("in %v it never happened that %s", passed, what)
+		}
+	}
+	t.Logf("in %v: %v", passed, seen)
+}
