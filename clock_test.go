@@ -352,6 +352,109 @@ type mayEnd struct {
 	answer string // the first to a key
 }
 
+// jumping says what a service must answer while its clock jumps.
+type jumping struct {
+	*moved
+	random       *rand.Rand
+	tokens, keys []*mayEnd
+	contracts    int            // that were made
+	latest       time.Time      // that the clock was when something was done
+	seen         map[string]int // what was answered, how often
+}
+
+// upTo is a time in whole seconds.
+func (j *jumping) upTo(d time.Duration) time.Duration {
+	return time.Duration(j.random.Int64N(int64(d))).Truncate(time.Second)
+}
+
+// during tells when something was done, by the clock.
+func (j *jumping) during(do func()) (at span) {
+	at.from = time.Now().Add(j.ahead)
+	do()
+	at.to = time.Now().Add(j.ahead)
+	if at.to.After(j.latest) {
+		j.latest = at.to
+	}
+	return at
+}
+
+// one of all is half of the time the one whose end is nearest.
+func (j *jumping) one(all []*mayEnd) *mayEnd {
+	if j.random.IntN(2) > 0 {
+		return all[j.random.IntN(len(all))]
+	}
+	now := time.Now().Add(j.ahead)
+	return slices.MinFunc(all, func(a, b *mayEnd) int {
+		return cmp.Compare(a.end.from.Sub(now).Abs(), b.end.from.Sub(now).Abs())
+	})
+}
+
+func (j *jumping) issue(t testing.TB, lifetime time.Duration) {
+	t.Helper()
+	one := &mayEnd{}
+	one.end = j.during(func() { one.text = token(t, j.url, "demo", "demo-secret") }).add(lifetime)
+	j.tokens = append(j.tokens, one)
+}
+
+// useToken uses one that was issued.
+func (j *jumping) useToken(t testing.TB) {
+	t.Helper()
+	one := j.one(j.tokens)
+	var resp *http.Response
+	var got string
+	wasOver := j.latest.After(one.end.to)
+	at := j.during(func() { resp, got = j.get(t, one.text) })
+	switch {
+	case resp.StatusCode == http.StatusOK && at.from.Before(one.end.to):
+		j.seen["a token is good"]++
+		if wasOver {
+			j.seen["a token is good again"]++
+		}
+	case resp.StatusCode == http.StatusUnauthorized && !at.to.Before(one.end.from):
+		j.seen["a token is expired"]++
+		why := "expired"
+		if !j.latest.Before(one.end.from.Add(expiredKept)) && strings.Contains(got, "unknown") { // it may have left the file
+			why = "unknown or revoked"
+		}
+		refused("", "", why).answer.want(t, resp, got)
+	default:
+		t.Errorf("token that ends at %v, at %v: %s\n%s", one.end, at, resp.Status, got)
+	}
+}
+
+// useKey makes a contract with a key, which is often one that was used before.
+func (j *jumping) useKey(t testing.TB) {
+	t.Helper()
+	one := &mayEnd{text: strconv.Itoa(len(j.keys))}
+	if len(j.keys) > 0 && j.random.IntN(4) > 0 {
+		one = j.one(j.keys)
+	} else {
+		j.keys = append(j.keys, one)
+	}
+	var resp *http.Response
+	var got string
+	wasOver := j.latest.After(one.end.to)
+	at := j.during(func() { resp, got = j.post(t, one.text, "{}") })
+	switch {
+	case resp.StatusCode != http.StatusOK:
+		t.Errorf("POST with the key %s: %s\n%s", one.text, resp.Status, got)
+	case got == one.answer && at.from.Before(one.end.to):
+		j.seen["a key is repeated"]++
+		if wasOver {
+			j.seen["a key is good again"]++
+		}
+	case got != one.answer && !at.to.Before(one.end.from):
+		if one.answer != "" {
+			j.seen["a key is over"]++
+		}
+		one.answer, one.end = got, at.add(idempotencyLifetime)
+		one.end.to = one.end.to.Add(time.Second) // a key ends at a whole second
+		j.contracts++
+	default:
+		t.Errorf("key %s that ends at %v, at %v\n%s\nfirst\n%s", one.text, one.end, at, got, one.answer)
+	}
+}
+
 // Many days go by, in which the clock is set now and then, at most half an hour away
 // from the true time: by up to an hour.
 func TestNothingEndsEarlyThoughTheClockJumpsAtRandom(t *testing.T) {
@@ -362,115 +465,45 @@ func TestNothingEndsEarlyThoughTheClockJumpsAtRandom(t *testing.T) {
 			t.Logf("seed %d", seed)
 		}
 	}()
-	random := rand.New(rand.NewPCG(seed, 0))
-	upTo := func(d time.Duration) time.Duration {
-		return time.Duration(random.Int64N(int64(d))).Truncate(time.Second)
-	}
 	const lifetime, wrong = 30 * time.Minute, 30 * time.Minute
-	m := startMoved(t, "--token-lifetime", lifetime.String())
-	var latest time.Time // that the clock was when something was asked
-	// during asks, and tells what came when by the clock.
-	during := func(ask func() (*http.Response, string)) (resp *http.Response, got string, at span) {
-		at.from = time.Now().Add(m.ahead)
-		resp, got = ask()
-		at.to = time.Now().Add(m.ahead)
-		if at.to.After(latest) {
-			latest = at.to
-		}
-		return resp, got, at
+	j := &jumping{
+		moved:  startMoved(t, "--token-lifetime", lifetime.String()),
+		random: rand.New(rand.NewPCG(seed, 0)),
+		seen: map[string]int{
+			"a token is good": 0, "a token is good again": 0, "a token is expired": 0,
+			"a key is repeated": 0, "a key is good again": 0, "a key is over": 0,
+		},
 	}
-	// atRandom is, half of the time, the one whose end is nearest.
-	atRandom := func(all []*mayEnd) *mayEnd {
-		if random.IntN(2) > 0 {
-			return all[random.IntN(len(all))]
-		}
-		now := time.Now().Add(m.ahead)
-		return slices.MinFunc(all, func(a, b *mayEnd) int {
-			return cmp.Compare(a.end.from.Sub(now).Abs(), b.end.from.Sub(now).Abs())
-		})
-	}
-	var tokens, keys []*mayEnd
 	var passed time.Duration // of the true time
-	contracts := 0
-	seen := map[string]int{"a token is good": 0, "a token is good again": 0, "a token is expired": 0, "a key is repeated": 0, "a key is good again": 0, "a key is over": 0}
 	for range shortOr(150, 40_000) {
 		if t.Failed() {
 			return
 		}
-		switch n := random.IntN(100); {
+		switch n := j.random.IntN(100); {
 		case n < 30:
-			passed += upTo(15 * time.Minute)
-			if random.IntN(4) == 0 {
-				passed += upTo(6 * time.Hour)
+			passed += j.upTo(15 * time.Minute)
+			if j.random.IntN(4) == 0 {
+				passed += j.upTo(6 * time.Hour)
 			}
-			m.set(t, passed-wrong+upTo(2*wrong))
-			if random.IntN(20) == 0 {
-				m.restart(t)
+			j.set(t, passed-wrong+j.upTo(2*wrong))
+			if j.random.IntN(20) == 0 {
+				j.during(func() { j.restart(t) })
 			}
-		case n < 45 || len(tokens) == 0:
-			one := &mayEnd{}
-			_, _, at := during(func() (*http.Response, string) {
-				one.text = token(t, m.url, "demo", "demo-secret")
-				return nil, ""
-			})
-			one.end = at.add(lifetime)
-			tokens = append(tokens, one)
+		case n < 45 || len(j.tokens) == 0:
+			j.issue(t, lifetime)
 		case n < 70:
-			one := atRandom(tokens)
-			before := latest
-			resp, got, at := during(func() (*http.Response, string) { return m.get(t, one.text) })
-			switch {
-			case resp.StatusCode == http.StatusOK && at.from.Before(one.end.to):
-				seen["a token is good"]++
-				if before.After(one.end.to) {
-					seen["a token is good again"]++
-				}
-			case resp.StatusCode == http.StatusUnauthorized && !at.to.Before(one.end.from):
-				seen["a token is expired"]++
-				why := "expired"
-				if !latest.Before(one.end.from.Add(expiredKept)) && strings.Contains(got, "unknown") { // it may have left the file
-					why = "unknown or revoked"
-				}
-				refused("", "", why).answer.want(t, resp, got)
-			default:
-				t.Errorf("token that ends at %v, at %v: %s\n%s", one.end, at, resp.Status, got)
-			}
+			j.useToken(t)
 		default:
-			one := &mayEnd{text: strconv.Itoa(len(keys))}
-			if len(keys) > 0 && random.IntN(4) > 0 {
-				one = atRandom(keys)
-			} else {
-				keys = append(keys, one)
-			}
-			before := latest
-			resp, got, at := during(func() (*http.Response, string) { return m.post(t, one.text, "{}") })
-			switch {
-			case resp.StatusCode != http.StatusOK:
-				t.Errorf("POST with the key %s: %s\n%s", one.text, resp.Status, got)
-			case got == one.answer && at.from.Before(one.end.to):
-				seen["a key is repeated"]++
-				if before.After(one.end.to) {
-					seen["a key is good again"]++
-				}
-			case got != one.answer && !at.to.Before(one.end.from):
-				if one.answer != "" {
-					seen["a key is over"]++
-				}
-				one.answer, one.end = got, at.add(idempotencyLifetime)
-				one.end.to = one.end.to.Add(time.Second) // a key ends at a whole second
-				contracts++
-			default:
-				t.Errorf("key %s that ends at %v, at %v\n%s\nfirst\n%s", one.text, one.end, at, got, one.answer)
-			}
+			j.useKey(t)
 		}
 	}
-	if n := strings.Count(m.list(t), `"id"`); n != contracts {
-		t.Errorf("%d contracts are there, and %d were answered", n, contracts)
+	if n := strings.Count(j.list(t), `"id"`); n != j.contracts {
+		t.Errorf("%d contracts are there, and %d were answered", n, j.contracts)
 	}
-	for what, times := range seen {
+	for what, times := range j.seen {
 		if times < shortOr(0, 1) { // in a few days not all may happen
 			t.Errorf("in %v it never happened that %s", passed, what)
 		}
 	}
-	t.Logf("in %v: %v", passed, seen)
+	t.Logf("in %v: %v", passed, j.seen)
 }
