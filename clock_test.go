@@ -58,7 +58,9 @@ type moved struct {
 	args  []string
 	file  string        // says how far the clock is ahead
 	ahead time.Duration // of this process's
-	text  string        // of a token that is good, or ""
+	text  string        // of a token that was issued since the clock was set, or ""
+
+	document string // of demoContract
 }
 
 // startMoved runs "serve --demo" until the test ends, by a clock that is right.
@@ -68,6 +70,7 @@ func startMoved(t testing.TB, args ...string) *moved {
 	m := &moved{db: db, args: append([]string{"--demo", "--db", db}, args...), file: filepath.Join(t.TempDir(), "clock")}
 	m.set(t, 0)
 	m.start(t)
+	_, m.document = m.get(t, m.fresh(t))
 	return m
 }
 
@@ -103,20 +106,20 @@ func (m *moved) set(t testing.TB, ahead time.Duration) {
 
 func (m *moved) contracts() string { return contractsURL(m.url, demoOrg, demoUser) }
 
-// bearer is the Authorization field of a token that was issued by the clock as it is.
-func (m *moved) bearer(t testing.TB) string {
+// fresh is the text of a token that was issued by the clock as it is.
+func (m *moved) fresh(t testing.TB) string {
 	t.Helper()
 	if m.text == "" {
 		m.text = token(t, m.url, "demo", "demo-secret")
 	}
-	return "Bearer " + m.text
+	return m.text
 }
 
 // commit replaces a contract that nothing else here is about, so that what may leave the
 // file does.
 func (m *moved) commit(t testing.TB) {
 	t.Helper()
-	resp, got := do(t, http.DefaultClient, "PUT", m.contracts()+"/"+demoOtherContract, with(jsonBody, "Authorization", m.bearer(t)), "{}")
+	resp, got := do(t, http.DefaultClient, "PUT", m.contracts()+"/"+demoOtherContract, with(jsonBody, "Authorization", "Bearer "+m.fresh(t)), "{}")
 	if resp.StatusCode != http.StatusOK {
 		t.Fatalf("PUT: %s\n%s", resp.Status, got)
 	}
@@ -135,8 +138,8 @@ func (m *moved) wantToken(t testing.TB, what, text, why string) {
 	for range 2 {
 		resp, got := m.get(t, text)
 		switch {
-		case why == "" && (resp.StatusCode != http.StatusOK || !strings.Contains(got, `"id":"`+demoContract+`"`)):
-			t.Errorf("%s, with the clock %v ahead: %s, want 200\n%s", what, m.ahead, resp.Status, got)
+		case why == "" && (resp.StatusCode != http.StatusOK || got != m.document):
+			t.Errorf("%s, with the clock %v ahead: %s, want 200\n%s\nwant\n%s", what, m.ahead, resp.Status, got, m.document)
 		case why != "" && !strings.Contains(got, why):
 			t.Errorf("%s, with the clock %v ahead: %s, want it %s\n%s", what, m.ahead, resp.Status, why, got)
 		case why != "":
@@ -222,7 +225,7 @@ func (m *moved) post(t testing.TB, key, body string) (*http.Response, string) {
 	t.Helper()
 	header := http.Header{
 		"Content-Type": {"application/json"}, "Idempotency-Key": {`"` + key + `"`},
-		"Authorization": {m.bearer(t)},
+		"Authorization": {"Bearer " + m.fresh(t)},
 	}
 	return do(t, http.DefaultClient, "POST", contractsURL(m.url, demoOrg, keyUser), header, body)
 }
@@ -230,7 +233,7 @@ func (m *moved) post(t testing.TB, key, body string) (*http.Response, string) {
 // list gets the contracts of keyUser.
 func (m *moved) list(t testing.TB) string {
 	t.Helper()
-	_, list := do(t, http.DefaultClient, "GET", contractsURL(m.url, demoOrg, keyUser), http.Header{"Authorization": {m.bearer(t)}}, "")
+	_, list := do(t, http.DefaultClient, "GET", contractsURL(m.url, demoOrg, keyUser), http.Header{"Authorization": {"Bearer " + m.fresh(t)}}, "")
 	return list
 }
 

@@ -373,10 +373,10 @@ func checkHistory(t *testing.T, kind historyKind) {
 		close(h.restarted)
 	}
 	wg.Wait()
+	h.check(t, seed)
 	if err := p.terminate(t); err != nil {
 		t.Errorf("after SIGTERM: %v\n%s", err, p.stderr)
 	}
-	h.check(t, seed)
 }
 
 // client asks what it chooses at random.
