@@ -157,9 +157,11 @@ func (h history) model() (porcupine.Model, error) {
 		if r.tag == "" || r.body == "" {
 			continue
 		}
-		tag, document := tags[r.body], documents[r.tag]
-		if tag != "" && tag != r.tag || document != "" && document != r.body {
-			return porcupine.Model{}, fmt.Errorf("%s is the entity tag of\n%s\nand before %s was of\n%s", r.tag, r.body, tag, document)
+		if tag := tags[r.body]; tag != "" && tag != r.tag {
+			return porcupine.Model{}, fmt.Errorf("%s and %s are both the entity tag of\n%s", tag, r.tag, r.body)
+		}
+		if document := documents[r.tag]; document != "" && document != r.body {
+			return porcupine.Model{}, fmt.Errorf("%s is the entity tag of both\n%s\n%s", r.tag, document, r.body)
 		}
 		tags[r.body], documents[r.tag] = r.tag, r.body
 	}
