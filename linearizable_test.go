@@ -416,9 +416,10 @@ func (h *historian) choose(random *rand.Rand, known [len(fewContracts)]string, n
 	if tag == "" {
 		tag = `"0000000000000000"`
 	}
-	switch n := random.IntN(100); {
-	case n < 5 && h.lists:
+	if h.lists && random.IntN(4) == 0 {
 		return asked{method: "LIST"}
+	}
+	switch n := random.IntN(100); {
 	case n < 30:
 		q.method = "GET"
 	case n < 55:
