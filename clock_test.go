@@ -346,6 +346,8 @@ func TestLastUseIsNotInTheFutureWhenTheClockIsSetBack(t *testing.T) {
 // answered by the clock of the service.
 type span struct{ from, to time.Time }
 
+func (s span) String() string { return fmt.Sprintf("%v to %v", s.from, s.to) }
+
 func (s span) add(d time.Duration) span { return span{s.from.Add(d), s.to.Add(d)} }
 
 // mayEnd is a token or a key, and when it ends.
