@@ -1,0 +1,680 @@
+package main
+
+// Every JSON shape at every member, and as the whole of every body: what a generator of
+// wrong requests would try first. Which members there are, and what each may be, is
+// openapi.json's to say; the answers are compared as a whole.
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/getkin/kin-openapi/openapi3"
+)
+
+// shape is what stands in the place of a member's value.
+type shape struct {
+	name, value string
+	// notJSON is why it is not JSON; at is the byte of the value where that is found.
+	// {after} is what the value itself would be, in what it stands in; {rest} is what
+	// follows, and {end} the first of it.
+	notJSON string
+	at      int
+	// below is where in the value that is; ".." is in what it stands in.
+	below string
+}
+
+// many is how often a part is repeated in what is huge.
+const many = 100_000
+
+// deep is a value of n levels.
+func deep(open, innermost, end string, n int) string {
+	return strings.Repeat(open, n) + innermost + strings.Repeat(end, n)
+}
+
+func repeated(n int, part func(i int) string) string {
+	var b strings.Builder
+	for i := range n {
+		b.WriteString(part(i))
+	}
+	return b.String()
+}
+
+var shapes = []shape{
+	{name: "null", value: `null`},
+	{name: "true", value: `true`},
+	{name: "false", value: `false`},
+	{name: "zero", value: `0`},
+	{name: "less than zero", value: `-1`},
+	{name: "minus zero", value: `-0`},
+	{name: "a fraction", value: `1.50`},
+	{name: "an exponent", value: `1E+2`},
+	{name: "no double", value: `1e400`},
+	{name: "no double, less than zero", value: `-1e400`},
+	{name: "next to nothing", value: `1e-400`},
+	{name: "a thousand digits", value: strings.Repeat("9", 1000)},
+	{name: "a thousand digits of a fraction", value: "0." + strings.Repeat("9", 1000)},
+	{name: "an empty string", value: `""`},
+	{name: "a space", value: `" "`},
+	{name: "a word", value: `"spot"`},
+	{name: "a number in a string", value: `"1"`},
+	{name: "null in a string", value: `"null"`},
+	{name: "an escape", value: `"\u0041\/"`},
+	{name: "NUL", value: `"\u0000"`},
+	{name: "an emoji", value: `"\ud83d\ude00"`},
+	{name: "19 characters of more bytes", value: `"` + strings.Repeat("ä", 19) + `"`},
+	{name: "20 characters", value: `"` + strings.Repeat("ä", 20) + `"`},
+	{name: "101 characters", value: `"` + strings.Repeat("😀", 101) + `"`},
+	{name: "a local time", value: `"2023-11-01T00:00:00"`},
+	{name: "a huge string", value: `"` + strings.Repeat("a", 1<<20) + `"`},
+	{name: "a huge string of escapes", value: `"` + strings.Repeat(`\u0000`, many) + `"`},
+	{name: "an empty array", value: `[]`},
+	{name: "an array of null", value: `[null]`},
+	{name: "an array of an array", value: deep("[", "", "]", 2)},
+	{name: "a huge array", value: "[0" + strings.Repeat(",0", many-1) + "]"},
+	{name: "a deep array", value: deep("[", "", "]", 10_000)},
+	{name: "a deeper array", value: deep("[", "", "]", many)},
+	{name: "an empty object", value: `{}`},
+	{name: "an object", value: `{"a":1}`},
+	{name: "an object of an object", value: deep(`{"a":`, "{}", "}", 1)},
+	{name: "a huge object", value: `{"a":1` + repeated(many, func(i int) string { return fmt.Sprintf(`,"a%06d":1`, i) }) + "}"},
+	{name: "a deep object", value: deep(`{"a":`, "{}", "}", 10_000)},
+	{name: "a name twice", value: `{"a":1,"a":1}`, notJSON: "this member appears twice; send it once", at: 7, below: "/a"},
+	{name: "a name twice, once in escapes", value: `{"a":1,"\u0061":2}`, notJSON: "this member appears twice; send it once", at: 7, below: "/a"},
+
+	{name: "NaN", value: `NaN`, notJSON: "invalid character 'N' at start of value"},
+	{name: "Infinity", value: `Infinity`, notJSON: "invalid character 'I' at start of value"},
+	{name: "-Infinity", value: `-Infinity`, notJSON: "invalid character 'I' in number (expecting digit)", at: 1},
+	{name: "a plus", value: `+1`, notJSON: "invalid character '+' at start of value"},
+	{name: "a minus alone", value: `-`, notJSON: "invalid character '{end}' in number (expecting digit)", at: 1},
+	{name: "a leading zero", value: `01`, notJSON: "invalid character '1' after {after}", at: 1, below: ".."},
+	{name: "a leading point", value: `.5`, notJSON: "invalid character '.' at start of value"},
+	{name: "a point at the end", value: `1.`, notJSON: "invalid character '{end}' in number (expecting digit)", at: 2},
+	{name: "an exponent without digits", value: `1e`, notJSON: "invalid character '{end}' in number (expecting digit)", at: 2},
+	{name: "hexadecimal", value: `0x10`, notJSON: "invalid character 'x' after {after}", at: 1, below: ".."},
+	{name: "half a literal", value: `tru`, notJSON: "invalid character '{end}' in literal true (expecting 'e')", at: 3},
+	{name: "a literal in another case", value: `True`, notJSON: "invalid character 'T' at start of value"},
+	{name: "undefined", value: `undefined`, notJSON: "invalid character 'u' at start of value"},
+	{name: "single quotes", value: `'a'`, notJSON: `invalid character '\'' at start of value`},
+	{name: "an unknown escape", value: `"\x41"`, notJSON: "invalid escape sequence `\\x` in string", at: 1},
+	{name: "half an escape", value: `"\u12"`, notJSON: "invalid escape sequence `\\u12\"{end}` in string", at: 1},
+	{name: "half a pair", value: `"\ud800"`, notJSON: "invalid surrogate pair `\\ud800\"{rest}` in string", at: 1},
+	{name: "a pair the wrong way round", value: `"\ude00\ud83d"`, notJSON: "invalid surrogate pair `\\ude00\\ud83d` in string", at: 1},
+	{name: "a tab in a string", value: "\"\t\"", notJSON: `invalid character '\t' in string (expecting non-control character)`, at: 1},
+	{name: "NUL as it is", value: "\"\x00\"", notJSON: `invalid character '\x00' in string (expecting non-control character)`, at: 1},
+	{name: "no UTF-8", value: "\"\xff\"", notJSON: "invalid UTF-8", at: 1},
+	{name: "overlong UTF-8", value: "\"\xc0\xaf\"", notJSON: "invalid UTF-8", at: 1},
+	{name: "a surrogate in UTF-8", value: "\"\xed\xa0\x80\"", notJSON: "invalid UTF-8", at: 1},
+	{name: "a byte order mark", value: "\ufeff1", notJSON: `invalid character '\ufeff' at start of value`},
+	{name: "a comma at the end of an array", value: `[1,]`, notJSON: "invalid character ',' at start of value", at: 2},
+	{name: "no comma in an array", value: `[1 2]`, notJSON: "invalid character '2' after array element (expecting ',' or ']')", at: 3},
+	{name: "a comma alone", value: `[,]`, notJSON: "invalid character ',' at start of value", at: 1},
+	{name: "a comma at the end of an object", value: `{"a":1,}`, notJSON: "invalid character ',' at start of value", at: 6},
+	{name: "no colon", value: `{"a" 1}`, notJSON: "invalid character '1' after object name (expecting ':')", at: 5, below: "/a"},
+	{name: "nothing", value: ``, notJSON: "{nothing}"},
+	{name: "a name alone", value: `{"a"}`, notJSON: "invalid character '}' after object name (expecting ':')", at: 4, below: "/a"},
+	{name: "a bare name", value: `{a:1}`, notJSON: "invalid character 'a' at start of value", at: 1},
+	{name: "a comment", value: `/**/1`, notJSON: "invalid character '/' at start of value"},
+	{name: "a comma more", value: `null,`, notJSON: "invalid character ',' at start of value", at: 4, below: ".."},
+	{name: "another bracket", value: `[}`, notJSON: "invalid character '}' at start of value", at: 1, below: "/0"},
+}
+
+// slot is where a shape stands: a member, or an element of an array.
+type slot struct {
+	pointer string
+	schema  *openapi3.Schema
+	depth   int // how many objects and arrays it stands in
+	// before is what of a right contract comes before it, but for members of the contract;
+	// after is what comes after it.
+	before, after string
+}
+
+func (s slot) name() string { return s.pointer[strings.LastIndexByte(s.pointer, '/')+1:] }
+
+// isElement: of an array, and so without a name.
+func (s slot) isElement() bool { return s.name() == "0" }
+
+// rightValues are those of a right contract, by pointer.
+var rightValues = map[string]string{
+	"/energy_contract_type":                      `"monthly"`,
+	"/energy_prices":                             `[{"price":0.20,"timestamp":"2023-11-01T00:00:00+00:00"}]`,
+	"/energy_prices/0":                           `{"price":0.20,"timestamp":"2023-11-01T00:00:00+00:00"}`,
+	"/energy_prices/0/price":                     `0.20`,
+	"/energy_prices/0/timestamp":                 `"2023-11-01T00:00:00+00:00"`,
+	"/building_id":                               `"8d6f2f4a-51c6-4a0b-9d3e-6b1f0c7a2e94"`,
+	"/meter_id":                                  `"735999102100010234"`,
+	"/supplier":                                  `"Nordlys Energi AB"`,
+	"/currency_energy_price":                     `"EUR"`,
+	"/energy_price_includes_external_components": `true`,
+}
+
+// slots are all that openapi.json has in a contract, members and elements, in order.
+func slots(t testing.TB) (found []slot) {
+	t.Helper()
+	var walk func(s slot)
+	walk = func(s slot) {
+		if s.pointer != "" {
+			if rightValues[s.pointer] == "" {
+				t.Fatalf("openapi.json has %s, of which rightValues does not say what is right", s.pointer)
+			}
+			found = append(found, s)
+		}
+		if s.schema.Items != nil {
+			walk(slot{s.pointer + "/0", s.schema.Items.Value, s.depth + 1, s.before + "[", "]" + s.after})
+		}
+		for name, member := range s.schema.Properties {
+			others := ""
+			if s.pointer != "" {
+				for other := range s.schema.Properties {
+					if other != name {
+						others += fmt.Sprintf("%q:%s,", other, rightValues[s.pointer+"/"+other])
+					}
+				}
+			}
+			walk(slot{s.pointer + "/" + name, member.Value, s.depth + 1, fmt.Sprintf("%s{%s%q:", s.before, others, name), "}" + s.after})
+		}
+	}
+	walk(slot{schema: described().doc.Components.Schemas["EnergyContractRequest"].Value})
+	slices.SortFunc(found, func(a, b slot) int { return strings.Compare(a.pointer, b.pointer) })
+	if len(found) != len(rightValues) {
+		t.Fatalf("openapi.json has %d of the %d in rightValues", len(found), len(rightValues))
+	}
+	return found
+}
+
+// sent is one request, or one line of an import, and what must become of it.
+type sent struct {
+	name, body string
+	status     int     // of a request
+	faults     []fault // of a 400 or a 422
+	// changed is the member of a right contract that a 200 has otherwise, and to what.
+	changed, to string
+}
+
+// placeMembers are what a line of an import has beside a contract.
+var placeMembers = []string{"org_id", "user_id", "id"}
+
+// inForm is a slot as a form of body has it, with right members around it.
+func (s slot) inForm(f form, line int) slot {
+	top := strings.Split(s.pointer, "/")[1]
+	others := ""
+	if f == exported {
+		for i, member := range strings.Split(whereItBelongs(line), ",") {
+			if placeMembers[i] != top {
+				others += member + ","
+			}
+		}
+	}
+	for pointer, value := range rightValues {
+		if name := pointer[1:]; f != mergePatch && name != top && !strings.Contains(name, "/") {
+			others += fmt.Sprintf("%q:%s,", name, value)
+		}
+	}
+	s.before = "{" + others + s.before[1:]
+	if f == exported {
+		building := strings.NewReplacer("building_id", "building")
+		s.pointer, s.before = building.Replace(s.pointer), building.Replace(s.before)
+	}
+	return s
+}
+
+// generated is each shape in each slot of a form of body, and each member twice, in
+// another case, and not there. The lines are of contracts that differ.
+func generated(t testing.TB, f form) (all []sent) {
+	t.Helper()
+	places := slots(t)
+	if f == exported {
+		for _, name := range placeMembers {
+			id := openapi3.NewUUIDSchema()
+			places = append(places, slot{"/" + name, id, 1, fmt.Sprintf("{%q:", name), "}"})
+		}
+	}
+	right := func(s slot, line int) string {
+		if i := slices.Index(placeMembers, s.name()); i >= 0 {
+			k := key(line)
+			return fmt.Sprintf("%q", []ID{k.Org, k.User, k.Contract}[i])
+		}
+		return rightValues[s.pointer]
+	}
+	for _, sh := range shapes {
+		value := readShape(sh.value)
+		for _, place := range places {
+			if sh.value == "" && place.isElement() {
+				continue // which is an empty array
+			}
+			s := place.inForm(f, len(all))
+			all = append(all, s.expect(t, f, sh, value))
+		}
+	}
+	for _, place := range places {
+		s := place.inForm(f, len(all))
+		value := right(place, len(all))
+		is := readShape(value)
+		all = append(all, s.expect(t, f, shape{name: "what is right", value: value}, is))
+		if place.isElement() {
+			continue
+		}
+		for name, again := range map[string]string{"twice": value, "twice, to remove it": "null"} {
+			s := place.inForm(f, len(all))
+			value := right(place, len(all))
+			all = append(all, s.expect(t, f, shape{
+				name: name, value: fmt.Sprintf("%s,%q:%s", value, s.name(), again),
+				notJSON: "this member appears twice; send it once", at: len(value) + 1,
+			}, nil))
+		}
+		for _, other := range []bool{true, false} {
+			s := place.inForm(f, len(all))
+			all = append(all, s.named(f, other, right(place, len(all))))
+		}
+	}
+	return all
+}
+
+// readShape is what a shape is if it is JSON.
+func readShape(text string) (value any) {
+	d := json.NewDecoder(strings.NewReader(text))
+	d.UseNumber()
+	_ = d.Decode(&value) // what is not, and what is too deep, is told apart by its text
+	return value
+}
+
+// expect is what must become of a shape here.
+func (s slot) expect(t testing.TB, f form, sh shape, value any) sent {
+	x := sent{name: s.pointer + " is " + sh.name, body: s.before + sh.value + s.after, status: 400}
+	parent := s.pointer[:strings.LastIndexByte(s.pointer, '/')]
+	if sh.notJSON != "" {
+		after := "object value (expecting ',' or '}')"
+		if s.isElement() {
+			after = "array element (expecting ',' or ']')"
+		}
+		nothing := "missing value after object name"
+		if s.depth == 3 { // which is read as a value, not as a token
+			nothing = "invalid character '}' at start of value"
+		}
+		detail := strings.NewReplacer("{after}", after, "{nothing}", nothing, "{end}", s.after[:1], "{rest}", s.after).Replace(sh.notJSON)
+		pointer := s.pointer + sh.below
+		if sh.below == ".." {
+			pointer = parent
+		}
+		x.faults = []fault{{Pointer: "#" + pointer, Detail: fmt.Sprintf("at byte %d: %s", len(s.before)+sh.at, detail)}}
+		return x
+	}
+	if at, below, is := tooDeep(sh.value, 4-s.depth); is {
+		x.faults = []fault{{Pointer: "#" + s.pointer + below, Detail: fmt.Sprintf("at byte %d: nested deeper than a contract ever is", len(s.before)+at)}}
+		return x
+	}
+	if x.faults = s.wrong(f, value); len(x.faults) > 0 {
+		x.status = 422
+		return x
+	}
+	x.status = 200
+	x.changed, x.to = s.name(), sh.value
+	if _, ok := value.(string); ok {
+		x.to = canonical(t, value)
+	}
+	switch {
+	case s.pointer == "/energy_prices" && value == nil:
+		x.to = "[]"
+	case s.isElement():
+		x.changed, x.to = "energy_prices", "["+x.to+"]"
+	case s.name() == "price", s.name() == "timestamp":
+		x.changed, x.to = "energy_prices", priceWith(s.name(), x.to)
+	}
+	return x
+}
+
+// tooDeep finds where a value has more levels than are left for it: after which byte, and
+// in what. No shape has brackets in a string.
+func tooDeep(value string, levels int) (at int, below string, is bool) {
+	for i, c := range []byte(value) {
+		switch c {
+		case '[', '{':
+			if levels == 0 {
+				return i + 1, below, true
+			}
+			levels--
+			below += map[byte]string{'[': "/0", '{': "/a"}[c]
+		case ']', '}':
+			levels++
+			below = below[:len(below)-2]
+		}
+	}
+	return 0, "", false
+}
+
+// wrong is what is wrong with JSON here, in the words of an answer.
+func (s slot) wrong(f form, value any) (faults []fault) {
+	say := func(format string, args ...any) {
+		faults = append(faults, fault{Pointer: "#" + s.pointer, Detail: fmt.Sprintf(format, args...)})
+	}
+	schema := s.schema
+	if len(schema.AnyOf) > 0 { // or null
+		schema = schema.AnyOf[0].Value
+	}
+	mayBeNull := len(s.schema.AnyOf) > 0 || s.schema.Type.Includes("null")
+	isID := slices.Contains(placeMembers, s.name())
+	must := "an object"
+	switch {
+	case schema.Type.Includes("array"):
+		must = "an array"
+	case schema.Type.Includes("number"):
+		must = "a number in currency/kWh"
+	case schema.Type.Includes("boolean"):
+		must = "true, false or null"
+	case isID:
+		must = "a UUID"
+	case schema.Type.Includes("string"):
+		must = "a string or null"
+	}
+	switch value := value.(type) {
+	case nil:
+		switch {
+		case mayBeNull, schema.Type.Includes("array") && f == mergePatch:
+		case isID:
+			say("is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a")
+		case schema.Type.Includes("array"):
+			say("must be an array, is null; leave it out or send []")
+		default:
+			say("must be %s, is null", must)
+		}
+		return faults
+	case bool:
+		if !schema.Type.Includes("boolean") {
+			say("must be %s, is a boolean", must)
+		}
+	case json.Number:
+		if !schema.Type.Includes("number") {
+			say("must be %s, is a number", must)
+		} else if _, err := value.Float64(); err != nil {
+			say("must be a finite number (IEEE 754 double), is %s", shown(value))
+		}
+	case []any:
+		if !schema.Type.Includes("array") {
+			say("must be %s, is an array", must)
+			break
+		}
+		for i, element := range value {
+			faults = append(faults, slot{pointer: fmt.Sprintf("%s/%d", s.pointer, i), schema: schema.Items.Value}.wrong(f, element)...)
+		}
+	case map[string]any:
+		if !schema.Type.Includes("object") {
+			say("must be %s, is an object", must)
+			break
+		}
+		for _, name := range slices.Sorted(maps.Keys(value)) {
+			if schema.Properties[name] == nil {
+				known := strings.Join(slices.Sorted(maps.Keys(schema.Properties)), ", ")
+				faults = append(faults, fault{Pointer: "#" + s.pointer + "/" + name, Detail: "unknown member; known are " + known})
+			}
+		}
+		for _, name := range schema.Required {
+			if _, ok := value[name]; !ok {
+				faults = append(faults, slot{pointer: s.pointer + "/" + name}.required())
+			}
+		}
+	case string:
+		switch length := utf8.RuneCountInString(value); {
+		case !schema.Type.Includes("string"):
+			say("must be %s, is a string", must)
+		case isID && len(value) != 36:
+			say("must be a UUID of 36 characters, has %d", length)
+		case isID && !uuidForm.MatchString(value):
+			say("must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a")
+		case isID:
+		case schema.Format == "uuid" && !uuidForm.MatchString(value):
+			say("must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a or null, is %s", shown(value))
+		case schema.Format == "date-time" && !timeForm.MatchString(value):
+			say("must be an RFC 3339 time with an offset such as 2023-11-01T00:00:00+00:00, is %s", shown(value))
+		case len(schema.Enum) > 0 && !slices.Contains(schema.Enum, any(value)):
+			say("must be %s or null, is %s", strings.Trim(strings.ReplaceAll(fmt.Sprint(schema.Enum), " ", ", "), "[]"), shown(value))
+		case schema.MaxLength != nil && length > int(*schema.MaxLength):
+			say("must be at most %d characters, has %d", *schema.MaxLength, length)
+		case s.name() == "currency_energy_price" && value != "EUR": // of all shapes the only code
+			say("must be an ISO 4217 code such as EUR as soon as energy_prices has an entry, is %s", shown(value))
+		}
+	}
+	if over := len(faults) - maxFaults; over > 0 {
+		faults = append(faults[:maxFaults], fault{Pointer: "#", Detail: fmt.Sprintf("and %d more", over)})
+	}
+	return faults
+}
+
+func (s slot) required() fault {
+	is := "is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a"
+	if s.name() == "price" {
+		is = "is required; send a number in currency/kWh"
+	}
+	return fault{Pointer: "#" + s.pointer, Detail: is}
+}
+
+// named is a right contract but for a member with its name in another case, or without it.
+func (s slot) named(f form, other bool, value string) sent {
+	members := strings.TrimSuffix(s.before, fmt.Sprintf("%q:", s.name()))
+	must := slices.Contains(placeMembers, s.name()) || s.name() == "price"
+	if !other { // the comma before it goes, too
+		x := sent{name: s.pointer + " is missing", body: strings.TrimSuffix(members, ",") + s.after, status: 200}
+		switch {
+		case must:
+			x.status, x.faults = 422, []fault{s.required()}
+		case f == mergePatch && s.depth == 1:
+		case s.name() == "energy_prices":
+			x.changed, x.to = s.name(), "[]"
+		case s.name() == "timestamp":
+			x.changed, x.to = "energy_prices", priceWith("timestamp", "null")
+		default:
+			x.changed, x.to = s.name(), "null"
+		}
+		return x
+	}
+	name := strings.ToUpper(s.name())
+	x := sent{name: s.pointer + " is in another case", body: fmt.Sprintf("%s%q:%s%s", members, name, value, s.after), status: 422}
+	pointer := "#" + strings.TrimSuffix(s.pointer, s.name()) + name
+	x.faults = []fault{{Pointer: pointer, Detail: fmt.Sprintf("unknown member; did you mean %s?", s.name())}}
+	if must {
+		x.faults = append(x.faults, s.required())
+	}
+	return x
+}
+
+// priceWith is right prices but for one member.
+func priceWith(name, value string) string {
+	const p = "/energy_prices/0/"
+	return strings.Replace(rightValues["/energy_prices"], fmt.Sprintf("%q:%s", name, rightValues[p+name]), fmt.Sprintf("%q:%s", name, value), 1)
+}
+
+// contract is a right one, with an id and one member that is otherwise.
+func contract(id, changed, to string) string {
+	var b strings.Builder
+	for i, name := range []string{
+		"energy_contract_type", "energy_prices", "id", "building", "meter_id", "supplier",
+		"currency_energy_price", "energy_price_includes_external_components",
+	} {
+		value := rightValues["/"+name]
+		switch {
+		case name == "id":
+			value = strconv.Quote(id)
+		case name == changed, name == "building" && changed == "building_id":
+			value = to
+		case name == "building":
+			value = rightValues["/building_id"]
+		}
+		fmt.Fprintf(&b, "%c%q:%s", "{,"[min(i, 1)], name, value)
+	}
+	b.WriteByte('}')
+	return b.String()
+}
+
+// refusal is a problem document that lists faults.
+func refusal(t testing.TB, status int, faults []fault) failure {
+	t.Helper()
+	detail := "The request breaks rules; errors lists them."
+	if status == 400 {
+		detail = "The request cannot be read; errors says where."
+	}
+	var list []string
+	for _, f := range faults {
+		list = append(list, fmt.Sprintf(`{"pointer":%s,"detail":%s}`, canonical(t, f.Pointer), canonical(t, f.Detail)))
+	}
+	return failure{status: status, detail: detail, errors: `,"errors":[` + strings.Join(list, ",") + "]"}
+}
+
+// shapesTimeout is for an answer to whatever is sent, on a machine that others keep busy.
+const shapesTimeout = 20 * time.Second
+
+func TestEachShapeAtEachMember(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
+	bearer := token(t, p.url, "demo", "demo-secret")
+	t.Run("of", func(t *testing.T) {
+		for n, method := range []string{"POST", "PUT", "PATCH"} {
+			t.Run(method, func(t *testing.T) {
+				t.Parallel()
+				tryShapes(t, method, bearer, contractsURL(p.url, demoOrg, fmt.Sprintf("00000000-0000-4000-8000-%012d", n)))
+			})
+		}
+	})
+	wantUnharmed(t, p)
+}
+
+// tryShapes sends each shape to a user that has no contracts yet, and sees to it that what
+// was refused changed nothing.
+func tryShapes(t *testing.T, method, bearer, collection string) {
+	c := &http.Client{Timeout: shapesTimeout}
+	whole := http.Header{"Authorization": {"Bearer " + bearer}, "Content-Type": {"application/json"}}
+	header, f, url := whole, wholeContract, collection
+	if method == "PATCH" {
+		header, f = with(whole, "Content-Type", mergePatchType), mergePatch
+	}
+	var there []string // all contracts
+	wantThere := func(t *testing.T) {
+		t.Helper()
+		if resp, got := do(t, c, "GET", collection, whole, ""); resp.StatusCode != 200 || got != "["+strings.Join(there, ",")+"]" {
+			t.Fatalf("%s: there is\n%.5000s\nwant\n%.5000s", resp.Status, got, there)
+		}
+	}
+	right := slots(t)[0].inForm(wholeContract, 0)
+	rightBody := right.before + rightValues[right.pointer] + right.after
+	if method != "POST" {
+		url += "/" + demoContract
+		if resp, got := do(t, c, "PUT", url, with(whole, "If-None-Match", "*"), rightBody); resp.StatusCode != 201 {
+			t.Fatalf("%s\n%s", resp.Status, got)
+		}
+		there = []string{contract(demoContract, "", "")}
+	}
+	for _, x := range generated(t, f) {
+		t.Run(x.name, func(t *testing.T) {
+			if x.status == 200 && method != "POST" {
+				wantThere(t)
+			}
+			if method == "PATCH" && there[0] != contract(demoContract, "", "") {
+				if resp, got := do(t, c, "PUT", url, whole, rightBody); resp.StatusCode != 200 {
+					t.Fatalf("%s\n%s", resp.Status, got)
+				}
+				there[0] = contract(demoContract, "", "")
+			}
+			resp, got := do(t, c, method, url, header, x.body)
+			if x.status != 200 {
+				refusal(t, x.status, x.faults).want(t, resp, got)
+				return
+			}
+			id, location := demoContract, http.Header{}
+			if method == "POST" {
+				path := resp.Header.Get("Location")
+				id = path[strings.LastIndexByte(path, '/')+1:]
+				location.Set("Location", collection[strings.Index(collection, "/api/"):]+"/"+id)
+				there = append(there, contract(id, x.changed, x.to))
+			} else {
+				there[0] = contract(id, x.changed, x.to)
+			}
+			wantContract(t, resp, got, there[len(there)-1], location)
+		})
+	}
+	wantThere(t)
+}
+
+// wantContract compares a whole answer, but for the entity tag.
+func wantContract(t testing.TB, resp *http.Response, got, want string, more http.Header) {
+	t.Helper()
+	header := http.Header{
+		"Content-Type": {"application/json"}, "Content-Length": {strconv.Itoa(len(want))}, "Etag": resp.Header["Etag"],
+		"X-Content-Type-Options": {"nosniff"}, "X-Request-Id": resp.Header["X-Request-Id"],
+	}
+	maps.Copy(header, more)
+	resp.Header.Del("Date")
+	if resp.StatusCode != 200 || got != want || !maps.EqualFunc(resp.Header, header, slices.Equal) {
+		t.Errorf("got %s\n%v\n%s\nwant 200\n%v\n%s", resp.Status, resp.Header, got, header, want)
+	}
+}
+
+// wantUnharmed fails unless a process answers on, has found nothing wrong with itself, and
+// keeps no more memory than it may.
+func wantUnharmed(t testing.TB, p *process) {
+	t.Helper()
+	const limit = 200 // MB
+	if resp, got := do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, ""); resp.StatusCode != 200 {
+		t.Errorf("%s\n%s", resp.Status, got)
+	}
+	if mb := (loaded{pid: p.cmd.Process.Pid}).rssAnon(t); mb > limit {
+		t.Errorf("it has %.0f MB", mb)
+	} else {
+		t.Logf("it has %.0f MB", mb)
+	}
+	if err := p.terminate(t); err != nil {
+		t.Error(err)
+	}
+	if log := p.stderr.String(); strings.Contains(log, `"level":"ERROR"`) {
+		t.Errorf("its log has\n%s", log)
+	}
+}
+
+func TestEachShapeAtEachMemberOfALine(t *testing.T) {
+	t.Parallel()
+	db := shortPath(t)
+	p := startProcess(t, nil, "--db", db)
+	var in, report, export strings.Builder
+	imported, bad := 0, 0
+	for i, x := range generated(t, exported) {
+		fmt.Fprintf(&in, "%s\n", x.body)
+		for _, f := range x.faults {
+			fmt.Fprintf(&report, "line %d: %s\n", i+1, f)
+		}
+		if x.status == 200 {
+			imported++
+			export.Write(appendLine(nil, key(i), []byte(contract(string(key(i).Contract), x.changed, x.to))))
+		} else {
+			bad++
+		}
+	}
+	file := filepath.Join(t.TempDir(), "in.jsonl")
+	if err := os.WriteFile(file, []byte(in.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(&report, "imported %d contracts\n", imported)
+	got := refusedCommand(t, db, fmt.Sprintf("%d of %d lines bad: not imported", bad, imported+bad), "import", "--keep-going", file)
+	wantLines(t, got, report.String())
+	wantLines(t, ok(t, db, "export"), export.String())
+	wantUnharmed(t, p)
+}
+
+// wantLines tells of the lines that differ.
+func wantLines(t testing.TB, got, want string) {
+	t.Helper()
+	is, wanted := strings.Split(got, "\n"), strings.Split(want, "\n")
+	for i := range min(len(is), len(wanted)) {
+		if is[i] != wanted[i] {
+			t.Fatalf("line %d is\n%.500s\nwant\n%.500s", i+1, is[i], wanted[i])
+		}
+	}
+	if len(is) != len(wanted) {
+		t.Fatalf("%d lines, want %d", len(is), len(wanted))
+	}
+}
