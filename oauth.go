@@ -240,6 +240,14 @@ func invalidRequest(description string) *oauthError {
 	return newOAuthError(http.StatusBadRequest, "invalid_request", description)
 }
 
+// refuseNull has JSON say no more than a form can. Package json takes null for a pointer.
+var refuseNull = json.WithUnmarshalers(json.UnmarshalFromFunc(func(d *jsontext.Decoder, _ **string) error {
+	if d.PeekKind() == jsontext.KindNull {
+		return errors.New("null is no string")
+	}
+	return errors.ErrUnsupported // to the usual way
+}))
+
 // parseOAuthRequest reads a form, or JSON. A parameter without a value is as if
 // it were not there, one that stands twice is refused (RFC 6749 §3.2).
 func parseOAuthRequest(contentType string, body []byte) (req oauthRequest, err error) {
@@ -254,7 +262,7 @@ func parseOAuthRequest(contentType string, body []byte) (req oauthRequest, err e
 	switch {
 	case len(body) == 0:
 	case media == "application/json":
-		if err := json.Unmarshal(body, &req); err != nil {
+		if err := json.Unmarshal(body, &req, refuseNull); err != nil {
 			description := "the body must be a JSON object whose members are strings"
 			if errors.Is(err, jsontext.ErrDuplicateName) {
 				description = "a parameter appears twice"
