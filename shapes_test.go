@@ -678,3 +678,165 @@ func wantLines(t testing.TB, got, want string) {
 		t.Fatalf("%d lines, want %d", len(is), len(wanted))
 	}
 }
+
+// bodies are shapes of a whole content. at and below are where it is found not to be JSON.
+var bodies = []shape{
+	{name: "nothing", value: ``},
+	{name: "null", value: `null`},
+	{name: "true", value: `true`},
+	{name: "a number", value: `0`},
+	{name: "a string", value: `"a"`},
+	{name: "an array", value: `[]`},
+	{name: "an array of objects", value: `[{}]`},
+	{name: "space", value: " \t\r\n", notJSON: "{empty}"},
+	{name: "as much space as there may be", value: strings.Repeat(" ", 4<<20), notJSON: "{empty}"},
+	{name: "two objects", value: `{}{}`, at: 3, notJSON: "something follows the end of the JSON; send one JSON value"},
+	{name: "two lines", value: "{}\n{}", at: 4, notJSON: "something follows the end of the JSON; send one JSON value"},
+	{name: "an object and more", value: `{}]`, at: 2, notJSON: "invalid character ']' at start of value"},
+	{name: "half an object", value: `{`, at: 1, notJSON: "the JSON is cut off"},
+	{name: "the end of an object", value: `}`, notJSON: "invalid character '}' at start of value"},
+	{name: "a form", value: `supplier=a`, notJSON: "invalid character 's' at start of value"},
+	{name: "XML", value: `<a/>`, notJSON: "invalid character '<' at start of value"},
+	{name: "NUL", value: "\x00", notJSON: `invalid character '\x00' at start of value`},
+	{name: "a byte order mark", value: "\ufeff{}", notJSON: `invalid character '\ufeff' at start of value`},
+	{name: "UTF-16", value: "\xff\xfe{\x00}\x00", notJSON: `invalid character '\xff' at start of value`},
+	{name: "gzip", value: "\x1f\x8b\x08\x00", notJSON: `invalid character '\x1f' at start of value`},
+	{name: "arrays without an end", value: strings.Repeat("[", 60_000)},
+	{name: "objects without an end", value: strings.Repeat(`{"a":`, 12_000)},
+	{name: "a million arrays without an end", value: strings.Repeat("[", 1_000_000)},
+	{name: "objects without an end as large as may be", value: strings.Repeat(`{"a":`, 4<<20/5)},
+	{name: "arrays larger than may be", value: strings.Repeat("[", 4<<20+1)},
+	{name: "names without an end", value: `{"` + strings.Repeat("a", 60_000), at: 60_002, notJSON: "the JSON is cut off"},
+}
+
+func TestEachShapeAsABody(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
+	c := &http.Client{Timeout: shapesTimeout}
+	bearer := token(t, p.url, "demo", "demo-secret")
+	list := contractsURL(p.url, demoOrg, demoUser)
+	before := answerTo(t, c, list, bearer)
+	for _, o := range operations(t, withContent) {
+		header := o.header(bearer)
+		if o.oauth {
+			header.Set("Content-Type", "application/json")
+		}
+		for _, sh := range bodies {
+			t.Run(o.id+" "+sh.name, func(t *testing.T) {
+				resp, got := do(t, c, o.method, p.url+o.path, header, sh.value)
+				if o.oauth {
+					oauthBody(o, sh.value).want(t, resp, got)
+				} else {
+					contractBody(t, sh).want(t, resp, got)
+				}
+			})
+		}
+	}
+	if after := answerTo(t, c, list, bearer); after != before {
+		t.Errorf("there is\n%s\nand was\n%s", after, before)
+	}
+	wantUnharmed(t, p)
+}
+
+func answerTo(t testing.TB, c *http.Client, url, bearer string) string {
+	t.Helper()
+	resp, got := do(t, c, "GET", url, http.Header{"Authorization": {"Bearer " + bearer}}, "")
+	if resp.StatusCode != 200 {
+		t.Fatalf("%s\n%s", resp.Status, got)
+	}
+	return got
+}
+
+// contractBody is what becomes of a body that is no contract.
+func contractBody(t testing.TB, sh shape) failure {
+	t.Helper()
+	f := fault{Pointer: "#", Detail: "the body is empty; send a JSON object"}
+	switch {
+	case len(sh.value) > 4<<20:
+		return failure{status: 413, detail: "The content may have at most 4194304 bytes; send fewer prices, or start the service with a larger --max-body."}
+	case sh.value == "", sh.notJSON == "{empty}":
+	case sh.notJSON != "":
+		f.Detail = fmt.Sprintf("at byte %d: %s", sh.at, sh.notJSON)
+	default:
+		at, below, is := tooDeep(sh.value, 4)
+		if !is {
+			return refusal(t, 422, slot{schema: openapi3.NewObjectSchema()}.wrong(wholeContract, readShape(sh.value)))
+		}
+		f = fault{Pointer: "#" + below, Detail: fmt.Sprintf("at byte %d: nested deeper than a contract ever is", at)}
+	}
+	return refusal(t, 400, []fault{f})
+}
+
+// oauthBody is what becomes of a body that asks an OAuth endpoint for nothing.
+func oauthBody(o operation, body string) failure {
+	f := failure{status: 400, code: "invalid_request", detail: "the body must be a JSON object whose members are strings"}
+	switch {
+	case len(body) > 64<<10:
+		f.status, f.detail = 413, "the body cannot be read, or has more than 64 KiB"
+	case body != "" && body != "null":
+	case strings.Contains(o.path, "revoke"):
+		f.detail = "token is missing; send the access token to revoke"
+	default:
+		f.detail = "grant_type is missing; it must be client_credentials"
+	}
+	return f
+}
+
+// TestEachShapeAtEachOAuthParameter is for the JSON form, of a client that authenticates
+// by its Authorization field.
+func TestEachShapeAtEachOAuthParameter(t *testing.T) {
+	t.Parallel()
+	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
+	c := &http.Client{Timeout: shapesTimeout}
+	for _, o := range operations(t, ofOAuth) {
+		header := o.header("")
+		header.Set("Content-Type", "application/json")
+		for _, name := range []string{"client_id", "client_secret", "grant_type", "scope", "token"} {
+			for _, sh := range shapes {
+				t.Run(o.id+" "+name+" is "+sh.name, func(t *testing.T) {
+					right := map[string]string{"grant_type": "client_credentials", "token": "none"}
+					delete(right, name)
+					others, _ := json.Marshal(right)
+					body := fmt.Sprintf(`%s,%q:%s}`, strings.TrimSuffix(string(others), "}"), name, sh.value)
+					resp, got := do(t, c, o.method, p.url+o.path, header, body)
+					if f := oauthParameter(o, name, body, sh); f.status != 200 {
+						f.want(t, resp, got)
+					} else if resp.StatusCode != 200 {
+						t.Errorf("%s\n%s", resp.Status, got)
+					}
+				})
+			}
+		}
+	}
+	wantUnharmed(t, p)
+}
+
+// oauthParameter is what becomes of a shape of one parameter.
+func oauthParameter(o operation, name, body string, sh shape) failure {
+	f := failure{status: 400, code: "invalid_request"}
+	text, isString := readShape(sh.value).(string)
+	isToken := !strings.Contains(o.path, "revoke")
+	switch {
+	case len(body) > 64<<10:
+		f.status, f.detail = 413, "the body cannot be read, or has more than 64 KiB"
+	case strings.Contains(sh.notJSON, "twice"):
+		f.detail = "a parameter appears twice"
+	case sh.notJSON != "", !isString:
+		f.detail = "the body must be a JSON object whose members are strings"
+	case text == "" && name == "token" && !isToken:
+		f.detail = "token is missing; send the access token to revoke"
+	case text == "" && name == "grant_type" && isToken:
+		f.detail = "grant_type is missing; it must be client_credentials"
+	case text == "":
+		f.status = 200
+	case name == "client_id", name == "client_secret":
+		f.detail = "the client authenticates twice; send its id and secret in the Authorization field or in the body"
+	case name == "grant_type" && isToken:
+		f.code, f.detail = "unsupported_grant_type", "grant_type must be client_credentials"
+	case name == "scope" && isToken:
+		f.code, f.detail = "invalid_scope", "this client may ask for: read write"
+	default:
+		f.status = 200
+	}
+	return f
+}
