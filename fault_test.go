@@ -10,7 +10,7 @@ package main
 // meta pages are synced again.
 
 import (
-	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -604,12 +604,11 @@ func newLedger(t testing.TB, base string, ids ...string) *ledger {
 	t.Helper()
 	l := &ledger{
 		base:   base,
-		client: &http.Client{Timeout: 2 * answerTimeout, Transport: validated{&http.Transport{}}},
+		client: patientClient(t),
 		auth:   "Bearer " + token(t, base, "demo", "demo-secret"),
 		ids:    ids,
 		want:   map[string]string{},
 	}
-	t.Cleanup(l.client.CloseIdleConnections)
 	for _, id := range ids {
 		a := l.send("GET", id, "")
 		if a.err != nil || a.status != http.StatusOK {
@@ -618,6 +617,13 @@ func newLedger(t testing.TB, base string, ids ...string) *ledger {
 		l.want[id] = a.body
 	}
 	return l
+}
+
+// patientClient has connections of its own, and waits for what answerTimeout is for.
+func patientClient(t testing.TB) *http.Client {
+	c := &http.Client{Timeout: 2 * answerTimeout, Transport: validated{&http.Transport{}}}
+	t.Cleanup(c.CloseIdleConnections)
+	return c
 }
 
 func (l *ledger) collection() string   { return contractsURL(l.base, demoOrg, demoUser) }
@@ -675,9 +681,14 @@ func head(body string) string {
 	return fmt.Sprintf("%s… (%d bytes)", body[:enough], len(body))
 }
 
-// send is do for any goroutine, with the token.
+// send asks for a contract.
 func (l *ledger) send(method, id, body string, fields ...string) answered {
-	req, err := http.NewRequest(method, l.url(id), strings.NewReader(body))
+	return l.ask(method, l.url(id), body, fields...)
+}
+
+// ask is do for any goroutine, with the token.
+func (l *ledger) ask(method, url, body string, fields ...string) answered {
+	req, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
 		return answered{err: err}
 	}
@@ -816,7 +827,12 @@ func (l *ledger) checkAfterRestart(t testing.TB, p *process, db string) {
 // straceCommand is strace with faults, writing to a file. It traces what the
 // store does to its file; nothing else in the process makes these calls.
 func straceCommand(out string, faults ...string) []string {
-	args := []string{"strace", "-f", "-s", "0", "-e", "signal=none", "-e", "trace=pwrite64,fdatasync,fsync,ftruncate", "-o", out}
+	return straceOf("pwrite64,fdatasync,fsync,ftruncate", []string{"-s", "0"}, out, faults...)
+}
+
+// straceOf traces some calls, printed in a way that the options say.
+func straceOf(calls string, options []string, out string, faults ...string) []string {
+	args := append([]string{"strace", "-f", "-e", "signal=none", "-e", "trace=" + calls, "-o", out}, options...)
 	for _, f := range faults {
 		args = append(args, "-e", "inject="+f)
 	}
@@ -834,8 +850,14 @@ var attachedLine = regexp.MustCompile(`(?m)^strace: Process \d+ attached`)
 // attach makes system calls of a running process fail, until detach.
 func attach(t testing.TB, p *process, faults ...string) *tracer {
 	t.Helper()
+	return attachAs(t, p, straceCommand, faults...)
+}
+
+// attachAs is attach with a command line of strace's.
+func attachAs(t testing.TB, p *process, command func(out string, faults ...string) []string, faults ...string) *tracer {
+	t.Helper()
 	tr := &tracer{out: filepath.Join(t.TempDir(), "trace")}
-	line := append(straceCommand(tr.out, faults...), "-p", strconv.Itoa(p.cmd.Process.Pid))
+	line := append(command(tr.out, faults...), "-p", strconv.Itoa(p.cmd.Process.Pid))
 	cmd := exec.Command(line[0], line[1:]...)
 	stderr := &lockedBuffer{}
 	cmd.Stderr = stderr
@@ -872,10 +894,13 @@ func (tr *tracer) trace(t testing.TB) trace {
 // call is one system call of a trace.
 type call struct {
 	name     string
-	size     int64 // of a pwrite64
-	offset   int64
+	file     string // that the descriptor is of, if strace's -y has it said
+	data     string // what a write has, as far as strace's -s has it printed
+	size     int64  // of a write, in bytes, or what a ftruncate makes it
+	offset   int64  // of a pwrite64
 	failed   bool
 	injected bool
+	began    int // how many calls of the trace had ended
 }
 
 // meta tells whether the call writes one of the two meta pages.
@@ -888,38 +913,72 @@ func (c call) meta() bool {
 // them one after another, whatever thread it is on.
 type trace []call
 
+// callLine is a call whose strings were cut out.
 var callLine = regexp.MustCompile(`^(\w+)\((.*)\)\s+= (-?\d+)(.*)$`)
 
 func readTrace(t testing.TB, path string) (tr trace) {
 	t.Helper()
-	started := map[string]string{} // by thread, a call that has not ended
-	for line := range bytes.Lines([]byte(readFile(t, path))) {
-		thread, text, _ := strings.Cut(strings.TrimSpace(string(line)), " ")
+	type start struct {
+		text  string
+		began int
+	}
+	started := map[string]start{} // by thread, a call that has not ended
+	for line := range strings.Lines(readFile(t, path)) {
+		thread, text, _ := strings.Cut(strings.TrimSpace(line), " ")
 		text = strings.TrimSpace(text)
+		is := start{text, len(tr)}
 		if begin, ok := strings.CutSuffix(text, "<unfinished ...>"); ok {
-			started[thread] = strings.TrimSpace(begin)
+			is.text = strings.TrimSpace(begin)
+			started[thread] = is
 			continue
 		}
 		if _, end, ok := strings.Cut(text, " resumed>"); ok {
-			text = started[thread] + end
+			is = started[thread]
+			is.text += end
 		}
-		m := callLine.FindStringSubmatch(text)
-		if m == nil {
-			continue // the end of a thread, or a line that is being written
+		c, err := parseCall(is.text)
+		if err != nil {
+			t.Fatalf("%s: %s: %v", path, head(is.text), err)
 		}
-		c := call{name: m[1], failed: m[3] == "-1", injected: strings.Contains(m[4], "(INJECTED)")}
-		if c.name == "pwrite64" {
-			args := strings.Split(m[2], ", ")
-			var errSize, errOffset error
-			c.size, errSize = strconv.ParseInt(args[len(args)-2], 10, 64)
-			c.offset, errOffset = strconv.ParseInt(args[len(args)-1], 10, 64)
-			if err := errors.Join(errSize, errOffset); err != nil {
-				t.Fatalf("%s: %q: %v", path, text, err)
-			}
+		if c.began = is.began; c.name != "" {
+			tr = append(tr, c)
 		}
-		tr = append(tr, c)
 	}
 	return tr
+}
+
+// parseCall reads a whole call. That of something else has no name: the end of a
+// thread, or a line that is being written.
+func parseCall(text string) (c call, err error) {
+	before, rest, _ := strings.Cut(text, `"`)
+	data, after, _ := strings.Cut(rest, `"`)
+	m := callLine.FindStringSubmatch(before + after)
+	if m == nil {
+		return c, nil
+	}
+	c = call{name: m[1], failed: m[3] == "-1", injected: strings.Contains(m[4], "(INJECTED)")}
+	args := strings.Split(m[2], ", ")
+	_, file, _ := strings.Cut(args[0], "<")
+	var errs [4]error
+	c.file, errs[0] = unescaped(strings.TrimSuffix(file, ">"))
+	c.data, errs[1] = unescaped(data)
+	switch last := len(args) - 1; c.name {
+	case "pwrite64":
+		c.size, errs[2] = strconv.ParseInt(args[last-1], 10, 64)
+		c.offset, errs[3] = strconv.ParseInt(args[last], 10, 64)
+	case "ftruncate":
+		c.size, errs[2] = strconv.ParseInt(args[last], 10, 64)
+	}
+	return c, errors.Join(errs[:]...)
+}
+
+// unescaped is what strace's -xx prints as hexadecimal numbers.
+func unescaped(text string) (string, error) {
+	if !strings.HasPrefix(text, `\x`) {
+		return text, nil
+	}
+	b, err := hex.DecodeString(strings.ReplaceAll(text, `\x`, ""))
+	return string(b), err
 }
 
 func (tr trace) count(is func(call) bool) (n int) {

@@ -135,20 +135,27 @@ type Contents struct {
 // Its error says why it cannot, without the path, and wraps ErrInUse when a server has
 // it.
 func (e Examination) Examine(ctx context.Context, path string) (c Contents, err error) {
+	c.Bytes, err = e.pages(ctx, path, func(tx *bbolt.Tx) error { return e.values(ctx, tx, &c) })
+	return c, err
+}
+
+// pages looks at the file's pages, of which it returns the bytes, and has next look at
+// what is in them.
+func (e Examination) pages(ctx context.Context, path string, next func(*bbolt.Tx) error) (bytes int64, err error) {
 	f, err := openLocked(path, os.O_RDONLY)
 	if err != nil {
-		return c, err
+		return bytes, err
 	}
 	defer f.Close()
 	metas, err := readMetas(f)
 	if err != nil {
-		return c, err
+		return bytes, err
 	}
 	m := standing(metas)
 	if err := checkFile(f, m); err != nil {
-		return c, err
+		return bytes, err
 	}
-	c.Bytes = int64(m.pages) * m.pageSize
+	bytes = int64(m.pages) * m.pageSize
 	for i := range metas {
 		if !metas[i].valid {
 			e.Found(fmt.Sprintf("meta page %d is broken; the other one is used", i))
@@ -156,20 +163,20 @@ func (e Examination) Examine(ctx context.Context, path string) (c Contents, err 
 	}
 	broken := false
 	found := func(fault string) { broken = true; e.Found(fault) }
-	seen := func(bytes int64) error { e.Seen(bytes); return ctx.Err() }
+	seen := func(n int64) error { e.Seen(n); return ctx.Err() }
 	if err := surveyPages(f, m, found, seen); err != nil {
-		return c, err
+		return bytes, err
 	}
 	if broken {
-		return c, nil // bbolt would get lost in it
+		return bytes, nil // bbolt would get lost in it
 	}
 	again, err := duplicate(f)
 	if err != nil {
-		return c, err
+		return bytes, err
 	}
 	db, err := openReadOnly(again)
 	if err != nil {
-		return c, err
+		return bytes, err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
 	err = db.View(func(tx *bbolt.Tx) error {
@@ -182,9 +189,9 @@ func (e Examination) Examine(ctx context.Context, path string) (c Contents, err 
 				e.Found(fmt.Sprint(p))
 			}
 		}()
-		return e.values(ctx, tx, &c)
+		return next(tx)
 	})
-	return c, err
+	return bytes, err
 }
 
 // values looks at what is in the buckets.

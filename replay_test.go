@@ -1,0 +1,872 @@
+package main
+
+// Every state in which a power cut may leave the file. strace has each write and sync
+// of the running process, with its data, and in the same order the answers that leave
+// it. From that the states are made that a disk could be in, and each is looked at as
+// check does, and for what was acknowledged before.
+//
+// The disk has what was synced. Of each write since, any of its sectors may be there
+// or not, in any order. A sync that fails makes a promise of nothing: the kernel holds
+// its pages for clean, so that no later sync needs to bring them to the disk, and they
+// stay there or not until they are written again.
+//
+// A power cut between two syncs leaves no state of which the second one's boundary has
+// not, with all the writes before it pending: it is the one in which those that had not
+// begun are not there. And what was acknowledged before the cut was before the boundary.
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"go.etcd.io/bbolt"
+)
+
+// sectorSize is what a disk writes wholly or not at all, in bytes.
+const sectorSize = 512
+
+// tracedFaults are the faults under which states are made, each in a trace of its own,
+// at positions as strace's when= takes them. It counts for each thread apart.
+var tracedFaults = []struct {
+	name   string
+	faults []string
+}{
+	{"pwrite64", []string{"pwrite64:error=EIO:when=5+23"}},
+	{"fdatasync", []string{"fdatasync:error=EIO:when=2+5"}},
+	{"fsync", []string{"fsync:error=EIO:when=1..2"}},
+	{"ftruncate", []string{"ftruncate:error=EIO:when=1..2"}},
+	{"fdatasync, and fsync of the remedy", []string{"fdatasync:error=EIO:when=2+5", "fsync:error=EIO:when=1+3"}},
+}
+
+func TestEveryCrashStateHoldsWhatWasAcknowledged(t *testing.T) {
+	needTool(t, "strace")
+	t.Parallel()
+	replays(t, "sound disk", shortOr(2, 20), shortOr(20_000, 1_000_000), func(t *testing.T, r *recording) {
+		if r.calls.count(func(c call) bool { return c.name == "ftruncate" }) == 0 {
+			t.Error("the file has not grown")
+		}
+		r.mustBreakWithout(t, "the first sync of each commit", func(i int) bool {
+			return r.calls[i].name == "fdatasync" && !r.calls[i-1].meta()
+		})
+		r.mustBreakWithout(t, "the second sync of each commit", func(i int) bool {
+			return r.calls[i].name == "fdatasync" && r.calls[i-1].meta()
+		})
+	})
+	for _, kind := range tracedFaults {
+		replays(t, "EIO at "+kind.name, shortOr(1, 10), shortOr(2_000, 100_000), func(t *testing.T, r *recording) {
+			if r.calls.injected() == 0 {
+				t.Error("strace injected no fault")
+			}
+			if r.calls.secondSyncs() > 0 {
+				r.mustBreakWithout(t, "the remedy", r.isRemedy)
+			}
+		}, kind.faults...)
+	}
+}
+
+// replays makes so many states of so many recordings.
+func replays(t *testing.T, name string, recordings, states int, check func(*testing.T, *recording), faults ...string) {
+	for i := range recordings {
+		t.Run(fmt.Sprint(name, " ", i), func(t *testing.T) {
+			t.Parallel()
+			r := record(t, faults...)
+			check(t, r)
+			made, bad := r.replay(t, states/recordings)
+			for _, is := range bad {
+				t.Errorf("a state that a power cut can leave is bad: %s", is)
+			}
+			if made < states/recordings && len(bad) == 0 {
+				t.Errorf("there are only %d states, want %d", made, states/recordings)
+			}
+			t.Logf("%d states of %d calls", made, len(r.calls))
+		})
+	}
+}
+
+// mustBreakWithout fails unless there are bad states where calls are left out, which
+// shows that the replay finds what these calls are for.
+func (r *recording) mustBreakWithout(t testing.TB, what string, left func(i int) bool) {
+	t.Helper()
+	broken := *r
+	broken.calls = slices.Clone(r.calls)
+	for i := range broken.calls {
+		if left(i) {
+			broken.calls[i].name = "left out"
+		}
+	}
+	made, bad := broken.replay(t, 1000)
+	if len(bad) == 0 {
+		t.Errorf("without %s none of %d states is bad", what, made)
+		return
+	}
+	t.Logf("without %s, %d of %d states are bad: %s", what, len(bad), made, bad[0])
+}
+
+// isRemedy tells whether a call is one of those that mend makes: it writes both meta
+// pages and syncs.
+func (r *recording) isRemedy(i int) bool {
+	for sync := i; sync < min(i+3, len(r.calls)); sync++ {
+		if r.calls[sync].name == "fsync" && sync >= 2 && r.calls[sync-1].meta() && r.calls[sync-2].meta() {
+			return true
+		}
+	}
+	return false
+}
+
+// What a recording is of.
+const (
+	replayWriters = 12
+	replayWrites  = 240 // that stand, of all writers together
+)
+
+// recording is what a process did to its file, and what it answered.
+type recording struct {
+	before  string // the file
+	calls   trace  // to the file
+	writers []*replayWriter
+}
+
+// record has a process write under faults.
+func record(t *testing.T, faults ...string) *recording {
+	t.Helper()
+	db := withoutLinks(t.TempDir()) + "/test.db"
+	p := startProcess(t, nil, "--demo", "--db", db)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	r := &recording{}
+	first := newLedger(t, p.url)
+	for i := range replayWriters {
+		r.writers = append(r.writers, &replayWriter{
+			ledger: ledger{base: p.url, client: patientClient(t), auth: first.auth},
+			number: i,
+			random: rand.New(rand.NewPCG(seed, uint64(i))),
+		})
+	}
+	tracer := attachAs(t, p, straceWithData, faults...)
+	r.before = readFile(t, db)
+	var stand atomic.Int64
+	together(t, len(r.writers), func(i int) error { return r.writers[i].run(&stand) })
+	tracer.detach()
+	r.takeIn(t, tracer.trace(t), db)
+	if is, want := readFile(t, db), r.after(); is != want {
+		t.Fatalf("the file has %d bytes, and %d by the trace, which has not all; page %v", len(is), len(want), differs(is, want))
+	}
+	if err := p.terminate(t); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, p.stderr)
+	}
+	return r
+}
+
+// straceWithData traces all calls that could change a file or send an answer.
+func straceWithData(out string, faults ...string) []string {
+	calls := "pwrite64,fdatasync,fsync,ftruncate,write,writev,pwritev,pwritev2,fallocate,copy_file_range,sendfile,splice"
+	return straceOf(calls, []string{"-y", "-xx", "-s", strconv.Itoa(1 << 20)}, out, faults...)
+}
+
+// takeIn keeps the calls to the file, and finds when each write was answered.
+func (r *recording) takeIn(t testing.TB, all trace, db string) {
+	t.Helper()
+	answered := map[string]int{}     // by request id: how many calls to the file had ended
+	ended := make([]int, len(all)+1) // of the first calls, how many are to the file
+	last := -1
+	for i, c := range all {
+		ended[i+1] = ended[i]
+		switch _, id, _ := strings.Cut(c.data, "\r\nX-Request-Id: "); {
+		case c.file == db:
+			switch c.name {
+			case "pwrite64", "ftruncate", "fdatasync", "fsync":
+			default:
+				t.Fatalf("the replay does not know %s on the file", c.name)
+			}
+			if c.began <= last {
+				t.Fatalf("two calls to the file at once: %s, %s", all[last].name, c.name)
+			}
+			if c.name == "pwrite64" && int64(len(c.data)) != c.size {
+				t.Fatalf("strace has %d bytes of a write of %d", len(c.data), c.size)
+			}
+			r.calls = append(r.calls, c)
+			last = i
+			ended[i+1]++
+		case strings.HasPrefix(c.data, "HTTP/1.1 ") && len(id) > 36:
+			answered[id[:36]] = ended[c.began]
+		}
+	}
+	for _, w := range r.writers {
+		for i := range w.writes {
+			at, ok := answered[w.writes[i].request]
+			if !ok {
+				t.Fatalf("the trace has no answer to request %s", w.writes[i].request)
+			}
+			w.writes[i].answered = at
+		}
+	}
+}
+
+// after is the file as the calls left it in the page cache.
+func (r *recording) after() string {
+	file := []byte(r.before)
+	resize := func(size int64) { file = append(file, make([]byte, max(0, size-int64(len(file))))...)[:size] }
+	for _, c := range r.calls {
+		switch {
+		case c.failed:
+		case c.name == "ftruncate":
+			resize(c.size)
+		case c.name == "pwrite64":
+			resize(max(int64(len(file)), c.offset+c.size))
+			copy(file[c.offset:], c.data)
+		}
+	}
+	return string(file)
+}
+
+// cell is where a value is in the file. A key that nobody knows is "".
+type cell struct{ bucket, key string }
+
+func contractCell(id string) cell {
+	return cell{string(bucketContracts), string(Key{Owner{demoOrg, demoUser}, ID(id)}.bytes())}
+}
+
+// tracedWrite is a request that was made or refused as a whole.
+type tracedWrite struct {
+	request  string          // its id
+	answered int             // how many calls of the recording had ended when its answer began
+	refused  bool            // with a 503
+	makes    map[cell]string // what the values have in them when it stands; "": they are gone
+}
+
+// replayWriter writes contracts and tokens that no other does, one write at a time.
+type replayWriter struct {
+	ledger
+	number    int
+	random    *rand.Rand
+	contracts []string // the ids of those there are
+	tokens    []string
+	writes    []tracedWrite
+}
+
+// run writes until enough writes of all writers stand. The last one stands, so that
+// the file is well when all have ended.
+func (w *replayWriter) run(stand *atomic.Int64) error {
+	for stood := false; !stood || stand.Load() < replayWrites; {
+		if err := w.write(); err != nil {
+			return err
+		}
+		if stood = !w.writes[len(w.writes)-1].refused; stood {
+			stand.Add(1)
+		}
+	}
+	return nil
+}
+
+// write sends one of all the writes there are.
+func (w *replayWriter) write() error {
+	prices := w.random.IntN(8)
+	if w.random.IntN(10) == 0 {
+		prices = w.random.IntN(150) // up to three pages
+	}
+	n, has := w.random.IntN(20), len(w.contracts)
+	switch {
+	case n < 2:
+		return w.addToken()
+	case n < 4 && len(w.tokens) > 0:
+		return w.revokeToken()
+	case has < 2 || has < 4 && n < 9:
+		if n%2 == 0 {
+			return w.post(prices)
+		}
+		return w.create(prices)
+	case n < 12:
+		return w.replace(prices)
+	case n < 16:
+		return w.patch()
+	default:
+		return w.remove()
+	}
+}
+
+// took keeps a write that was sent, and tells whether it stands.
+func (w *replayWriter) took(a answered, done int, makes map[cell]string) (stands bool, err error) {
+	refused := a.status == http.StatusServiceUnavailable && a.header.Get("Retry-After") == retryAfter
+	if a.err != nil || a.status != done && !refused {
+		return false, fmt.Errorf("writer %d, write %d: got %v\nwant %d, or 503", w.number, len(w.writes), a, done)
+	}
+	w.writes = append(w.writes, tracedWrite{request: a.header.Get("X-Request-Id"), refused: refused, makes: makes})
+	return !refused, nil
+}
+
+// stored is what a contract has in it if a write stands that was answered so.
+func (w *replayWriter) stored(a answered) string {
+	if a.status == http.StatusServiceUnavailable {
+		return w.marker()
+	}
+	return a.body
+}
+
+func (w *replayWriter) create(prices int) error {
+	var id string
+	for n := 0; id == "" || slices.Contains(w.contracts, id); n++ {
+		id = fmt.Sprintf("00000000-0000-4000-8000-%06d%06d", w.number, n)
+	}
+	a := w.send("PUT", id, w.document(prices), "If-None-Match", "*")
+	stands, err := w.took(a, http.StatusCreated, map[cell]string{contractCell(id): w.stored(a)})
+	if stands {
+		w.contracts = append(w.contracts, id)
+	}
+	return err
+}
+
+func (w *replayWriter) post(prices int) error {
+	doc := w.document(prices)
+	key := fmt.Sprintf("%d-%d", w.number, w.written)
+	a := w.ask("POST", w.collection(), doc, "Idempotency-Key", key)
+	record := cell{string(bucketIdempotency), demoOrg + "/" + demoUser + "/demo\x00" + key}
+	contract := cell{bucket: string(bucketContracts)}
+	id := filepath.Base(a.header.Get("Location"))
+	if a.status == http.StatusOK {
+		contract = contractCell(id)
+	}
+	stands, err := w.took(a, http.StatusOK, map[cell]string{contract: w.stored(a), record: w.stored(a)})
+	if stands {
+		w.contracts = append(w.contracts, id)
+	}
+	return err
+}
+
+// any is one of the contracts there are.
+func (w *replayWriter) any() string { return w.contracts[w.random.IntN(len(w.contracts))] }
+
+func (w *replayWriter) replace(prices int) error {
+	id := w.any()
+	a := w.send("PUT", id, w.document(prices))
+	_, err := w.took(a, http.StatusOK, map[cell]string{contractCell(id): w.stored(a)})
+	return err
+}
+
+func (w *replayWriter) patch() error {
+	id := w.any()
+	w.written++
+	a := w.send("PATCH", id, "{"+w.marker()+"}", "Content-Type", mergePatchType)
+	_, err := w.took(a, http.StatusOK, map[cell]string{contractCell(id): w.stored(a)})
+	return err
+}
+
+func (w *replayWriter) remove() error {
+	id := w.any()
+	stands, err := w.took(w.send("DELETE", id, ""), http.StatusNoContent, map[cell]string{contractCell(id): ""})
+	if stands {
+		w.contracts = slices.DeleteFunc(w.contracts, func(is string) bool { return is == id })
+	}
+	return err
+}
+
+// demoForm is the fields of a request to an OAuth endpoint.
+var demoForm = []string{"Content-Type", "application/x-www-form-urlencoded", "Authorization", "Basic ZGVtbzpkZW1vLXNlY3JldA=="}
+
+func tokenCell(token string) cell {
+	h := hashOf(token)
+	return cell{string(bucketTokens), string(h[:])}
+}
+
+func (w *replayWriter) addToken() error {
+	a := w.ask("POST", w.base+tokenPath, "grant_type=client_credentials", demoForm...)
+	is := cell{bucket: string(bucketTokens)}
+	_, token, _ := strings.Cut(a.body, `"access_token":"`)
+	token, _, _ = strings.Cut(token, `"`)
+	if a.status == http.StatusOK {
+		is = tokenCell(token)
+	}
+	stands, err := w.took(a, http.StatusOK, map[cell]string{is: `"demo"`})
+	if stands {
+		w.tokens = append(w.tokens, token)
+	}
+	return err
+}
+
+func (w *replayWriter) revokeToken() error {
+	token := w.tokens[0]
+	stands, err := w.took(w.ask("POST", w.base+revocationPath, "token="+token, demoForm...), http.StatusOK, map[cell]string{tokenCell(token): ""})
+	if stands {
+		w.tokens = w.tokens[1:]
+	}
+	return err
+}
+
+// sizeAt stands for the file's length among the sectors of a disk. Its content is a
+// number of bytes.
+const sizeAt = -1
+
+// blank is a sector that was never written.
+var blank = strings.Repeat("\x00", sectorSize)
+
+// sectors are contents by their offset in the file.
+type sectors map[int64]string
+
+func (s sectors) at(offset int64) string {
+	if content, ok := s[offset]; ok {
+		return content
+	}
+	return blank
+}
+
+// size is the file's length.
+func (s sectors) size() int64 { return parseSize(s[sizeAt]) }
+
+func parseSize(content string) int64 {
+	n, err := strconv.ParseInt(content, 10, 64)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+func printSize(size int64) string { return strconv.FormatInt(size, 10) }
+
+// piece is a sector that was written, and may be on the disk.
+type piece struct {
+	at      int64
+	content string
+	write   int  // the call
+	lost    bool // no sync needs to bring it to the disk
+}
+
+// disk is what a power cut can leave of a file.
+type disk struct {
+	synced  sectors
+	pending []piece // in the order of writing
+
+	file  *os.File // is in one of the states
+	there sectors  // which is this
+}
+
+func newDisk(t testing.TB, before string) *disk {
+	t.Helper()
+	file, err := os.Create(newPath(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	d := &disk{synced: sectors{sizeAt: "0"}, there: sectors{sizeAt: "0"}, file: file}
+	d.write(0, call{name: "pwrite64", data: before})
+	if err := d.sync(true); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// write takes in a call that changes the file.
+func (d *disk) write(n int, c call) {
+	p := piece{at: sizeAt, content: printSize(c.size), write: n}
+	if c.name == "ftruncate" && !c.failed {
+		d.pending = append(d.pending, p)
+	}
+	// What fails may have written a part, but for a meta page: the store has looked
+	// whether that is there.
+	if c.name != "pwrite64" || c.failed && c.meta() {
+		return
+	}
+	p.lost = c.failed
+	for data := c.data; data != ""; data = data[sectorSize:] {
+		p.at, p.content = c.offset+int64(len(c.data)-len(data)), data[:sectorSize]
+		d.pending = append(d.pending, p)
+	}
+}
+
+// sync has what is pending on the disk, or if it fails, for ever in doubt.
+func (d *disk) sync(succeeds bool) error {
+	var doubtful []piece
+	for _, p := range d.pending {
+		if p.lost || !succeeds {
+			p.lost = true
+			doubtful = append(doubtful, p)
+			continue
+		}
+		doubtful = slices.DeleteFunc(doubtful, func(earlier piece) bool { return earlier.at == p.at })
+		if end := p.at + sectorSize; p.at != sizeAt && end > d.synced.size() {
+			d.synced[sizeAt] = printSize(end)
+		}
+		d.synced[p.at] = p.content
+		if err := d.put(p.at, p.content); err != nil {
+			return err
+		}
+	}
+	d.pending = doubtful
+	return d.put(sizeAt, d.synced[sizeAt])
+}
+
+// put brings a sector of the file into a state.
+func (d *disk) put(at int64, content string) error {
+	if d.there.at(at) == content {
+		return nil
+	}
+	d.there[at] = content
+	if at == sizeAt {
+		size := d.there.size()
+		maps.DeleteFunc(d.there, func(at int64, _ string) bool { return at >= size })
+		return d.file.Truncate(size)
+	}
+	if end := at + sectorSize; end > d.there.size() {
+		d.there[sizeAt] = printSize(end)
+	}
+	_, err := d.file.WriteAt([]byte(content), at)
+	return err
+}
+
+// cut is a power cut, and all the states that it can leave.
+type cut struct {
+	at      []int64    // the length, and the sectors that were written
+	options [][]string // what each may have, first what was synced
+	pieces  []option   // those that make a difference, in the order of writing
+}
+
+// option is one of a sector's, and the call that wrote it.
+type option struct{ sector, number, write int }
+
+// state is the number of the option of each sector.
+type state []byte
+
+func (d *disk) cut() *cut {
+	c := &cut{at: []int64{sizeAt}, options: [][]string{{d.synced[sizeAt]}}}
+	index := map[int64]int{sizeAt: 0}
+	for _, p := range d.pending {
+		if p.at == sizeAt && parseSize(p.content) <= d.synced.size() {
+			continue // the file was synced beyond
+		}
+		i, known := index[p.at]
+		if !known {
+			i = len(c.at)
+			index[p.at] = i
+			c.at, c.options = append(c.at, p.at), append(c.options, []string{d.synced.at(p.at)})
+		}
+		n := slices.Index(c.options[i], p.content)
+		if n < 0 {
+			n = len(c.options[i])
+			c.options[i] = append(c.options[i], p.content)
+		}
+		c.pieces = append(c.pieces, option{i, n, p.write})
+	}
+	c.pieces = slices.DeleteFunc(c.pieces, func(o option) bool { return len(c.options[o.sector]) == 1 })
+	return c
+}
+
+// possible is how many states there are, if they can be counted.
+func (c *cut) possible() int {
+	n := 1
+	for _, options := range c.options {
+		if n *= len(options); n > 1<<30 {
+			return 1 << 30
+		}
+	}
+	return n
+}
+
+// states are n of all, or all.
+func (c *cut) states(n int, random *rand.Rand) (states []state) {
+	none := make(state, len(c.at))
+	if c.possible() <= n {
+		states = []state{none}
+		for i, options := range c.options {
+			for _, s := range states {
+				for number := 1; number < len(options); number++ {
+					s = bytes.Clone(s)
+					s[i] = byte(number)
+					states = append(states, s)
+				}
+			}
+		}
+		return states
+	}
+	known := map[string]bool{}
+	// take takes the state that has the pieces which there says.
+	take := func(there func(i int) bool) {
+		s := bytes.Clone(none)
+		for i, p := range c.pieces {
+			if there(i) {
+				s[p.sector] = byte(p.number)
+			}
+		}
+		if !known[string(s)] {
+			known[string(s)] = true
+			states = append(states, s)
+		}
+	}
+	take(func(int) bool { return false })
+	take(func(int) bool { return true })
+	for len(states) < n {
+		at, other := random.IntN(len(c.pieces)), random.IntN(2) == 0
+		switch random.IntN(6) {
+		case 0: // the first ones, or the last ones
+			take(func(i int) bool { return (i <= at) != other })
+		case 1: // one, or all but one
+			take(func(i int) bool { return (i == at) != other })
+		case 2: // each write wholly or not at all
+			writes := map[int]bool{}
+			for _, p := range c.pieces {
+				writes[p.write] = random.IntN(2) == 0
+			}
+			take(func(i int) bool { return writes[c.pieces[i].write] })
+		default:
+			share := random.Float64()
+			take(func(int) bool { return random.Float64() < share })
+		}
+	}
+	return states
+}
+
+// enter brings the file into a state.
+func (d *disk) enter(c *cut, s state) error {
+	for i, at := range c.at {
+		if err := d.put(at, c.options[i][s[i]]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// describe says which writes are there.
+func (c *cut) describe(s state) string {
+	there, of := map[int]int{}, map[int]int{}
+	for _, p := range c.pieces {
+		of[p.write]++
+		if int(s[p.sector]) == p.number {
+			there[p.write]++
+		}
+	}
+	var b strings.Builder
+	for _, write := range slices.Sorted(maps.Keys(of)) {
+		fmt.Fprintf(&b, " %d/%d of call %d", there[write], of[write], write)
+	}
+	return b.String()
+}
+
+// walk does what a recording did to a disk, and calls boundary before each sync, and at
+// the end, with the number of the call.
+func (r *recording) walk(d *disk, boundary func(at int) error) error {
+	for i, c := range r.calls {
+		if c.name != "fdatasync" && c.name != "fsync" {
+			d.write(i, c)
+			continue
+		}
+		if err := boundary(i); err != nil {
+			return err
+		}
+		if err := d.sync(!c.failed); err != nil {
+			return err
+		}
+	}
+	return boundary(len(r.calls))
+}
+
+// shares divides a number of states among the boundaries, evenly but for those that
+// have fewer.
+func shares(states int, possible []int) []int {
+	order := make([]int, len(possible))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return possible[a] - possible[b] })
+	share := make([]int, len(possible))
+	for n, i := range order {
+		share[i] = min(possible[i], states/(len(order)-n))
+		states -= share[i]
+	}
+	return share
+}
+
+// enoughBad is how many bad states tell what is wrong.
+const enoughBad = 3
+
+// replay makes so many states, or all there are, and returns how many it made before it
+// had enoughBad ones.
+func (r *recording) replay(t testing.TB, states int) (made int, bad []string) {
+	t.Helper()
+	seed := rand.Uint64()
+	t.Logf("states by seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	var possible []int
+	d := newDisk(t, r.before)
+	err := r.walk(d, func(int) error {
+		possible = append(possible, d.cut().possible())
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	share := shares(states, possible)
+	d = newDisk(t, r.before)
+	j := newJudge(t, r, d.file.Name())
+	err = r.walk(d, func(at int) error {
+		j.advance(at)
+		n := share[0]
+		share = share[1:]
+		c := d.cut()
+		for _, s := range c.states(n, random) {
+			if len(bad) == enoughBad {
+				return nil
+			}
+			if err := d.enter(c, s); err != nil {
+				return err
+			}
+			made++
+			if faults := j.faults(); len(faults) > 0 {
+				bad = append(bad, fmt.Sprintf("before call %d of %d, there:%s\n%s", at, len(r.calls), c.describe(s), strings.Join(faults, "\n")))
+			}
+		}
+		return d.enter(c, make(state, len(c.at)))
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made, bad
+}
+
+// judge knows what must be in the file.
+type judge struct {
+	path      string
+	validator *Validator
+	valid     map[string]Key // by documents that were looked at, and have nothing wrong
+	writers   []*replayWriter
+	next      []int // by writer, its first write that is not answered yet
+	stands    map[cell]string
+	flying    []tracedWrite   // not answered yet, one of each writer
+	may       map[cell]string // what they make
+}
+
+// newJudge takes what is in a file for what stands.
+func newJudge(t testing.TB, r *recording, path string) *judge {
+	t.Helper()
+	v, err := newValidator()
+	if err != nil {
+		t.Fatal(err)
+	}
+	j := &judge{path: path, validator: v, valid: map[string]Key{}, writers: r.writers, next: make([]int, len(r.writers)), stands: map[cell]string{}}
+	_, err = Examination{Found: func(fault string) { t.Fatal(fault) }, Seen: func(int64) {}}.pages(t.Context(), path, func(tx *bbolt.Tx) error {
+		for c, value := range cells(tx) {
+			j.stands[c] = string(value)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+// advance takes in what was answered before the end of a call.
+func (j *judge) advance(at int) {
+	j.flying, j.may = nil, map[cell]string{}
+	for i, w := range j.writers {
+		for ; j.next[i] < len(w.writes) && w.writes[j.next[i]].answered <= at; j.next[i]++ {
+			if is := w.writes[j.next[i]]; !is.refused {
+				set(j.stands, is.makes)
+			}
+		}
+		if j.next[i] < len(w.writes) {
+			j.flying = append(j.flying, w.writes[j.next[i]])
+			maps.Copy(j.may, w.writes[j.next[i]].makes)
+		}
+	}
+}
+
+// set changes what stands.
+func set(stands, makes map[cell]string) {
+	for c, part := range makes {
+		stands[c] = part
+		if part == "" {
+			delete(stands, c)
+		}
+	}
+}
+
+// cells is what is in the buckets that the writers write to.
+func cells(tx *bbolt.Tx) map[cell][]byte {
+	found := map[cell][]byte{}
+	for _, bucket := range [][]byte{bucketContracts, bucketTokens, bucketIdempotency} {
+		c := tx.Bucket(bucket).Cursor()
+		for k, v := c.First(); k != nil; k, v = c.Next() {
+			found[cell{string(bucket), string(k)}] = v
+		}
+	}
+	return found
+}
+
+// faults is what is wrong with the file.
+func (j *judge) faults() (faults []string) {
+	e := Examination{
+		Found: func(fault string) { faults = append(faults, fault) },
+		Seen:  func(int64) {},
+		Contract: func(k Key, doc []byte) {
+			if j.valid[string(doc)] == k {
+				return
+			}
+			if wrong := j.validator.stored(k, doc); len(wrong) > 0 {
+				faults = append(faults, wrong...)
+				return
+			}
+			j.valid[string(doc)] = k
+		},
+	}
+	_, err := e.pages(context.Background(), j.path, func(tx *bbolt.Tx) error {
+		if err := e.values(context.Background(), tx, &Contents{}); err != nil || len(faults) > 0 {
+			return err
+		}
+		faults = j.compare(cells(tx))
+		return nil
+	})
+	if err != nil {
+		faults = append(faults, err.Error())
+	}
+	return faults
+}
+
+// compare returns what is lost, and what is there without having been acknowledged and
+// is not on its way.
+func (j *judge) compare(found map[cell][]byte) (faults []string) {
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
+	for c, part := range j.stands {
+		value, there := found[c]
+		may, flying := j.may[c]
+		if !(there && has(value, part)) && !(flying && there == (may != "") && has(value, may)) {
+			fault("%q of %s is %q, and acknowledged was %q", c.key, c.bucket, head(string(value)), head(part))
+		}
+	}
+	strangers := slices.Clone(j.flying)
+	for c, value := range found {
+		if _, stands := j.stands[c]; stands {
+			continue
+		}
+		if may := j.may[c]; may != "" && has(value, may) {
+			continue
+		}
+		i := slices.IndexFunc(strangers, func(w tracedWrite) bool {
+			part, unnamed := w.makes[cell{bucket: c.bucket}]
+			return unnamed && has(value, part)
+		})
+		if i < 0 {
+			fault("%q of %s was deleted or refused, and is %q", c.key, c.bucket, head(string(value)))
+			continue
+		}
+		strangers = slices.Delete(strangers, i, i+1)
+	}
+	return faults
+}
+
+func has(value []byte, part string) bool { return bytes.Contains(value, []byte(part)) }
+
+func differs(a, b string) (pages []int) {
+	for i := 0; i+4096 <= min(len(a), len(b)); i += 4096 {
+		if a[i:i+4096] != b[i:i+4096] {
+			pages = append(pages, i/4096)
+		}
+	}
+	return pages
+}
