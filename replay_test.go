@@ -1,18 +1,18 @@
 package main
 
-// Every state in which a power cut may leave the file. strace has each write and sync
-// of the running process, with its data, and in the same order the answers that leave
-// it. From that the states are made that a disk could be in, and each is looked at as
-// check does, and for what was acknowledged before.
+// Every state in which a power cut may leave the file. strace prints each write and sync
+// of the running process, and in the same order the answers that leave it. From that the
+// states are made that a disk could be in, and each is looked at as check does, and for
+// what was acknowledged before.
 //
 // The disk has what was synced. Of each write since, any of its sectors may be there
 // or not, in any order. A sync that fails makes a promise of nothing: the kernel holds
 // its pages for clean, so that no later sync needs to bring them to the disk, and they
-// stay there or not until they are written again.
+// are there or not until they are written again and synced.
 //
-// A power cut between two syncs leaves no state of which the second one's boundary has
-// not, with all the writes before it pending: it is the one in which those that had not
-// begun are not there. And what was acknowledged before the cut was before the boundary.
+// Only the ends of syncs are boundaries. A power cut before leaves nothing that one right
+// before the end may not leave: it is a state in which none of the writes that had not
+// begun is there. And right before the end at least as much is acknowledged.
 
 import (
 	"bytes"
@@ -145,16 +145,16 @@ func record(t *testing.T, faults ...string) *recording {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := &recording{}
-	first := newLedger(t, p.url)
+	auth := newLedger(t, p.url).auth
 	for i := range replayWriters {
 		r.writers = append(r.writers, &replayWriter{
-			ledger: ledger{base: p.url, client: patientClient(t), auth: first.auth},
+			ledger: ledger{base: p.url, client: patientClient(t), auth: auth},
 			number: i,
 			random: rand.New(rand.NewPCG(seed, uint64(i))),
 		})
 	}
 	tracer := attachAs(t, p, straceWithData, faults...)
-	r.before = readFile(t, db)
+	r.before = readFile(t, db) // idle, and so synced
 	var stand atomic.Int64
 	together(t, len(r.writers), func(i int) error { return r.writers[i].run(&stand) })
 	if err := p.terminate(t); err != nil {
@@ -204,8 +204,8 @@ func (r *recording) takeIn(t testing.TB, all trace, db string) {
 			if c.began <= last {
 				t.Fatalf("two calls to the file at once: %s, %s", all[last].name, c.name)
 			}
-			if c.name == "pwrite64" && int64(len(c.data)) != c.size {
-				t.Fatalf("strace has %d bytes of a write of %d", len(c.data), c.size)
+			if c.name == "pwrite64" && (int64(len(c.data)) != c.size || c.size%sectorSize != 0) {
+				t.Fatalf("strace has %d bytes of a write of %d, want whole sectors", len(c.data), c.size)
 			}
 			r.calls = append(r.calls, c)
 			last = i
@@ -356,18 +356,18 @@ func (w *replayWriter) post(prices int) error {
 	return err
 }
 
-// any is one of the contracts there are.
-func (w *replayWriter) any() string { return w.contracts[w.random.IntN(len(w.contracts))] }
+// existing is one of the contracts there are.
+func (w *replayWriter) existing() string { return w.contracts[w.random.IntN(len(w.contracts))] }
 
 func (w *replayWriter) replace(prices int) error {
-	id := w.any()
+	id := w.existing()
 	a := w.send("PUT", id, w.document(prices))
 	_, err := w.took(a, http.StatusOK, map[cell]string{contractCell(id): w.stored(a)})
 	return err
 }
 
 func (w *replayWriter) patch() error {
-	id := w.any()
+	id := w.existing()
 	w.written++
 	a := w.send("PATCH", id, "{"+w.marker()+"}", "Content-Type", mergePatchType)
 	_, err := w.took(a, http.StatusOK, map[cell]string{contractCell(id): w.stored(a)})
@@ -375,7 +375,7 @@ func (w *replayWriter) patch() error {
 }
 
 func (w *replayWriter) remove() error {
-	id := w.any()
+	id := w.existing()
 	stands, err := w.took(w.send("DELETE", id, ""), http.StatusNoContent, map[cell]string{contractCell(id): ""})
 	if stands {
 		w.contracts = slices.DeleteFunc(w.contracts, func(is string) bool { return is == id })
@@ -483,8 +483,8 @@ func (d *disk) write(n int, c call) {
 	if c.name == "ftruncate" && !c.failed {
 		d.pending = append(d.pending, p)
 	}
-	// What fails may have written a part, but for a meta page: the store has looked
-	// whether that is there.
+	// A write that fails may have written a part. But after that of a meta page the store
+	// looks whether it is there, and here it is not, since strace lets none of it happen.
 	if c.name != "pwrite64" || c.failed && c.meta() {
 		return
 	}
@@ -775,7 +775,9 @@ func newJudge(t testing.TB, r *recording, path string) *judge {
 	return j
 }
 
-// advance takes in what was answered before the end of a call.
+// advance takes in what was answered before the end of a call. An answer counts from the
+// moment it begins to leave the process: strace prints the end of a sync before the
+// process learns of it, and so before the beginning of an answer that waited for it.
 func (j *judge) advance(at int) {
 	j.flying, j.may = nil, map[cell]string{}
 	for i, w := range j.writers {
