@@ -44,7 +44,7 @@ var tracedFaults = []struct {
 	remedy bool // it is needed, since second syncs of commits fail
 }{
 	{"pwrite64", []string{"pwrite64:error=EIO:when=5+23"}, false},
-	{"fdatasync", []string{"fdatasync:error=EIO:when=2+5", "fsync:error=EIO:when=1+3"}, true}, // fsync is the remedy's
+	{"fdatasync", []string{"fdatasync:error=EIO:when=2+5", "fsync:error=EIO:when=2+3"}, true}, // fsync is the remedy's
 	{"fsync", []string{"fsync:error=EIO:when=1..2"}, false},
 	{"ftruncate", []string{"ftruncate:error=EIO:when=1..2"}, false},
 }
