@@ -124,7 +124,7 @@ func (r *recording) isRemedy(i int) bool {
 
 // What a recording is of.
 const (
-	replayWriters = 12
+	replayWriters = 8
 	replayWrites  = 160 // that stand, of all writers together
 	// retryInterval is how long a writer that was refused leaves the service alone.
 	retryInterval = 50 * time.Millisecond
@@ -284,7 +284,7 @@ func (w *replayWriter) run(stand *atomic.Int64) error {
 
 // write sends one of all the writes there are.
 func (w *replayWriter) write() error {
-	prices := w.random.IntN(8)
+	prices := w.random.IntN(4)
 	if w.random.IntN(10) == 0 {
 		prices = w.random.IntN(150) // up to three pages
 	}
@@ -294,7 +294,7 @@ func (w *replayWriter) write() error {
 		return w.addToken()
 	case n < 4 && len(w.tokens) > 0:
 		return w.revokeToken()
-	case has < 2 || has < 4 && n < 9:
+	case has < 1 || has < 3 && n < 9:
 		if n%2 == 0 {
 			return w.post(prices)
 		}
