@@ -127,7 +127,7 @@ const (
 	replayWriters = 8
 	replayWrites  = 160 // that stand, of all writers together
 	// retryInterval is how long a writer that was refused leaves the service alone.
-	retryInterval = 50 * time.Millisecond
+	retryInterval = 200 * time.Millisecond
 )
 
 // recording is what a process did to its file, and what it answered.
