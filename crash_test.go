@@ -41,7 +41,7 @@ func TestWhatIsAcknowledgedOutlivesAPowerCut(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			needTool(t, "mkfs."+kind)
 			t.Parallel()
-			d := newDisk(t, kind)
+			d := newPowered(t, kind)
 			outlives(t, filepath.Join(d.dir, "c.db"), shortOr(5, 200), d.cutPower)
 			t.Logf("%d of %d power cuts lost a file that was not synced", d.lost, d.cuts)
 			if d.lost == 0 {
@@ -439,15 +439,15 @@ func (w *crashWriter) postAgain() error {
 	return nil
 }
 
-// disk is a file system of its own, whose power can be cut.
-type disk struct {
+// powered is a file system of its own, whose power can be cut.
+type powered struct {
 	kind, image, dir string
 	cuts             int
 	lost             int // cuts after which a file that was not synced was gone, or empty
 }
 
-// newDisk makes a file system of a kind that mount(8) and mkfs(8) know.
-func newDisk(t testing.TB, kind string) *disk {
+// newPowered makes a file system of a kind that mount(8) and mkfs(8) know.
+func newPowered(t testing.TB, kind string) *powered {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("a power cut is of a file system in a file, which only root may mount; run the tests as root")
@@ -458,7 +458,7 @@ func newDisk(t testing.TB, kind string) *disk {
 		t.Fatal(err)
 	}
 	succeeds(t, exec.Command("mkfs."+kind, "-q", image))
-	d := &disk{kind: kind, image: image, dir: filepath.Dir(shortPath(t))}
+	d := &powered{kind: kind, image: image, dir: filepath.Dir(shortPath(t))}
 	if out, err := d.mount(); err != nil {
 		t.Skipf("a power cut is of a file system in a file, and this root may not mount one (a container without CAP_SYS_ADMIN or loop devices?): %v\n%s", err, out)
 	}
@@ -471,13 +471,13 @@ func newDisk(t testing.TB, kind string) *disk {
 	return d
 }
 
-func (d *disk) mount() ([]byte, error) {
+func (d *powered) mount() ([]byte, error) {
 	return exec.Command("mount", "-t", d.kind, "-o", "loop", d.image, d.dir).CombinedOutput()
 }
 
 // cutPower has the disk forget what is not synced, and refuse all from then on, ends
 // the process some moments later, and brings the disk up again.
-func (d *disk) cutPower(t testing.TB, kill func()) {
+func (d *powered) cutPower(t testing.TB, kill func()) {
 	t.Helper()
 	unsynced := filepath.Join(d.dir, fmt.Sprint("unsynced-", d.cuts))
 	writeTo(t, unsynced, []byte("not synced"))

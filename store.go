@@ -465,8 +465,7 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 // seekAfter returns the first that follows on start, or ErrCorrupt where a broken one
 // stands before it, that may be the first.
 func seekAfter(c *bbolt.Cursor, start []byte) (key, value []byte, err error) {
-	key, value = c.Seek(start)
-	if bytes.Equal(key, start) {
+	if key, _ = c.Seek(start); bytes.Equal(key, start) {
 		key, value = c.Next()
 		return key, value, nil
 	}
