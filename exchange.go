@@ -65,6 +65,12 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer e.ended(x, start)
 	x.set("X-Request-Id", x.id)
 	w.Header()["X-Content-Type-Options"] = nosniff
+	if r.ProtoMajor == 1 && (r.ProtoMinor == 0 || r.TransferEncoding != nil) {
+		// It may have had a Content-Length beside Transfer-Encoding, or Transfer-Encoding
+		// in HTTP/1.0, of which net/http does not tell; then what follows it may be no
+		// request (RFC 9112 §6.1).
+		w.Header()["Connection"] = closed
+	}
 	if n := len(r.Header["Authorization"]); n > 1 {
 		x.fail(&malformed{fault{Parameter: "Authorization", Detail: fmt.Sprintf("appears %d times; send it once", n)}})
 		return
@@ -117,6 +123,7 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 var (
 	nosniff         = []string{"nosniff"}
 	applicationJSON = []string{"application/json"}
+	closed          = []string{"close"}
 )
 
 // panicked answers a request whose handler panicked.
@@ -191,14 +198,27 @@ func (x *exchange) send(a answer) {
 	}
 }
 
+// writePiece is how much of an answer, in bytes, a client must take in pieceTimeout.
+// One that has no more than that is under the server's writeTimeout alone.
+const (
+	writePiece   = 64 << 10
+	pieceTimeout = 30 * time.Second
+)
+
+// write writes content. A client that does not read would hold its memory for ever; one
+// that reads slowly may take as long as it needs.
 func (x *exchange) write(b []byte) {
-	if len(b) == 0 {
-		return
-	}
-	n, err := x.Write(b)
-	x.bytes += int64(n)
-	if err != nil {
-		x.abort(fmt.Errorf("%w: %w", errLeft, err))
+	long := len(b) > writePiece || x.bytes > 0
+	for len(b) > 0 {
+		if long {
+			_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(pieceTimeout)) // HTTP has them
+		}
+		n, err := x.Write(b[:min(len(b), writePiece)])
+		x.bytes += int64(n)
+		if err != nil {
+			x.abort(fmt.Errorf("%w: %w", errLeft, err))
+		}
+		b = b[n:]
 	}
 }
 

@@ -163,12 +163,14 @@ func (c *serveCmd) Validate() error {
 // maxLifetime is a year.
 const maxLifetime = 365 * 24 * time.Hour
 
-// The server's limits on a connection. How long an answer may take is not
-// limited: a list is as long as its client takes to read it.
+// The server's limits on a connection.
 const (
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 30 * time.Second
 	idleTimeout       = 2 * time.Minute
+	// writeTimeout is from the end of the header to the end of the answer. An answer of
+	// more than writePiece goes on as long as its client reads.
+	writeTimeout = 2 * time.Minute
 	// maxHeaderBytes is 16 KiB, of which net/http adds the last 4 itself (and up to
 	// 4 more that it read along with the request before).
 	maxHeaderBytes = 16<<10 - 4<<10
@@ -281,7 +283,9 @@ func (a *app) newServer(handler http.Handler) *http.Server {
 		Handler:           handler,
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
+		HTTP2:             &http.HTTP2Config{WriteByteTimeout: pieceTimeout}, // of a connection, for what is no stream's
 		MaxHeaderBytes:    maxHeaderBytes,
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
 	}
@@ -297,7 +301,6 @@ func (c *serveCmd) serveMetrics(a *app, handler http.Handler) (stop func(), err 
 		return nil, fmt.Errorf("--metrics-addr: %w", err)
 	}
 	server := a.newServer(handler)
-	server.WriteTimeout = readTimeout
 	a.log.Info("serving metrics", "addr", listener.Addr().String())
 	go func() {
 		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {

@@ -242,8 +242,8 @@ func TestEveryOperationRefusesContentThatTakesTooLong(t *testing.T) {
 
 func TestServerHasItsLimits(t *testing.T) {
 	s := (&app{log: slog.New(slog.DiscardHandler)}).newServer(nil)
-	if s.ReadHeaderTimeout != 5*time.Second || s.ReadTimeout != 30*time.Second || s.IdleTimeout != 2*time.Minute || s.WriteTimeout != 0 {
-		t.Errorf("header %v, request %v, idle %v, answer %v", s.ReadHeaderTimeout, s.ReadTimeout, s.IdleTimeout, s.WriteTimeout)
+	if s.ReadHeaderTimeout != 5*time.Second || s.ReadTimeout != 30*time.Second || s.IdleTimeout != 2*time.Minute || s.WriteTimeout != 2*time.Minute || s.HTTP2.WriteByteTimeout != 30*time.Second {
+		t.Errorf("header %v, request %v, idle %v, answer %v, HTTP/2 %+v", s.ReadHeaderTimeout, s.ReadTimeout, s.IdleTimeout, s.WriteTimeout, s.HTTP2)
 	}
 }
 
