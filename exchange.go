@@ -134,6 +134,10 @@ func (x *exchange) panicked(p any) {
 	x.fail(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
 }
 
+// context is for what is asked of the store. It does not end with the connection's: net/http
+// ends that when the client closes its side, after which it may well wait for the answer.
+func (x *exchange) context() context.Context { return context.Background() }
+
 // WriteHeader remembers the status, whoever answers.
 func (x *exchange) WriteHeader(status int) {
 	x.status = status

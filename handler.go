@@ -328,7 +328,7 @@ func (a *api) postContract(x *exchange, t target) (answer, error) {
 	if key != "" {
 		once = &Idempotency{Client: t.client, Key: key, Body: hashOf(body.b)}
 	}
-	created, err := a.store.Create(x.r.Context(), t.Key, doc, once)
+	created, err := a.store.Create(x.context(), t.Key, doc, once)
 	if err != nil {
 		return answer{}, err
 	}
@@ -356,7 +356,7 @@ func (a *api) putContract(x *exchange, t target) (answer, error) {
 		return answer{}, err
 	}
 	created := false
-	version, err := a.store.Put(x.r.Context(), t.Key, doc, func(current Version, exists bool) error {
+	version, err := a.store.Put(x.context(), t.Key, doc, func(current Version, exists bool) error {
 		if err := pre.check(current, exists); err != nil {
 			return err
 		}
@@ -409,7 +409,7 @@ func (a *api) patchContract(x *exchange, t target) (answer, error) {
 		if err != nil {
 			return answer{}, err
 		}
-		patched, err := a.store.Put(x.r.Context(), t.Key, doc, func(current Version, exists bool) error {
+		patched, err := a.store.Put(x.context(), t.Key, doc, func(current Version, exists bool) error {
 			if !exists || current != version {
 				return errChanged
 			}
@@ -429,7 +429,7 @@ func (a *api) deleteContract(x *exchange, t target) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	err = a.store.Delete(x.r.Context(), t.Key, func(current Version, exists bool) error {
+	err = a.store.Delete(x.context(), t.Key, func(current Version, exists bool) error {
 		if err := pre.check(current, exists); err != nil {
 			return err
 		}
@@ -446,7 +446,7 @@ func (a *api) getHealth(*exchange) (answer, error) {
 }
 
 func (a *api) getReady(x *exchange) (answer, error) {
-	return answer{status: http.StatusOK, content: []byte(`{"status":"ready"}`)}, a.store.Ready(x.r.Context())
+	return answer{status: http.StatusOK, content: []byte(`{"status":"ready"}`)}, a.store.Ready(x.context())
 }
 
 // content reads a body of a media type. The caller frees it.
