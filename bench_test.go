@@ -226,7 +226,7 @@ func BenchmarkMillion(b *testing.B) {
 			for b.Loop() {
 				round(b, lines, 100_000/64)
 			}
-			b.ReportMetric(large.rssAnon(b), "MB")
+			b.ReportMetric(large.memory(b, "RssAnon"), "MB")
 			b.ReportMetric(0, "ns/op")
 		})
 		besideSmall := func(b *testing.B, m message, n int) {

@@ -627,11 +627,12 @@ func value(t testing.TB, scraped, series string) float64 {
 	return v
 }
 
-// rssAnon is the memory that a server has for itself alone, in MB.
-func (s loaded) rssAnon(t testing.TB) float64 {
+// memory is what the kernel says of a server's, in MB: RssAnon is what it has for itself
+// alone, VmHWM the most that it ever had, with what it reads of its file.
+func (s loaded) memory(t testing.TB, name string) float64 {
 	t.Helper()
 	for line := range strings.Lines(readFile(t, fmt.Sprintf("/proc/%d/status", s.pid))) {
-		if kb, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+		if kb, ok := strings.CutPrefix(line, name+":"); ok {
 			n, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(kb), " kB"))
 			if err != nil {
 				t.Fatal(err)
@@ -639,7 +640,7 @@ func (s loaded) rssAnon(t testing.TB) float64 {
 			return float64(n) / 1000
 		}
 	}
-	t.Fatal("no RssAnon; this needs Linux")
+	t.Fatalf("no %s; this needs Linux", name)
 	return 0
 }
 

@@ -1,0 +1,698 @@
+package main
+
+// Clients that are slow, broken or mean ill, by the thousand, beside some that are
+// well. They write to their connections themselves, as no library would.
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// besieged is the service in a process of its own, to be attacked.
+type besieged struct {
+	loaded
+	p *process
+	l *ledger
+}
+
+func besiege(t testing.TB, wrapper ...string) *besieged {
+	t.Helper()
+	p := startProcess(t, wrapper, "--demo", "--db", newPath(t), "--metrics-addr", "127.0.0.1:0")
+	s := loaded{addr: strings.TrimPrefix(p.url, "http://"), pid: p.cmd.Process.Pid}
+	s.metrics = "http://" + metricsLine.FindStringSubmatch(p.stderr.String())[1] + "/metrics"
+	return &besieged{s, p, newLedger(t, p.url, demoContract)}
+}
+
+// ends has the process stop, which it must do as if nothing had been.
+func (v *besieged) ends(t testing.TB) {
+	t.Helper()
+	if err := v.p.terminate(t); err != nil || strings.Contains(v.p.stderr.String(), "panic") {
+		t.Errorf("after SIGTERM: %v\n%s", err, head(v.p.stderr.String()))
+	}
+}
+
+// The contracts that are large, of a user of their own: a document of 100 KB, and a list
+// of several pages.
+const (
+	largeUser   = "7a1d3c58-2b4e-4f60-9c81-e5d2a7b60f13"
+	largeInList = 20
+)
+
+func largePath(i int) string {
+	return contractsURL("", demoOrg, largeUser) + "/" + string(key(i).Contract)
+}
+
+func (v *besieged) makeLarge(t testing.TB) {
+	t.Helper()
+	header := v.l.with(http.Header{"Content-Type": {"application/json"}, "If-None-Match": {"*"}})
+	for i := range largeInList {
+		if resp, got := do(t, v.l.client, "PUT", v.l.base+largePath(i), header, year(largeContract)); resp.StatusCode != http.StatusCreated {
+			t.Fatalf("%s\n%s", resp.Status, head(got))
+		}
+	}
+}
+
+// demoPath is the path of the contract that is aimed at.
+var demoPath = contractsURL("", demoOrg, demoUser) + "/" + demoContract
+
+// header is the start of a request with the demo client's token, up to its content.
+func (v *besieged) header(method, path, fields string) string {
+	text, _ := message{method: method, path: path, header: "Authorization: " + v.l.auth + "\r\n" + fields}.bytes()
+	return string(text)
+}
+
+// each has so many connections at once, with a client on each, and tells of the first
+// that had not what it must have.
+func (v *besieged) each(n int, client func(i int, c *net.TCPConn) error) error {
+	return v.eachBy(net.Dialer{}, n, client)
+}
+
+func (v *besieged) eachBy(d net.Dialer, n int, client func(i int, c *net.TCPConn) error) error {
+	d.Timeout = answerTimeout
+	var all sync.WaitGroup
+	var failed atomic.Int64
+	first := make(chan error, n)
+	for i := range n {
+		all.Go(func() {
+			c, err := d.Dial("tcp", v.addr)
+			if err == nil {
+				err = errors.Join(c.SetDeadline(time.Now().Add(3*answerTimeout)), client(i, c.(*net.TCPConn)))
+				c.Close()
+			}
+			if err != nil {
+				failed.Add(1)
+				first <- err
+			}
+		})
+	}
+	all.Wait()
+	if failed.Load() == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d of %d, of which the first: %w", failed.Load(), n, <-first)
+}
+
+// narrow is a connection that takes little of an answer that nobody reads.
+var narrow = net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+	var errs [3]error
+	errs[0] = c.Control(func(fd uintptr) {
+		errs[1] = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, 536)
+		errs[2] = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4<<10)
+	})
+	return errors.Join(errs[:]...)
+}}
+
+// closed tells whether an error is what reading gives when the other side has closed.
+func isClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// answers are the statuses of all answers until the service closes the connection.
+func answers(r io.Reader) (statuses []int, err error) {
+	for b := bufio.NewReader(r); ; {
+		if _, err := b.Peek(1); err != nil {
+			if isClosed(err) {
+				err = nil
+			}
+			return statuses, err
+		}
+		resp, err := http.ReadResponse(b, nil)
+		if err != nil {
+			return statuses, fmt.Errorf("after %v: %w", statuses, err)
+		}
+		statuses = append(statuses, resp.StatusCode)
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+			return statuses, fmt.Errorf("content of %s: %w", resp.Status, err)
+		}
+	}
+}
+
+// wantAnswers returns an error unless those, and the end, are all that comes.
+func wantAnswers(r io.Reader, want ...int) error {
+	if got, err := answers(r); err != nil || !slices.Equal(got, want) {
+		return fmt.Errorf("answered %v, %v, want %v and the end", got, err, want)
+	}
+	return nil
+}
+
+// wantContinue returns an error unless the content is asked for.
+func wantContinue(r io.Reader) error {
+	resp, err := http.ReadResponse(bufio.NewReader(r), nil)
+	if err != nil || resp.StatusCode != http.StatusContinue {
+		return fmt.Errorf("%v, %v, want 100", resp, err)
+	}
+	return nil
+}
+
+// send writes a text, of which the service need not take the end: it may have answered.
+func send(w io.Writer, text string) error {
+	if _, err := io.WriteString(w, text); err != nil && !isClosed(err) {
+		return err
+	}
+	return nil
+}
+
+// attack is what a kind of client does, on connections of its own.
+type attack struct {
+	name string
+	does func(v *besieged) error
+}
+
+var attacks = []attack{
+	{"a header a byte a second", func(v *besieged) error {
+		return v.each(1000, func(i int, c *net.TCPConn) error {
+			return aByteASecond(c, v.header("GET", "/", "")[i%20:], readHeaderTimeout, http.StatusBadRequest)
+		})
+	}},
+	{"content a byte a second", func(v *besieged) error {
+		long := strings.Repeat(" ", 1000)
+		return v.each(1000, func(i int, c *net.TCPConn) error {
+			start, content := v.header("PUT", demoPath, jsonType+"Content-Length: 1000\r\n"), long
+			switch i % 3 {
+			case 1:
+				start, content = v.header("PUT", demoPath, jsonType+"Transfer-Encoding: chunked\r\n"), strings.Repeat("1\r\n \r\n", 200)
+			case 2: // before anybody knows who it is
+				start = "POST " + tokenPath + " HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+			}
+			if err := send(c, start); err != nil {
+				return err
+			}
+			return aByteASecond(c, content, readTimeout, http.StatusRequestTimeout)
+		})
+	}},
+	{"an answer that is read slowly", func(v *besieged) error {
+		return v.eachBy(narrow, 20, func(_ int, c *net.TCPConn) error {
+			if err := send(c, v.header("GET", contractsURL("", demoOrg, largeUser), "Connection: close\r\n")); err != nil {
+				return err
+			}
+			return wantAnswers(slow{c}, http.StatusOK)
+		})
+	}},
+	{"closed for writing after a request", func(v *besieged) error {
+		return v.each(300, func(i int, c *net.TCPConn) error {
+			text := v.header("GET", demoPath, "")
+			if i%2 == 0 {
+				text = v.header("PATCH", largePath(i%largeInList), "Content-Type: "+mergePatchType+"\r\nContent-Length: 2\r\n") + "{}"
+			}
+			if err := errors.Join(send(c, text), c.CloseWrite()); err != nil {
+				return err
+			}
+			return wantAnswers(c, http.StatusOK)
+		})
+	}},
+	{"closed for writing in a header", func(v *besieged) error {
+		return v.each(300, func(i int, c *net.TCPConn) error {
+			text := v.header("DELETE", demoPath, "")
+			if err := errors.Join(send(c, text[:len(text)-1-i%len(text)]), c.CloseWrite()); err != nil {
+				return err
+			}
+			got, err := answers(c)
+			if len(got) > 0 && !slices.Equal(got, []int{400}) {
+				return fmt.Errorf("answered %v", got)
+			}
+			return err
+		})
+	}},
+	{"closed for writing in the content", func(v *besieged) error {
+		return v.each(300, func(i int, c *net.TCPConn) error {
+			text := v.header("PUT", demoPath, jsonType+"Content-Length: 3\r\n") + "{}"
+			if i%2 == 0 {
+				text = v.header("PUT", demoPath, jsonType+"Transfer-Encoding: chunked\r\n") + "2\r\n{}\r\n"
+			}
+			if err := errors.Join(send(c, text), c.CloseWrite()); err != nil {
+				return err
+			}
+			return wantAnswers(c, http.StatusBadRequest)
+		})
+	}},
+	{"reset in the content", func(v *besieged) error {
+		return v.each(500, func(i int, c *net.TCPConn) error {
+			return errors.Join(send(c, v.header("PUT", demoPath, jsonType+"Content-Length: 3\r\n")+"{}"), c.SetLinger(0))
+		})
+	}},
+	{"Expect", func(v *besieged) error {
+		return v.each(60, func(i int, c *net.TCPConn) error {
+			const expect = "Expect: 100-continue\r\n"
+			put := v.header("PATCH", largePath(i%largeInList), "Content-Type: "+mergePatchType+"\r\nConnection: close\r\nContent-Length: 2\r\n"+expect)
+			switch i % 6 {
+			case 0: // the content comes when it is asked for
+				return errors.Join(send(c, put), wantContinue(c), send(c, "{}"), wantAnswers(c, http.StatusOK))
+			case 1: // it comes before
+				return errors.Join(send(c, put+"{}"), wantAnswers(c, http.StatusContinue, http.StatusOK))
+			case 2: // it never comes
+				return errors.Join(send(c, put), wantAnswers(c, http.StatusContinue, http.StatusRequestTimeout))
+			case 3: // it is not wanted of this client
+				return errors.Join(send(c, "PUT "+demoPath+" HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n"+expect+"\r\n"), wantAnswers(c, http.StatusUnauthorized))
+			case 4: // it is too much
+				return errors.Join(send(c, v.header("PUT", demoPath, jsonType+"Content-Length: 4194305\r\n"+expect)), wantAnswers(c, http.StatusRequestEntityTooLarge))
+			default:
+				return errors.Join(send(c, v.header("PUT", demoPath, jsonType+"Content-Length: 2\r\nExpect: 200-ok\r\n")), wantAnswers(c, http.StatusExpectationFailed))
+			}
+		})
+	}},
+	{"chunks without an end", func(v *besieged) error {
+		return v.each(16, func(i int, c *net.TCPConn) error {
+			chunk := "10000\r\n" + strings.Repeat(" ", 64<<10) + "\r\n"
+			return floods(c, v.header("PUT", demoPath, jsonType+"Transfer-Encoding: chunked\r\n"), chunk, http.StatusRequestEntityTooLarge)
+		})
+	}},
+	{"headers without an end", func(v *besieged) error {
+		return v.each(200, func(i int, c *net.TCPConn) error {
+			start, more := "GET /healthz HTTP/1.1\r\nHost: x\r\n", "X-A: b\r\n"
+			switch i % 4 {
+			case 1: // one field
+				start, more = start+"X-A: ", "a"
+			case 2: // one path
+				start, more = "GET /", "a"
+			case 3: // one field, folded
+				start, more = start+"X-A: b\r\n", " b\r\n"
+			}
+			return floods(c, start, strings.Repeat(more, 1000), http.StatusRequestHeaderFieldsTooLarge)
+		})
+	}},
+	{"connects and closes", func(v *besieged) error {
+		const rounds = 10
+		return v.each(10_000/rounds, func(i int, c *net.TCPConn) error {
+			for range rounds - 1 {
+				c, err := net.DialTimeout("tcp", v.addr, answerTimeout)
+				if err != nil {
+					return err
+				}
+				if i%2 == 0 {
+					err = c.(*net.TCPConn).SetLinger(0)
+				}
+				if err := errors.Join(err, c.Close()); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}},
+}
+
+// aByteASecond sends a text so until it is answered or hung up on, which must be as
+// soon as a limit is over, and not before.
+func aByteASecond(c *net.TCPConn, text string, limit time.Duration, want ...int) error {
+	began := time.Now()
+	for i := range len(text) {
+		if err := errors.Join(send(c, text[i:i+1]), c.SetReadDeadline(time.Now().Add(time.Second))); err != nil {
+			return err
+		}
+		var first [1]byte
+		n, err := c.Read(first[:])
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		took := time.Since(began)
+		if took < limit-time.Second || took > limit+answerTimeout {
+			return fmt.Errorf("ended after %v, want %v", took, limit)
+		}
+		return errors.Join(c.SetReadDeadline(time.Now().Add(answerTimeout)), wantAnswers(io.MultiReader(bytes.NewReader(first[:n]), c), want...))
+	}
+	return fmt.Errorf("took a byte a second for %v", time.Since(began))
+}
+
+// slow is a connection that is read slowly, and without a pause of pieceTimeout.
+type slow struct{ *net.TCPConn }
+
+func (s slow) Read(b []byte) (int, error) {
+	time.Sleep(pieceTimeout / 600)
+	return s.TCPConn.Read(b)
+}
+
+// floods sends a start, and then more without end until it is answered.
+func floods(c *net.TCPConn, start, more string, want int) error {
+	sent := make(chan error, 1)
+	go func() {
+		_, err := io.WriteString(c, start)
+		for err == nil {
+			_, err = io.WriteString(c, more)
+		}
+		sent <- err
+	}()
+	err := wantAnswers(c, want)
+	c.Close()
+	<-sent
+	return err
+}
+
+// deaf is a client that never reads its answer.
+type deaf struct {
+	*net.TCPConn
+	asks string
+}
+
+// neverRead has so many of them.
+func (v *besieged) neverRead(t testing.TB, n int, asks ...string) (all []deaf) {
+	t.Helper()
+	for i := range n {
+		c, err := narrow.Dial("tcp", v.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		d := deaf{c.(*net.TCPConn), asks[i%len(asks)]}
+		if err := errors.Join(c.SetWriteDeadline(time.Now().Add(answerTimeout)), send(c, d.asks)); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, d)
+	}
+	return all
+}
+
+// wantHalf fails unless what the service gave up writing is less than the answer.
+func (d deaf) wantHalf(t testing.TB) {
+	t.Helper()
+	if err := d.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := answers(d); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%.40s… answered %v, %v, to a client that did not read; want a part of it", d.asks, got, err)
+	}
+}
+
+// left is what a process has open, and its goroutines.
+type left struct{ descriptors, goroutines int }
+
+func (v *besieged) left(t testing.TB) left {
+	t.Helper()
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", v.pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return left{len(open), int(value(t, v.scrape(t), "go_goroutines"))}
+}
+
+// wantLeft waits until no more is left than before.
+func (v *besieged) wantLeft(t testing.TB, before left) {
+	t.Helper()
+	waitUntil(t, 2*answerTimeout, "nothing is left behind", func() error {
+		if now := v.left(t); now.descriptors > before.descriptors || now.goroutines > before.goroutines {
+			return fmt.Errorf("%+v, before %+v", now, before)
+		}
+		return nil
+	})
+}
+
+// healthyTimeout is for any answer to a client that is well, on a machine that others
+// keep busy.
+const healthyTimeout = 10 * time.Second
+
+// healthy has clients that put, get and list contracts of their own until stop, which
+// fails if they had another answer than the right one.
+func (v *besieged) healthy(t testing.TB) (stop func()) {
+	t.Helper()
+	const clients = 4
+	errs, over := make([]error, clients), make(chan struct{})
+	var all sync.WaitGroup
+	for i := range clients {
+		id := string(key(i).Contract)
+		v.l.send("PUT", id, "{}", "If-None-Match", "*") // or it is there from the round before
+		l := newLedger(t, v.l.base, id)
+		l.client.Timeout = healthyTimeout
+		all.Go(func() {
+			rounds := 0
+			for errs[i] == nil {
+				select {
+				case <-over:
+					if rounds < 10 {
+						errs[i] = fmt.Errorf("only %d rounds", rounds)
+					}
+					return
+				case <-time.After(50 * time.Millisecond): // they are not the load
+				}
+				errs[i] = l.round(id)
+				rounds++
+			}
+		})
+	}
+	return func() {
+		t.Helper()
+		close(over)
+		all.Wait()
+		if err := errors.Join(errs...); err != nil {
+			t.Errorf("a healthy client: %v", err)
+		}
+	}
+}
+
+// round writes a contract, and reads it alone and in the list.
+func (l *ledger) round(id string) error {
+	doc := l.document(1)
+	put := l.send("PUT", id, doc)
+	if put.err != nil || put.status != http.StatusOK || !strings.Contains(put.body, l.marker()) {
+		return fmt.Errorf("PUT of %s: %v", l.marker(), put)
+	}
+	if got := l.send("GET", id, ""); got.err != nil || got.status != http.StatusOK || got.body != put.body {
+		return fmt.Errorf("GET: %v, want %s", got, put.body)
+	}
+	if got := l.ask("GET", l.collection(), ""); got.err != nil || got.status != http.StatusOK || !strings.Contains(got.body, put.body) {
+		return fmt.Errorf("list: %v, want in it %s", got, put.body)
+	}
+	return nil
+}
+
+func TestHealthyClientsKeepTheirAnswersAmongHostileOnes(t *testing.T) {
+	t.Parallel()
+	v := besiege(t)
+	v.makeLarge(t)
+	list := v.header("GET", contractsURL("", demoOrg, largeUser), "")
+	for round := range shortOr(1, 20) {
+		v.l.client.CloseIdleConnections()
+		waitFor(t, "only those of the process are left", func() bool { return v.left(t).descriptors < 20 })
+		before := v.left(t)
+		stop := v.healthy(t)
+		longAnswers := v.neverRead(t, 2000, list, v.header("GET", largePath(0), ""))
+		small := v.neverRead(t, 200, strings.Repeat(v.header("GET", demoPath, ""), 200))
+		together(t, len(attacks), func(i int) error {
+			if err := attacks[i].does(v); err != nil {
+				return fmt.Errorf("%s: %w", attacks[i].name, err)
+			}
+			return nil
+		})
+		stop()
+		for _, d := range small {
+			if round%2 == 0 { // else it is for writeTimeout to end them
+				d.Close()
+			}
+		}
+		v.wantLeft(t, before) // all that nobody reads is given up
+		for _, d := range longAnswers {
+			d.wantHalf(t)
+			d.Close()
+		}
+		v.l.check(t)
+	}
+	v.ends(t)
+}
+
+const (
+	// bodiesAtOnce is how many of the largest bodies, of so many bytes, arrive at once.
+	bodiesAtOnce, largestBody = 64, 4 << 20
+	// bodiesMemory is what the process may take for them, in MB. For each there is a body,
+	// in a buffer that has grown to at most twice as much, its 70,000 prices and its
+	// document, and garbage of what these grew from: 20 MB, as measured, and half as much
+	// for when the collector is late.
+	bodiesMemory = bodiesAtOnce * 30
+)
+
+// It is not parallel: what is slow for want of a processor would be refused, as slow.
+func TestLargestBodiesAtOnceTakeBoundedMemory(t *testing.T) {
+	v := besiege(t)
+	body := year(largestBody / 60)
+	body += strings.Repeat(" ", largestBody-len(body))
+	header := v.header("PUT", demoPath, jsonType+"Connection: close\r\nExpect: 100-continue\r\nContent-Length: "+strconv.Itoa(largestBody)+"\r\n")
+	for range shortOr(1, 50) {
+		var ready, arrived sync.WaitGroup // for its content; all but its last byte
+		ready.Add(bodiesAtOnce)
+		arrived.Add(bodiesAtOnce)
+		err := v.each(bodiesAtOnce, func(i int, c *net.TCPConn) error {
+			err := errors.Join(send(c, header), wantContinue(c))
+			ready.Done()
+			ready.Wait()
+			err = errors.Join(err, send(c, body[:len(body)-1]))
+			arrived.Done()
+			arrived.Wait()
+			return errors.Join(err, send(c, " "), wantAnswers(c, http.StatusOK))
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	most := v.memory(t, "VmHWM")
+	t.Logf("%d bodies of %d bytes at once took %.0f MB", bodiesAtOnce, largestBody, most)
+	if most > bodiesMemory {
+		t.Errorf("more than %d MB", bodiesMemory)
+	}
+	v.ends(t)
+}
+
+// Where a proxy and the service could differ on where a request ends. All that is after
+// the content of one that is refused, or after which the connection is closed, is the
+// deletion of a contract.
+func TestOneRequestIsNeverTwo(t *testing.T) {
+	t.Parallel()
+	v := besiege(t)
+	del := v.header("DELETE", demoPath, "")
+	chunked := func(content string) string { return fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(content), content) }
+	length := func(n int) string { return fmt.Sprintf("Content-Length: %d\r\n", n) }
+	const te = "Transfer-Encoding: chunked\r\n"
+	refused, unsupported := []int{400}, []int{501}
+	for _, tt := range []struct {
+		name    string
+		fields  string
+		content string // with what follows
+		want    []int
+	}{
+		{"two lengths", length(2) + length(2+len(del)), "{}" + del, refused},
+		{"two lengths, the longer first", length(2+len(del)) + length(2), "{}" + del, refused},
+		{"two lengths in one field", "Content-Length: 2, 40\r\n", "{}" + del, refused},
+		{"a length twice in one field", "Content-Length: 2, 2\r\n", "{}" + del, refused},
+		{"a length with a sign", "Content-Length: +2\r\n", "{}" + del, refused},
+		{"a length below nothing", "Content-Length: -2\r\n", "{}" + del, refused},
+		{"a length in hexadecimal", "Content-Length: 0x2\r\n", "{}" + del, refused},
+		{"a length with a space in it", "Content-Length: 2 2\r\n", "{}" + del, refused},
+		{"a length with NUL", "Content-Length: 2\x00\r\n", "{}" + del, refused},
+		{"no length", "Content-Length:\r\n", "{}" + del, refused},
+		{"a length beyond 64 bits", "Content-Length: 18446744073709551618\r\n", "{}" + del, refused},
+		{"a length on a folded line", length(2) + " 2\r\n", "{}" + del, refused},
+		{"a space before the colon of a length", "Content-Length : 2\r\n", "{}" + del, refused},
+		{"a space before the colon of an encoding", length(2) + "Transfer-Encoding : chunked\r\n", "{}" + del, refused},
+		{"a vertical tab before an encoding", length(2) + "Transfer-Encoding: \vchunked\r\n", "{}" + del, refused},
+		{"an encoding behind a bare CR", length(2) + "X-A: b\r" + te, "{}" + del, refused},
+		{"NUL in a field", length(2) + "X-A: \x00\r\n", "{}" + del, refused},
+		{"NUL in a name", length(2) + "X-\x00: b\r\n", "{}" + del, refused},
+		{"a field without a colon", length(2) + "X-A\r\n", "{}" + del, refused},
+		{"a field without a name", length(2) + ": b\r\n", "{}" + del, refused},
+		{"two hosts", length(2) + "Host: y\r\n", "{}" + del, refused},
+		{"chunked, and then identity", "Transfer-Encoding: chunked, identity\r\n", chunked("{}") + del, unsupported},
+		{"identity, and a length", length(2) + "Transfer-Encoding: identity\r\n", "{}" + del, unsupported},
+		{"an encoding that is none, and a length", length(2) + "Transfer-Encoding: xchunked\r\n", "{}" + del, unsupported},
+		{"an encoding in quotes, and a length", length(2) + "Transfer-Encoding: \"chunked\"\r\n", "{}" + del, unsupported},
+		{"compressed chunks", "Transfer-Encoding: gzip, chunked\r\n", chunked("{}") + del, unsupported},
+		{"chunked twice", te + te, chunked("{}") + del, unsupported},
+		{"chunked and identity", te + "Transfer-Encoding: identity\r\n", chunked("{}") + del, unsupported},
+		{"a chunk's size with junk", te, "2x\r\n{}\r\n0\r\n\r\n" + del, refused},
+		{"a chunk's size with 0x", te, "0x2\r\n{}\r\n0\r\n\r\n" + del, refused},
+		{"a chunk's size with a sign", te, "+2\r\n{}\r\n0\r\n\r\n" + del, refused},
+		{"a chunk below nothing", te, "-2\r\n{}\r\n0\r\n\r\n" + del, refused},
+		{"a chunk's size beyond 64 bits", te, "10000000000000002\r\n{}\r\n0\r\n\r\n" + del, refused},
+		{"a chunk's size that is all there is", te, "ffffffffffffffff\r\n{}\r\n0\r\n\r\n" + del, refused}, // it ends early
+		{"a chunk without a size", te, "\r\n{}\r\n0\r\n\r\n" + del, refused},
+		{"a chunk's size and a bare LF", te, "2\n{}\r\n0\r\n\r\n" + del, refused},
+		{"a chunk's extension and a bare LF", te, "2;a\n{}\r\n0\r\n\r\n" + del, refused},
+		{"a chunk and a bare LF", te, "2\r\n{}\n0\r\n\r\n" + del, refused},
+		{"a chunk longer than its size", te, "1\r\n{}\r\n0\r\n\r\n" + del, refused},
+		{"the last chunk and bare LF", te, "2\r\n{}\r\n0\n\n" + del, refused},
+
+		// Taken as the one request that they are, and the connection closed (RFC 9112 §6.1).
+		{"a length of all, and chunked", length(len(chunked("{}"))+len(del)) + te, chunked("{}") + del, []int{200}},
+		{"chunked, and a length of less", te + length(4), chunked("{}") + del, []int{200}},
+		{"chunked on a folded line", "Transfer-Encoding:\r\n chunked\r\n", chunked("{}") + del, []int{200}},
+		{"chunked in other letters", "tRANSFER-eNCODING: CHUNKED\r\n", chunked("{}") + del, []int{200}},
+		{"a request in a chunk", te, chunked(del) + del, refused},
+		{"a request in a trailer", te, "2\r\n{}\r\n0\r\nX-A: b\r\n\r\n" + del, []int{200}},
+
+		// Taken as the one request that they are, and the next one too, which is not smuggled.
+		{"a length twice", length(len(del)) + length(len(del)), del, []int{400, 200}},
+		{"a length after spaces", "Content-Length:  \t " + strconv.Itoa(len(del)) + " \t\r\n", del, []int{400, 200}},
+		{"a length with zeros", "Content-Length: 00" + strconv.Itoa(len(del)) + "\r\n", del, []int{400, 200}},
+		{"an encoding that a fold hides", "X-A: b\r\n " + te + length(len(del)), del, []int{400, 200}},
+		{"fields that end in a bare LF", "X-A: b\n" + length(len(del)), del, []int{400, 200}},
+		{"a length that Connection names", length(len(del)) + "Connection: Content-Length\r\n", del, []int{400, 200}},
+		{"an upgrade to HTTP/2", length(len(del)) + "Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n", del, []int{400, 200}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			text := v.header("PUT", demoPath, jsonType+tt.fields) + tt.content
+			if len(tt.want) == 2 {
+				text += "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+			}
+			v.wantOne(t, text, tt.want...)
+		})
+	}
+	for _, tt := range []struct {
+		name, text string
+		want       []int
+	}{
+		{"HTTP/1.0, chunked and a length", strings.Replace(v.header("PUT", demoPath, jsonType+"Connection: keep-alive\r\n"+te+length(2)), "HTTP/1.1", "HTTP/1.0", 1) + "{}" + del, []int{200}},
+		{"HTTP/1.0, chunked", strings.Replace(v.header("PUT", demoPath, jsonType+"Connection: keep-alive\r\n"+te), "HTTP/1.1", "HTTP/1.0", 1) + chunked("{}") + del, refused},
+		{"HTTP/0.9", "GET /healthz\r\n" + del, refused},
+		{"HTTP/2 without TLS", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + del, []int{405}},
+		{"an unknown version", strings.Replace(v.header("PUT", demoPath, jsonType+length(2)), "HTTP/1.1", "HTTP/3.0", 1) + "{}" + del, []int{505}},
+		{"no host", "GET /healthz HTTP/1.1\r\n\r\n" + del, refused},
+		{"an encoding on a folded first field", "GET /healthz HTTP/1.1\r\n " + te + "Host: x\r\n\r\n" + del, refused},
+		{"a request in the content of a GET", v.header("GET", "/healthz", length(len(del))+"Connection: close\r\n") + del, []int{200}},
+		{"a request in the content of one without a token", "PUT " + demoPath + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + length(len(del)) + "\r\n" + del, []int{401}},
+		{"a request in the content of one to nowhere", "PUT /x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + length(len(del)) + "\r\n" + del, []int{404}},
+	} {
+		t.Run(tt.name, func(t *testing.T) { v.wantOne(t, tt.text, tt.want...) })
+	}
+	v.ends(t)
+}
+
+// wantOne sends a text and fails unless those answers come, and the contract that is
+// deleted in it is still there.
+func (v *besieged) wantOne(t *testing.T, text string, want ...int) {
+	t.Helper()
+	err := v.each(1, func(_ int, c *net.TCPConn) error {
+		return errors.Join(send(c, text), c.CloseWrite(), wantAnswers(c, want...))
+	})
+	if err != nil {
+		t.Errorf("%v\n%q", err, text)
+	}
+	if got := v.l.send("GET", demoContract, ""); got.err != nil || got.status != http.StatusOK {
+		t.Fatalf("what is in a request was done: %v\n%q", got, text)
+	}
+}
+
+func TestServiceOutOfDescriptorsGoesOnWhenThereAreSome(t *testing.T) {
+	t.Parallel()
+	const limit = 100
+	v := besiege(t, "sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, limit))
+	before := v.left(t)
+	var idle []net.Conn
+	defer func() {
+		for _, c := range idle {
+			c.Close()
+		}
+	}()
+	for range 3 * limit {
+		c, err := net.DialTimeout("tcp", v.addr, answerTimeout)
+		if err != nil {
+			t.Fatal(err)
+		}
+		idle = append(idle, c)
+	}
+	waitFor(t, "the service has no descriptor left", func() bool {
+		return strings.Contains(v.p.stderr.String(), "too many open files; retrying in")
+	})
+	for range 20 { // a client that is connected notices nothing
+		if err := v.l.round(demoContract); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range idle {
+		c.Close()
+	}
+	v.l.client.CloseIdleConnections()
+	if err := v.l.round(demoContract); err != nil {
+		t.Error(err)
+	}
+	v.l.client.CloseIdleConnections()
+	v.wantLeft(t, before)
+	v.ends(t)
+}
