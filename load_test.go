@@ -391,6 +391,7 @@ type line struct {
 	request   []byte
 	aim       func(n int)
 	answer    []byte
+	head      []byte // of the answer
 	content   []byte // of the answer
 	headOnly  bool   // the answer has no content
 	contracts int    // round aims at one of so many
@@ -420,14 +421,23 @@ var contentLength = []byte("\r\nContent-Length: ")
 
 // ask sends the request and reads the whole answer, which must be a success or a 304.
 func (l *line) ask() error {
+	status, err := l.send()
+	if err == nil && status/100 != 2 && status != http.StatusNotModified {
+		err = fmt.Errorf("answered %d: %s", status, l.content)
+	}
+	return err
+}
+
+// send sends the request, reads the whole answer, and returns its status.
+func (l *line) send() (status int, err error) {
 	if _, err := l.Write(l.request); err != nil {
-		return err
+		return 0, err
 	}
 	have, head, want := 0, 0, -1
 	for want < 0 || have < want {
 		n, err := l.Read(l.answer[have:])
 		if err != nil {
-			return err
+			return 0, err
 		}
 		have += n
 		if want >= 0 {
@@ -449,11 +459,8 @@ func (l *line) ask() error {
 			want += size
 		}
 	}
-	l.content = l.answer[head+4 : have]
-	if !bytes.HasPrefix(l.answer, []byte("HTTP/1.1 2")) && !bytes.HasPrefix(l.answer, []byte("HTTP/1.1 304")) {
-		return fmt.Errorf("answer: %s", l.answer[:have])
-	}
-	return nil
+	l.head, l.content = l.answer[:head], l.answer[head+4:have]
+	return strconv.Atoi(string(l.answer[len("HTTP/1.1 "):len("HTTP/1.1 200")]))
 }
 
 // round is a number of requests on each of several connections, each to a contract at
