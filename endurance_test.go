@@ -21,14 +21,12 @@ const (
 	// contractsOfLine are those that one connection alone writes to, so that it knows
 	// what each must be.
 	contractsOfLine = 8
-	// fileOfLive is how many times as large as what is live the file may be. A page may be
-	// half full, and a large document wastes the rest of its last page: 2. Each commit
-	// writes what it changes to free pages, at this load all there is, beside what the last
-	// one left, which readers may still need: 3 of that. And a large document needs free
-	// pages in a row, which small ones have broken up: 2 of those.
-	fileOfLive = 2 * 3 * 2
-	// fileConstant is two steps, in bytes, by which bbolt has a large file grow.
-	fileConstant = 2 * 16 << 20
+	// fileOfLive is how many times as large as what is live the file may be: a page may be
+	// half full, as may the last page of a large document, and a commit writes what it
+	// changes to free pages, at this load nearly all there is.
+	fileOfLive = 2 * 2
+	// fileConstant is the step, in bytes, by which bbolt has a file grow.
+	fileConstant = 16 << 20
 	// memoryGrowth is how much more memory, in MB, the process may have in the last third
 	// of the time than in the one before, beside a quarter of that: as much as its ballast,
 	// which the collector may have as garbage.

@@ -7,6 +7,8 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -403,9 +405,9 @@ func (d deaf) wantHalf(t testing.TB) {
 // held is what a process has open, and its goroutines.
 type held struct{ descriptors, goroutines int }
 
-func (v *besieged) descriptors(t testing.TB) int {
+func (s loaded) descriptors(t testing.TB) int {
 	t.Helper()
-	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", v.pid))
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.pid))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -420,7 +422,8 @@ func (v *besieged) goroutines(t testing.TB) int {
 func (v *besieged) held(t testing.TB) held {
 	t.Helper()
 	v.l.client.CloseIdleConnections()
-	return held{v.descriptors(t), v.goroutines(t)}
+	goroutines := v.goroutines(t) // first, as it leaves its connection open
+	return held{v.descriptors(t), goroutines}
 }
 
 // wantHeld waits until the process holds no more than before.
@@ -731,4 +734,97 @@ func TestServiceOutOfDescriptorsGoesOnWhenThereAreSome(t *testing.T) {
 	}
 	v.wantHeld(t, before)
 	v.ends(t)
+}
+
+// HTTP/2's frames, of RFC 9113 §6.
+const (
+	frameHeaders, frameReset, frameSettings = 1, 3, 4
+	endOfStreamAndHeaders                   = 0x5
+)
+
+// frame is one as it is sent.
+func frame(kind, flags byte, stream int, payload string) string {
+	b := []byte{0, byte(len(payload) >> 8), byte(len(payload)), kind, flags}
+	return string(binary.BigEndian.AppendUint32(b, uint32(stream))) + payload
+}
+
+// getFrame is a whole GET.
+func getFrame(stream int, path string) string {
+	const method, scheme, pathIs, authorityIs = "\x82", "\x87", "\x04", "\x01" // RFC 7541, appendix A
+	return frame(frameHeaders, endOfStreamAndHeaders, stream,
+		method+scheme+pathIs+string(rune(len(path)))+path+authorityIs+"\x01x")
+}
+
+// dialHTTP2 begins a connection whose streams have a window of so many bytes.
+func dialHTTP2(t *testing.T, s *certified, window uint32) net.Conn {
+	t.Helper()
+	c, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.SetDeadline(time.Now().Add(2 * answerTimeout)); err != nil {
+		t.Fatal(err)
+	}
+	const initialWindowSize = "\x00\x04"
+	settings := string(binary.BigEndian.AppendUint32([]byte(initialWindowSize), window))
+	if err := send(c, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"+frame(frameSettings, 0, 0, settings)); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestHTTP2StreamsThatNobodyReadsAreReset(t *testing.T) {
+	t.Parallel()
+	s := startCertified(t, newKeyPair(t, 1))
+	c := dialHTTP2(t, s, 0)
+	const streams = 100
+	began := time.Now()
+	for i := range streams {
+		if err := send(c, getFrame(2*i+1, "/api/partners/v2.0/docs/swagger-ui-bundle.js")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for reset, r := 0, bufio.NewReader(c); reset < streams; {
+		var header [9]byte
+		if _, err := io.ReadFull(r, header[:]); err != nil {
+			t.Fatalf("%d of %d streams were reset: %v", reset, streams, err)
+		}
+		if _, err := r.Discard(int(header[0])<<16 | int(header[1])<<8 | int(header[2])); err != nil {
+			t.Fatal(err)
+		}
+		if header[3] == frameReset {
+			reset++
+			if took := time.Since(began); took < pieceTimeout-time.Second {
+				t.Fatalf("reset after %v", took)
+			}
+		}
+	}
+}
+
+func TestHTTP2StreamsThatAreResetAtOnceLeaveNothing(t *testing.T) {
+	t.Parallel()
+	pair := newKeyPair(t, 1)
+	s := startCertified(t, pair)
+	well, process := trusting(pair, true), loaded{pid: s.cmd.Process.Pid}
+	before := process.descriptors(t)
+	for range shortOr(1, 20) {
+		c := dialHTTP2(t, s, 1<<16)
+		go io.Copy(io.Discard, c)
+		for i := range 20_000 {
+			stream := 2*i + 1
+			if _, err := io.WriteString(c, getFrame(stream, "/healthz")+frame(frameReset, 0, stream, "\x00\x00\x00\x08")); err != nil {
+				break // it is hung up on
+			}
+		}
+		if resp, got := do(t, well, "GET", s.url+"/healthz", nil, ""); resp.StatusCode != http.StatusOK {
+			t.Errorf("%s\n%s", resp.Status, got)
+		}
+		c.Close()
+	}
+	well.CloseIdleConnections()
+	waitFor(t, "no descriptor is left behind", func() bool { return process.descriptors(t) <= before })
+	if err := s.terminate(t); err != nil || strings.Contains(s.stderr.String(), "panic") {
+		t.Errorf("after SIGTERM: %v\n%s", err, head(s.stderr.String()))
+	}
 }
