@@ -391,17 +391,17 @@ func servedFile(t testing.TB) (file []byte, bearer string) {
 	return trimmed(t, served.db), bearer
 }
 
-// answers are what the service answers on a sound file.
-type answers struct {
+// rightAnswers are what the service answers on a sound file.
+type rightAnswers struct {
 	bearer string
 	urls   []string // without the server's part
 	right  map[string]string
 }
 
-// newAnswers asks for each contract of a servedFile one by one, and for all.
-func newAnswers(t testing.TB, file []byte, bearer string) *answers {
+// askForAll asks for each contract of a servedFile one by one, and for all.
+func askForAll(t testing.TB, file []byte, bearer string) *rightAnswers {
 	t.Helper()
-	a := &answers{bearer: bearer, right: map[string]string{}}
+	a := &rightAnswers{bearer: bearer, right: map[string]string{}}
 	list := contractsURL("", demoOrg, demoUser)
 	a.urls = []string{list, list + "?limit=50", list + "/" + demoContract}
 	for i := range someContracts {
@@ -424,14 +424,14 @@ func newAnswers(t testing.TB, file []byte, bearer string) *answers {
 	return a
 }
 
-func (a *answers) header() http.Header {
+func (a *rightAnswers) header() http.Header {
 	return http.Header{"Authorization": {"Bearer " + a.bearer}, "Content-Type": {"application/json"}}
 }
 
 // wantNoLie asks a process for the lists, and for more contracts if they are not as they
 // should be than if they are. It fails if an answer is neither right nor a 500, and returns
 // how many are not right.
-func (a *answers) wantNoLie(t testing.TB, p *process, db string) (failed int) {
+func (a *rightAnswers) wantNoLie(t testing.TB, p *process, db string) (failed int) {
 	t.Helper()
 	impatient := &http.Client{Timeout: 20 * time.Second}
 	for i, url := range a.urls {
@@ -477,7 +477,7 @@ func flippedBits() int { return shortOr(300, 10_000) }
 func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
 	t.Parallel()
 	file, bearer := servedFile(t)
-	right := newAnswers(t, file, bearer)
+	right := askForAll(t, file, bearer)
 	type breakage struct {
 		name    string
 		content []byte
@@ -538,7 +538,7 @@ func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
 func TestPageThatBreaksWhileItIsServed(t *testing.T) {
 	t.Parallel()
 	file, bearer := servedFile(t)
-	right := newAnswers(t, file, bearer)
+	right := askForAll(t, file, bearer)
 	var broken, unharmed atomic.Int32
 	t.Run("zeroed", func(t *testing.T) {
 		for at := 2 * pageSize; at < len(file); at += pageSize {
