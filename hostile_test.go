@@ -402,8 +402,8 @@ func (d deaf) wantHalf(t testing.TB) {
 	}
 }
 
-// held is what a process has open, and its goroutines.
-type held struct{ descriptors, goroutines int }
+// inHand is what a process has open, and its goroutines.
+type inHand struct{ descriptors, goroutines int }
 
 func (s loaded) descriptors(t testing.TB) int {
 	t.Helper()
@@ -419,15 +419,15 @@ func (v *besieged) goroutines(t testing.TB) int {
 	return int(value(t, v.scrape(t), "go_goroutines"))
 }
 
-func (v *besieged) held(t testing.TB) held {
+func (v *besieged) inHand(t testing.TB) inHand {
 	t.Helper()
 	v.l.client.CloseIdleConnections()
 	goroutines := v.goroutines(t) // first, as it leaves its connection open
-	return held{v.descriptors(t), goroutines}
+	return inHand{v.descriptors(t), goroutines}
 }
 
-// wantHeld waits until the process holds no more than before.
-func (v *besieged) wantHeld(t testing.TB, before held) {
+// wantInHand waits until the process holds no more than before.
+func (v *besieged) wantInHand(t testing.TB, before inHand) {
 	t.Helper()
 	v.l.client.CloseIdleConnections()
 	waitUntil(t, 3*answerTimeout, "no descriptor is left behind", func() error {
@@ -512,7 +512,7 @@ func TestHealthyClientsKeepTheirAnswersAmongHostileOnes(t *testing.T) {
 		long = append(long, v.header("GET", largePath(i), ""))
 	}
 	for round := range shortOr(1, 20) {
-		before := v.held(t)
+		before := v.inHand(t)
 		stop := v.healthy(t)
 		longAnswers := v.neverRead(t, 2000, long...)
 		small := v.neverRead(t, 200, strings.Repeat(v.header("GET", demoPath, ""), 200))
@@ -528,7 +528,7 @@ func TestHealthyClientsKeepTheirAnswersAmongHostileOnes(t *testing.T) {
 				d.Close()
 			}
 		}
-		v.wantHeld(t, before) // all that nobody reads is given up
+		v.wantInHand(t, before) // all that nobody reads is given up
 		for i, d := range longAnswers {
 			if i < 20 {
 				d.wantHalf(t)
@@ -703,7 +703,7 @@ func TestServiceOutOfDescriptorsGoesOnWhenThereAreSome(t *testing.T) {
 	t.Parallel()
 	const limit = 100
 	v := besiege(t, "sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, limit))
-	before := v.held(t)
+	before := v.inHand(t)
 	var idle []net.Conn
 	defer func() {
 		for _, c := range idle {
@@ -732,7 +732,7 @@ func TestServiceOutOfDescriptorsGoesOnWhenThereAreSome(t *testing.T) {
 	if err := v.l.round(demoContract); err != nil {
 		t.Error(err)
 	}
-	v.wantHeld(t, before)
+	v.wantInHand(t, before)
 	v.ends(t)
 }
 
