@@ -83,16 +83,19 @@ func storyRequests(t testing.TB) (heads, bodies []string) {
 
 // readJSON is a second reader, by the library that the service does not use, of what
 // the specification takes for JSON: one value in UTF-8, no name twice in an object,
-// nothing deeper than a contract ever is. Its numbers are as they were sent.
-func readJSON(text []byte) (value any, ok bool) {
+// nothing deeper than some levels. Its numbers are as they were sent.
+func readJSON(text []byte, levels int) (value any, ok bool) {
 	if !utf8.Valid(text) || !stdjson.Valid(text) || surrogate.Match(surrogatePairs.ReplaceAll(text, []byte(" "))) {
 		return nil, false
 	}
 	d := stdjson.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()
-	value, err := readValue(d, 4)
+	value, err := readValue(d, levels)
 	return value, err == nil
 }
+
+// contractLevels is how deep a contract may nest.
+const contractLevels = 4
 
 // A surrogate that is no half of a pair stands for no character (RFC 8259 §8.2).
 var (
@@ -143,7 +146,7 @@ func readValue(d *stdjson.Decoder, levels int) (any, error) {
 // tree is what a text is that must be JSON.
 func tree(t testing.TB, text []byte) any {
 	t.Helper()
-	value, ok := readJSON(text)
+	value, ok := readJSON(text, contractLevels)
 	if !ok {
 		t.Fatalf("not JSON: %s", text)
 	}
@@ -203,7 +206,7 @@ func FuzzBody(f *testing.F) {
 	v := fuzzValidator(f)
 	schema := contractSchema(f)
 	f.Fuzz(func(t *testing.T, body []byte) {
-		value, isJSON := readJSON(body)
+		value, isJSON := readJSON(body, contractLevels)
 		c, err := v.Contract(body)
 		if bad := new(malformed); errors.As(err, &bad) == isJSON {
 			t.Fatalf("JSON: %v, and %v", isJSON, err)
@@ -310,7 +313,7 @@ func FuzzPatch(f *testing.F) {
 		if alone := v.Patch(patch); alone != nil && err == nil {
 			t.Fatalf("is no patch: %v, but can be applied", alone)
 		}
-		value, isJSON := readJSON(patch)
+		value, isJSON := readJSON(patch, contractLevels)
 		if bad := new(malformed); errors.As(err, &bad) == isJSON {
 			t.Fatalf("JSON: %v, and %v", isJSON, err)
 		}
@@ -400,7 +403,7 @@ func FuzzLine(f *testing.F) {
 	v := fuzzValidator(f)
 	f.Fuzz(func(t *testing.T, line []byte) {
 		k, c, err := v.Line(line)
-		value, isJSON := readJSON(line)
+		value, isJSON := readJSON(line, contractLevels)
 		if bad := new(malformed); errors.As(err, &bad) == isJSON {
 			t.Fatalf("JSON: %v, and %v", isJSON, err)
 		}
@@ -630,6 +633,10 @@ func FuzzOAuthRequest(f *testing.F) {
 			contentType = formType
 		}
 		req, err := parseOAuthRequest(contentType, body)
+		sent, good := oauthParameters(form, body)
+		if good != (err == nil) {
+			t.Fatalf("refused with %v, but it can be read: %v", err, good)
+		}
 		if err != nil {
 			var bad *oauthError
 			if !errors.As(err, &bad) || bad.status != 400 || bad.Code != "invalid_request" || req != (oauthRequest{}) {
@@ -641,8 +648,8 @@ func FuzzOAuthRequest(f *testing.F) {
 		for name, value := range map[string]*string{
 			"client_id": req.ClientID, "client_secret": req.ClientSecret, "grant_type": req.GrantType, "scope": req.Scope, "token": req.Token,
 		} {
-			if value != nil && *value == "" {
-				t.Fatalf("%s is there and empty", name)
+			if is := sent[name]; (value != nil) != (is != "") || value != nil && *value != is {
+				t.Fatalf("%s is %v, want %q", name, value, is)
 			}
 			if value != nil && utf8.ValidString(*value) { // JSON can say no other
 				values.Set(name, *value)
@@ -661,6 +668,37 @@ func FuzzOAuthRequest(f *testing.F) {
 			}
 		}
 	})
+}
+
+// oauthParameters is a second reader of a form or of JSON.
+func oauthParameters(form bool, body []byte) (sent map[string]string, good bool) {
+	sent = map[string]string{}
+	if len(body) == 0 {
+		return sent, true
+	}
+	if form {
+		values, err := url.ParseQuery(string(body))
+		for name, v := range values {
+			if len(v) > 1 {
+				return nil, false
+			}
+			sent[name] = v[0]
+		}
+		return sent, err == nil
+	}
+	value, ok := readJSON(body, 10_000)
+	members, isObject := value.(map[string]any)
+	if !ok || !isObject && value != nil {
+		return nil, false
+	}
+	for _, name := range []string{"client_id", "client_secret", "grant_type", "scope", "token"} {
+		if member, there := members[name]; there {
+			if sent[name], ok = member.(string); !ok {
+				return nil, false
+			}
+		}
+	}
+	return sent, true
 }
 
 // FuzzAuthorization: of all that can stand in the field, one token lets read, and one
