@@ -632,7 +632,7 @@ func wantUnharmed(t testing.TB, p *process) {
 	if resp, got := do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, ""); resp.StatusCode != 200 {
 		t.Errorf("%s\n%s", resp.Status, got)
 	}
-	if mb := (loaded{pid: p.cmd.Process.Pid}).rssAnon(t); mb > limit {
+	if mb := (loaded{pid: p.cmd.Process.Pid}).memory(t, "RssAnon"); mb > limit {
 		t.Errorf("it has %.0f MB", mb)
 	}
 	if err := p.terminate(t); err != nil {
