@@ -688,6 +688,7 @@ func TestOneRequestIsNeverTwo(t *testing.T) {
 // deleted in it is still there.
 func (v *besieged) wantOne(t *testing.T, text string, want ...int) {
 	t.Helper()
+	v.l.send("PUT", demoContract, "{}", "If-None-Match", "*") // where a test before has failed
 	err := v.each(1, func(_ int, c *net.TCPConn) error {
 		return errors.Join(send(c, text), c.CloseWrite(), wantAnswers(c, want...))
 	})
