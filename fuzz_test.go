@@ -55,7 +55,7 @@ func TestEachFuzzTargetHolds(t *testing.T) {
 			t.Parallel()
 			for began := time.Now(); ; {
 				cmd := exec.Command(instrumented, "-test.run=^$", "-test.fuzz=^"+target+"$", "-test.fuzzcachedir="+cache, "-test.parallel=1",
-					"-test.fuzztime="+shortOr("1000x", "20000x"))
+					"-test.fuzztime="+shortOr("5000x", "20000x"))
 				cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 				if out, err := cmd.CombinedOutput(); err != nil {
 					t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
