@@ -66,12 +66,12 @@ const (
 func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, m meta, err error) {
 	f, err := openLocked(path, os.O_RDWR)
 	if err != nil {
-		return nil, m, fmt.Errorf("database %s: %w", path, err)
+		return nil, m, ofDatabase(path, err)
 	}
 	defer func() { // else the file would stay locked, for mend too
 		if err != nil {
 			f.Close()
-			err = fmt.Errorf("database %s: %w", path, err)
+			err = ofDatabase(path, err)
 		}
 	}()
 	metas, err := readMetas(f)
@@ -98,21 +98,31 @@ func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, m meta, e
 	return f, m, nil
 }
 
+// errNotFile: there is something else, such as a directory.
+var errNotFile = errors.New("is not a file")
+
+// ofDatabase says which database an error is of, and what to do where the error does not.
+func ofDatabase(path string, err error) error {
+	remedy := ""
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		remedy = "; use the account that owns it, or name another file with --db"
+	case errors.Is(err, errNotFile):
+		remedy = "; name a file with --db"
+	}
+	return fmt.Errorf("database %s: %w%s", path, err, remedy)
+}
+
 // openLocked opens an existing file for os.O_RDWR and locks it against all others,
 // or for os.O_RDONLY and locks it against those who would write. It is the lock that
 // bbolt will take once more, on the same open file.
-func openLocked(path string, flag int) (_ *os.File, err error) {
-	defer func() {
-		if errors.Is(err, fs.ErrPermission) {
-			err = fmt.Errorf("%w; use the account that owns it, or name another file with --db", err)
-		}
-	}()
+func openLocked(path string, flag int) (*os.File, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a file; name another one with --db", path)
+		return nil, fmt.Errorf("%s %w", path, errNotFile)
 	}
 	how := syscall.LOCK_EX
 	if flag == os.O_RDONLY {

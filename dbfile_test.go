@@ -146,7 +146,7 @@ func TestFileThatIsNoDatabaseOfOursIsLeftAlone(t *testing.T) {
 	}
 	t.Run("and the program says so", func(t *testing.T) {
 		dir := t.TempDir()
-		if got := fails(t, "serve", "--db", dir); !strings.Contains(got, dir+" is not a file") {
+		if got := fails(t, "serve", "--db", dir); !strings.Contains(got, dir+" is not a file; name a file with --db") {
 			t.Errorf("a directory: %q", got)
 		}
 		path := writeFile(t, nil)

@@ -182,7 +182,7 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	}
 	surveyed, err := surveyAtStart(path)
 	if err != nil {
-		return nil, fmt.Errorf("database %s: %w", path, err)
+		return nil, ofDatabase(path, err)
 	}
 	s.metrics = newStoreMetrics(s)
 	s.decoy = sync.OnceValues(func() ([]byte, error) {
