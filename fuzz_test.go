@@ -54,8 +54,8 @@ func TestEachFuzzTargetHolds(t *testing.T) {
 		t.Run(target, func(t *testing.T) {
 			t.Parallel()
 			for began := time.Now(); ; {
-				cmd := exec.Command(instrumented, "-test.run=^$", "-test.fuzz=^"+target+"$", "-test.fuzzcachedir="+cache, "-test.parallel=1",
-					"-test.fuzztime="+shortOr("5000x", "20000x"))
+				cmd := exec.Command(instrumented, "-test.run=^$", "-test.fuzz=^"+target+"$", "-test.fuzzcachedir="+cache, "-test.parallel=1", "-test.fuzzminimizetime=1s",
+					"-test.fuzztime="+shortOr("3000x", "20000x"))
 				cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 				if out, err := cmd.CombinedOutput(); err != nil {
 					t.Fatalf("%v: %v\n%s", cmd.Args, err, out)
