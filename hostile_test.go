@@ -545,9 +545,9 @@ const (
 	bodiesAtOnce, largestBody = 64, 4 << 20
 	// bodiesMemory is what the process may take for them, in MB. For each there is a body,
 	// in a buffer that has grown to at most twice as much, its 70,000 prices and its
-	// document, and garbage of what these grew from: 20 MB, as measured, and half as much
+	// document, and garbage of what these grew from: 20 MB, as measured, and a fifth of that
 	// for when the collector is late.
-	bodiesMemory = bodiesAtOnce * 30
+	bodiesMemory = bodiesAtOnce * 24
 )
 
 // It is not parallel: what is slow for want of a processor would be refused, as slow.
