@@ -77,17 +77,24 @@ func (v *besieged) header(method, path, fields string) string {
 	return string(text)
 }
 
+// peer is a client's connection.
+type peer struct {
+	*net.TCPConn
+	began time.Time // before the service could know of it
+}
+
 // each has so many connections at once, with a client on each, and tells of the first
 // that had not what it must have.
-func (v *besieged) each(n int, client func(i int, c *net.TCPConn) error) error {
+func (v *besieged) each(n int, client func(i int, c peer) error) error {
 	return v.eachBy(net.Dialer{}, n, client)
 }
 
-func (v *besieged) eachBy(d net.Dialer, n int, client func(i int, c *net.TCPConn) error) error {
+func (v *besieged) eachBy(d net.Dialer, n int, client func(i int, c peer) error) error {
 	d.Timeout = answerTimeout
 	var all sync.WaitGroup
 	errs := make([]error, n)
 	for i := range n {
+		began := time.Now()
 		c, err := d.Dial("tcp", v.addr)
 		if err == nil {
 			err = c.SetDeadline(time.Now().Add(3 * answerTimeout))
@@ -98,7 +105,7 @@ func (v *besieged) eachBy(d net.Dialer, n int, client func(i int, c *net.TCPConn
 		}
 		all.Go(func() {
 			defer c.Close()
-			errs[i] = client(i, c.(*net.TCPConn))
+			errs[i] = client(i, peer{c.(*net.TCPConn), began})
 		})
 	}
 	all.Wait()
@@ -187,7 +194,7 @@ type attack struct {
 
 var attacks = []attack{
 	{"a header a byte a second", func(v *besieged) error {
-		return v.each(1000, func(i int, c *net.TCPConn) error {
+		return v.each(1000, func(i int, c peer) error {
 			err := aByteASecond(c, v.header("GET", "/", ""), readHeaderTimeout, http.StatusBadRequest)
 			if errors.Is(err, io.EOF) { // no answer; half a line is read as one, and has
 				return nil
@@ -197,7 +204,7 @@ var attacks = []attack{
 	}},
 	{"content a byte a second", func(v *besieged) error {
 		long := strings.Repeat(" ", 1000)
-		return v.each(1000, func(i int, c *net.TCPConn) error {
+		return v.each(1000, func(i int, c peer) error {
 			start, content := v.header("PUT", demoPath, jsonType+"Content-Length: 1000\r\n"), long
 			switch i % 3 {
 			case 1:
@@ -212,15 +219,15 @@ var attacks = []attack{
 		})
 	}},
 	{"an answer that is read slowly", func(v *besieged) error {
-		return v.eachBy(narrow, 20, func(_ int, c *net.TCPConn) error {
+		return v.eachBy(narrow, 20, func(_ int, c peer) error {
 			if err := send(c, v.header("GET", contractsURL("", demoOrg, largeUser), "Connection: close\r\n")); err != nil {
 				return err
 			}
-			return wantAnswers(slow{c}, http.StatusOK)
+			return wantAnswers(slow{c.TCPConn}, http.StatusOK)
 		})
 	}},
 	{"closed for writing after a request", func(v *besieged) error {
-		return v.each(300, func(i int, c *net.TCPConn) error {
+		return v.each(300, func(i int, c peer) error {
 			text := v.header("GET", demoPath, "")
 			if i%2 == 0 {
 				text = v.header("PATCH", largePath(i%largeInList), "Content-Type: "+mergePatchType+"\r\nContent-Length: 2\r\n") + "{}"
@@ -232,7 +239,7 @@ var attacks = []attack{
 		})
 	}},
 	{"closed for writing in a header", func(v *besieged) error {
-		return v.each(300, func(i int, c *net.TCPConn) error {
+		return v.each(300, func(i int, c peer) error {
 			text := strings.TrimSuffix(v.header("DELETE", demoPath, ""), "\r\n")
 			if i%2 != 0 {
 				text = text[:1+i%len("DELETE / HTTP/1")]
@@ -244,7 +251,7 @@ var attacks = []attack{
 		})
 	}},
 	{"closed for writing in the content", func(v *besieged) error {
-		return v.each(300, func(i int, c *net.TCPConn) error {
+		return v.each(300, func(i int, c peer) error {
 			text := v.header("PUT", demoPath, jsonType+"Content-Length: 3\r\n") + "{}"
 			if i%2 == 0 {
 				text = v.header("PUT", demoPath, jsonType+"Transfer-Encoding: chunked\r\n") + "2\r\n{}\r\n"
@@ -256,12 +263,12 @@ var attacks = []attack{
 		})
 	}},
 	{"reset in the content", func(v *besieged) error {
-		return v.each(500, func(i int, c *net.TCPConn) error {
+		return v.each(500, func(i int, c peer) error {
 			return errors.Join(send(c, v.header("PUT", demoPath, jsonType+"Content-Length: 3\r\n")+"{}"), c.SetLinger(0))
 		})
 	}},
 	{"Expect", func(v *besieged) error {
-		return v.each(60, func(i int, c *net.TCPConn) error {
+		return v.each(60, func(i int, c peer) error {
 			const expect = "Expect: 100-continue\r\n"
 			put := v.header("PATCH", largePath(i%largeInList), "Content-Type: "+mergePatchType+"\r\nConnection: close\r\nContent-Length: 2\r\n"+expect)
 			switch i % 6 {
@@ -281,13 +288,13 @@ var attacks = []attack{
 		})
 	}},
 	{"chunks without an end", func(v *besieged) error {
-		return v.each(16, func(i int, c *net.TCPConn) error {
+		return v.each(16, func(i int, c peer) error {
 			chunk := "10000\r\n" + strings.Repeat(" ", 64<<10) + "\r\n"
 			return floods(c, v.header("PUT", demoPath, jsonType+"Transfer-Encoding: chunked\r\n"), chunk, http.StatusRequestEntityTooLarge)
 		})
 	}},
 	{"headers without an end", func(v *besieged) error {
-		return v.each(200, func(i int, c *net.TCPConn) error {
+		return v.each(200, func(i int, c peer) error {
 			start, more := "GET /healthz HTTP/1.1\r\nHost: x\r\n", "X-A: b\r\n"
 			switch i % 4 {
 			case 1: // one field
@@ -302,7 +309,7 @@ var attacks = []attack{
 	}},
 	{"connects and closes", func(v *besieged) error {
 		const rounds = 200
-		return v.each(10_000/rounds, func(i int, c *net.TCPConn) error {
+		return v.each(10_000/rounds, func(i int, c peer) error {
 			for range rounds - 1 {
 				c, err := net.DialTimeout("tcp", v.addr, answerTimeout)
 				if err != nil {
@@ -322,8 +329,7 @@ var attacks = []attack{
 
 // aByteASecond sends a text so until it is answered or hung up on, which must be as
 // soon as a limit is over, and not before.
-func aByteASecond(c *net.TCPConn, text string, limit time.Duration, want int) error {
-	began := time.Now()
+func aByteASecond(c peer, text string, limit time.Duration, want int) error {
 	for i := range len(text) {
 		if err := errors.Join(send(c, text[i:i+1]), c.SetReadDeadline(time.Now().Add(time.Second))); err != nil {
 			return err
@@ -333,14 +339,14 @@ func aByteASecond(c *net.TCPConn, text string, limit time.Duration, want int) er
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			continue
 		}
-		took := time.Since(began)
-		if took < limit-time.Second || took > limit+answerTimeout {
+		took := time.Since(c.began)
+		if took < limit || took > limit+answerTimeout {
 			return fmt.Errorf("ended after %v, want %v", took, limit)
 		}
 		err = c.SetReadDeadline(time.Now().Add(answerTimeout))
 		return errors.Join(err, orReset(wantAnswers(io.MultiReader(bytes.NewReader(first[:n]), c), want)))
 	}
-	return fmt.Errorf("took a byte a second for %v", time.Since(began))
+	return fmt.Errorf("took a byte a second for %v", time.Since(c.began))
 }
 
 // slow is a connection that is read slowly, and without a pause of pieceTimeout.
@@ -352,7 +358,7 @@ func (s slow) Read(b []byte) (int, error) {
 }
 
 // floods sends a start, and then more without end until it is answered.
-func floods(c *net.TCPConn, start, more string, want int) error {
+func floods(c peer, start, more string, want int) error {
 	sent := make(chan error, 1)
 	go func() {
 		_, err := io.WriteString(c, start)
@@ -560,7 +566,7 @@ func TestLargestBodiesAtOnceTakeBoundedMemory(t *testing.T) {
 		var ready, arrived sync.WaitGroup // for its content; all but its last byte
 		ready.Add(bodiesAtOnce)
 		arrived.Add(bodiesAtOnce)
-		err := v.each(bodiesAtOnce, func(i int, c *net.TCPConn) error {
+		err := v.each(bodiesAtOnce, func(i int, c peer) error {
 			err := errors.Join(send(c, header), wantContinue(c))
 			ready.Done()
 			ready.Wait()
@@ -689,7 +695,7 @@ func TestOneRequestIsNeverTwo(t *testing.T) {
 func (v *besieged) wantOne(t *testing.T, text string, want ...int) {
 	t.Helper()
 	v.l.send("PUT", demoContract, "{}", "If-None-Match", "*") // where a test before has failed
-	err := v.each(1, func(_ int, c *net.TCPConn) error {
+	err := v.each(1, func(_ int, c peer) error {
 		return errors.Join(send(c, text), c.CloseWrite(), wantAnswers(c, want...))
 	})
 	if err != nil {
