@@ -23,7 +23,7 @@ const secretSize = 43
 
 // secrets are those that tests have seen or sent.
 type secrets struct {
-	mu    sync.Mutex
+	mu    sync.RWMutex
 	long  map[string]struct{}
 	short []string // of the demo clients
 }
@@ -43,32 +43,37 @@ func (s *secrets) add(secret string) {
 
 // in returns the secrets that a text has.
 func (s *secrets) in(text string) (found []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.mu.RLock()
+	defer s.mu.RUnlock()
 	for _, secret := range s.short {
 		if strings.Contains(text, secret) {
 			found = append(found, secret)
 		}
 	}
-	run := 0
-	for i := range len(text) {
-		if !isBase64(text[i]) {
-			run = 0
+	for i := secretSize - 1; i < len(text); { // where one may end
+		run := 0
+		for run < secretSize && isBase64[text[i-run]] {
+			run++
+		}
+		if run < secretSize {
+			i += secretSize - run
 			continue
 		}
-		if run++; run >= secretSize {
-			if _, ok := s.long[text[i+1-secretSize:i+1]]; ok {
-				found = append(found, text[i+1-secretSize:i+1])
-			}
+		if _, ok := s.long[text[i+1-secretSize:i+1]]; ok {
+			found = append(found, text[i+1-secretSize:i+1])
 		}
+		i++
 	}
 	return found
 }
 
-// isBase64 is for both alphabets.
-func isBase64(c byte) bool {
-	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("-_+/=", c) >= 0
-}
+// isBase64 is for the characters of both alphabets.
+var isBase64 = func() (is [256]bool) {
+	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/=") {
+		is[c] = true
+	}
+	return is
+}()
 
 // exchanged learns the secrets of an exchange, and returns those that are in its answer if
 // that is an error.
