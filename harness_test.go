@@ -126,6 +126,7 @@ func token(t testing.TB, url, id, secret string, scopes ...string) string {
 	if err != nil {
 		t.Fatalf("token for %s: %v", id, err)
 	}
+	known.add(got.AccessToken)
 	return got.AccessToken
 }
 
