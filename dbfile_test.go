@@ -480,20 +480,21 @@ func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
 	right := askForAll(t, file, bearer)
 	type breakage struct {
 		name    string
-		content []byte
+		content func() []byte
 	}
+	over := func(at int, with []byte) func() []byte { return func() []byte { return changed(file, at, with) } }
 	kinds := map[string][]breakage{}
 	for at := pageSize; at < len(file); at += pageSize {
-		kinds["cut off"] = append(kinds["cut off"], breakage{fmt.Sprintf("after %d pages", at/pageSize), file[:at]})
+		kinds["cut off"] = append(kinds["cut off"], breakage{fmt.Sprintf("after %d pages", at/pageSize), func() []byte { return file[:at] }})
 	}
 	for at := 0; at < len(file); at += pageSize {
-		kinds["zeroed"] = append(kinds["zeroed"], breakage{fmt.Sprintf("page %d", at/pageSize), changed(file, at, make([]byte, pageSize))})
+		kinds["zeroed"] = append(kinds["zeroed"], breakage{fmt.Sprintf("page %d", at/pageSize), over(at, make([]byte, pageSize))})
 	}
 	seed := uint64(time.Now().UnixNano())
 	random := rand.New(rand.NewPCG(seed, 0))
 	for range flippedBits() {
 		bit := random.IntN(8 * len(file))
-		kinds["flipped"] = append(kinds["flipped"], breakage{fmt.Sprintf("bit %d", bit), changed(file, bit/8, []byte{file[bit/8] ^ 1<<(bit%8)})})
+		kinds["flipped"] = append(kinds["flipped"], breakage{fmt.Sprintf("bit %d", bit), over(bit/8, []byte{file[bit/8] ^ 1<<(bit%8)})})
 	}
 	for kind, breakages := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -503,14 +504,15 @@ func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
 				for _, b := range breakages {
 					t.Run(b.name, func(t *testing.T) {
 						t.Parallel()
-						db := writeFile(t, b.content)
+						content := b.content()
+						db := writeFile(t, content)
 						p, said := serveBroken(t, db)
 						if p == nil {
 							refused.Add(1)
 							if sentence(said) == "" || !strings.Contains(said, "database "+db) || !strings.Contains(said, "restore a backup") || strings.Contains(said, "goroutine") {
 								t.Errorf("refused with %q, want a sentence with the file's name and what to do", said)
 							}
-							if readFile(t, db) != string(b.content) {
+							if readFile(t, db) != string(content) {
 								t.Error("refused, and changed")
 							}
 							return
