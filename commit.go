@@ -286,12 +286,12 @@ func (s *Store) mend() bool {
 	if s.db != nil {
 		closeErr = s.db.Close()
 	}
-	txid, err := s.open(true)
+	txid, err := s.open(nil, true)
 	if err != nil {
 		c.pausedUntil = time.Now().Add(mendInterval)
 		s.log.Error("the disk goes on failing: writes are refused, and tried again in a second at the soonest; see to the disk, no restart is needed",
 			"err", errors.Join(closeErr, err))
-		if _, err := s.open(false); err != nil {
+		if _, err := s.open(nil, false); err != nil {
 			s.log.Error("the database cannot be read either", "err", err)
 		}
 		return false

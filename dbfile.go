@@ -59,11 +59,12 @@ const (
 )
 
 // openFile opens and locks an existing database file and checks what can be
-// checked without reading all of it. With resync it then writes both meta pages
-// again as they are, and syncs: a meta page whose sync failed, or was cut short
-// by the end of its process, is only in the page cache, where the kernel may
-// hold it for clean. It returns the file, locked, and the meta page that stands.
-func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, m meta, err error) {
+// checked without reading all of it, and then what look does, if it is not nil. With
+// resync it then writes both meta pages again as they are, and syncs: a meta page whose
+// sync failed, or was cut short by the end of its process, is only in the page cache,
+// where the kernel may hold it for clean. It returns the file, locked, and the meta page
+// that stands.
+func openFile(path string, look func(*os.File, meta) error, resync bool, log *slog.Logger) (_ *os.File, m meta, err error) {
 	f, err := openLocked(path, os.O_RDWR)
 	if err != nil {
 		return nil, m, ofDatabase(path, err)
@@ -84,6 +85,11 @@ func openFile(path string, resync bool, log *slog.Logger) (_ *os.File, m meta, e
 	}
 	if err := checkFile(f, m); err != nil {
 		return nil, m, err
+	}
+	if look != nil {
+		if err := look(f, m); err != nil {
+			return nil, m, err
+		}
 	}
 	if resync {
 		for i := range metas {

@@ -100,19 +100,9 @@ const surveyedAtStart = 32 << 20
 
 // surveyAtStart refuses a file with a broken page, before bbolt may see it. It returns
 // false for one that is too large.
-func surveyAtStart(path string) (surveyed bool, err error) {
-	f, err := openLocked(path, os.O_RDONLY)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	metas, err := readMetas(f)
-	if err != nil {
-		return false, err
-	}
-	m := standing(metas)
-	if err := checkFile(f, m); err != nil || int64(m.pages)*m.pageSize > surveyedAtStart {
-		return false, err
+func surveyAtStart(f *os.File, m meta) (surveyed bool, err error) {
+	if int64(m.pages)*m.pageSize > surveyedAtStart {
+		return false, nil
 	}
 	var first firstFault
 	if err := surveyPages(f, m, first.found, func(int64) error { return nil }); err != nil {

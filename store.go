@@ -180,15 +180,16 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		dead:    make(chan struct{}),
 		memory:  newMemory(),
 	}
-	surveyed, err := surveyAtStart(path)
-	if err != nil {
-		return nil, ofDatabase(path, err)
-	}
 	s.metrics = newStoreMetrics(s)
 	s.decoy = sync.OnceValues(func() ([]byte, error) {
 		return sealClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()})
 	})
-	if _, err := s.open(true); err != nil {
+	surveyed := false
+	look := func(f *os.File, m meta) (err error) {
+		surveyed, err = surveyAtStart(f, m)
+		return err
+	}
+	if _, err := s.open(look, true); err != nil {
 		return nil, err
 	}
 	go s.commitLoop()
@@ -235,7 +236,7 @@ func create(path string) error {
 
 // open opens the file, which openFile checks and, with resync, syncs first. It
 // returns the id of the transaction that stands. When it fails, db is nil.
-func (s *Store) open(resync bool) (txid uint64, err error) {
+func (s *Store) open(look func(*os.File, meta) error, resync bool) (txid uint64, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil { // the freelist's page
@@ -249,7 +250,7 @@ func (s *Store) open(resync bool) (txid uint64, err error) {
 		InitialMmapSize: initialMmapSize,
 		OpenFile: func(path string, _ int, _ os.FileMode) (_ *os.File, err error) {
 			var m meta
-			if s.file, m, err = openFile(path, resync, s.log); err != nil {
+			if s.file, m, err = openFile(path, look, resync, s.log); err != nil {
 				return nil, err
 			}
 			txid = m.txid
