@@ -13,7 +13,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"os"
@@ -699,13 +698,11 @@ func (l *ledger) ask(method, url, body string, fields ...string) answered {
 	for i := 0; i+1 < len(fields); i += 2 {
 		req.Header.Set(fields[i], fields[i+1])
 	}
-	resp, err := l.client.Do(req)
-	if err != nil {
+	resp, content, err := answerOf(l.client, req)
+	if resp == nil {
 		return answered{err: err}
 	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	return answered{resp.StatusCode, resp.Header, string(b), err}
+	return answered{resp.StatusCode, resp.Header, content, err}
 }
 
 // put replaces a contract and returns the status: 200 or 503.
@@ -789,8 +786,7 @@ func (l *ledger) readTime(t testing.TB) time.Duration {
 		}
 		times[i] = time.Since(began)
 	}
-	slices.Sort(times)
-	return times[len(times)/2]
+	return median(times)
 }
 
 // list is the whole list of the demo user's contracts.

@@ -208,9 +208,7 @@ func FuzzBody(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		value, isJSON := readJSON(body, contractLevels)
 		c, err := v.Contract(body)
-		if bad := new(malformed); errors.As(err, &bad) == isJSON {
-			t.Fatalf("JSON: %v, and %v", isJSON, err)
-		}
+		wantRefused(t, isJSON, err)
 		if isJSON {
 			inSchema := schema.Validate(value)
 			more := err != nil && slices.ContainsFunc(faultsOf(err), func(f fault) bool { return beyondSchema.MatchString(f.Detail) })
@@ -219,7 +217,6 @@ func FuzzBody(f *testing.F) {
 			}
 		}
 		if err != nil {
-			wantExplained(t, err)
 			return
 		}
 		doc, err := c.encode(demoContract)
@@ -260,6 +257,18 @@ func FuzzBody(f *testing.F) {
 	})
 }
 
+// wantRefused fails unless what is no JSON, and nothing else, is refused as such, and each
+// refusal explained.
+func wantRefused(t *testing.T, isJSON bool, err error) {
+	t.Helper()
+	if bad := new(malformed); errors.As(err, &bad) == isJSON {
+		t.Fatalf("JSON: %v, and %v", isJSON, err)
+	}
+	if err != nil {
+		wantExplained(t, err)
+	}
+}
+
 // wantExplained fails unless a person could act on the error.
 func wantExplained(t *testing.T, err error) {
 	t.Helper()
@@ -283,6 +292,14 @@ func wantExplained(t *testing.T, err error) {
 		if !strings.HasPrefix(f.Pointer, "#") || f.Detail == "" || len(f.Pointer)+len(f.Detail) > 1000 {
 			t.Fatalf("fault %+v", f)
 		}
+	}
+}
+
+// wantOfParameter fails if an error is not that a parameter is malformed.
+func wantOfParameter(t *testing.T, parameter string, err error) {
+	t.Helper()
+	if bad := new(malformed); err != nil && (!errors.As(err, &bad) || bad.Parameter != parameter) {
+		t.Fatalf("refused with %v", err)
 	}
 }
 
@@ -314,12 +331,7 @@ func FuzzPatch(f *testing.F) {
 			t.Fatalf("is no patch: %v, but can be applied", alone)
 		}
 		value, isJSON := readJSON(patch, contractLevels)
-		if bad := new(malformed); errors.As(err, &bad) == isJSON {
-			t.Fatalf("JSON: %v, and %v", isJSON, err)
-		}
-		if err != nil {
-			wantExplained(t, err)
-		}
+		wantRefused(t, isJSON, err)
 		if !isJSON {
 			return
 		}
@@ -404,12 +416,7 @@ func FuzzLine(f *testing.F) {
 	f.Fuzz(func(t *testing.T, line []byte) {
 		k, c, err := v.Line(line)
 		value, isJSON := readJSON(line, contractLevels)
-		if bad := new(malformed); errors.As(err, &bad) == isJSON {
-			t.Fatalf("JSON: %v, and %v", isJSON, err)
-		}
-		if err != nil {
-			wantExplained(t, err)
-		}
+		wantRefused(t, isJSON, err)
 		if !isJSON {
 			return
 		}
@@ -501,9 +508,7 @@ func FuzzEntityTags(f *testing.F) {
 		}
 		for _, lines := range [][]string{{value}, strings.SplitN(value, ",", 2)} { // lines are one list (§5.3)
 			got, err := parseEntityTags("If-Match", lines)
-			if bad := new(malformed); err != nil && (!errors.As(err, &bad) || bad.Parameter != "If-Match") {
-				t.Fatalf("refused with %v", err)
-			}
+			wantOfParameter(t, "If-Match", err)
 			if good != (err == nil) || good && !reflect.DeepEqual(got, want) {
 				t.Fatalf("%q is %+v, %v, want %v: %+v", lines, got, err, good, want)
 			}
@@ -542,9 +547,7 @@ func FuzzIdempotencyKey(f *testing.F) {
 			want = ""
 		}
 		key, err := parse(value)
-		if bad := new(malformed); err != nil && (!errors.As(err, &bad) || bad.Parameter != "Idempotency-Key") {
-			t.Fatalf("refused with %v", err)
-		}
+		wantOfParameter(t, "Idempotency-Key", err)
 		if key != want || (err == nil) != (want != "") {
 			t.Fatalf("%q, %v, want %q", key, err, want)
 		}

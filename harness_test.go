@@ -88,7 +88,7 @@ func startOn(t testing.TB, db string, args ...string) *service {
 		}
 		checkFileSound(t, s.db)
 		known.wantNone(t, "the log", s.log.String())
-		known.wantNoneIn(t, []string{"--db", s.db})
+		known.wantNoneIn(t, s.db)
 	})
 	t.Cleanup(s.stop)
 	return s
@@ -126,7 +126,6 @@ func token(t testing.TB, url, id, secret string, scopes ...string) string {
 	if err != nil {
 		t.Fatalf("token for %s: %v", id, err)
 	}
-	known.add(got.AccessToken)
 	return got.AccessToken
 }
 
@@ -141,16 +140,25 @@ func do(t testing.TB, c *http.Client, method, url string, header http.Header, bo
 		req.Header = header.Clone()
 		req.Host = header.Get("Host") // which Go takes from nowhere else
 	}
-	resp, err := c.Do(req)
+	resp, content, err := answerOf(c, req)
 	if err != nil {
 		t.Fatalf("%s %s: %v", method, url, err)
+	}
+	return resp, content
+}
+
+// answerOf reads the whole answer to a request. The response is nil if none came.
+func answerOf(c *http.Client, req *http.Request) (*http.Response, string, error) {
+	resp, err := c.Do(req)
+	if err != nil {
+		return nil, "", err
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
-		t.Fatalf("%s %s: read answer: %v", method, url, err)
+		err = fmt.Errorf("read answer: %w", err)
 	}
-	return resp, string(b)
+	return resp, string(b), err
 }
 
 // compact is JSON as the service writes it.
@@ -355,7 +363,7 @@ func launch(t testing.TB, wrapper []string, args ...string) *process {
 	t.Cleanup(func() {
 		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
 		known.wantNone(t, "the log", p.stderr.String())
-		known.wantNoneIn(t, args)
+		known.wantNoneIn(t, databaseOf(args))
 	})
 	listening := make(chan string, 1)
 	go func() {

@@ -7,7 +7,6 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
 	"net/http"
@@ -489,17 +488,6 @@ func (h *historian) ask(c *http.Client, id int, q asked) (r replied, err error) 
 		h.history = append(h.history, op)
 	}
 	return r, err
-}
-
-// answerOf reads the whole answer to a request.
-func answerOf(c *http.Client, req *http.Request) (*http.Response, string, error) {
-	resp, err := c.Do(req)
-	if err != nil {
-		return nil, "", err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	return resp, string(b), err
 }
 
 func TestNoUpdateOfClientsThatUseETagsIsLost(t *testing.T) {

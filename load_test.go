@@ -180,7 +180,7 @@ func listens(t testing.TB, cmd *exec.Cmd) loaded {
 		}
 		if _, isTest := t.(*testing.T); isTest { // a benchmark's would be gigabytes
 			known.wantNone(t, "the log", readFile(t, log))
-			known.wantNoneIn(t, cmd.Args)
+			known.wantNoneIn(t, databaseOf(cmd.Args))
 		}
 	})
 	s := loaded{pid: cmd.Process.Pid}

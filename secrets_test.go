@@ -108,14 +108,20 @@ func (s *secrets) wantNone(t testing.TB, what, text string) {
 	}
 }
 
-// wantNoneIn is wantNone for the database that a command line names.
-func (s *secrets) wantNoneIn(t testing.TB, args []string) {
+// wantNoneIn is wantNone for a file.
+func (s *secrets) wantNoneIn(t testing.TB, path string) {
 	t.Helper()
-	if i := slices.Index(args, "--db"); i >= 0 && i+1 < len(args) {
-		if file, err := os.ReadFile(args[i+1]); err == nil { // else there is none, or the test took its rights
-			s.wantNone(t, args[i+1], string(file))
-		}
+	if file, err := os.ReadFile(path); err == nil { // else there is none, or the test took its rights
+		s.wantNone(t, path, string(file))
 	}
+}
+
+// databaseOf is the file that a command line names, or "".
+func databaseOf(args []string) string {
+	if i := slices.Index(args, "--db"); i >= 0 && i+1 < len(args) {
+		return args[i+1]
+	}
+	return ""
 }
 
 func TestSecretIsFoundWhereverItStands(t *testing.T) {
