@@ -1,9 +1,10 @@
 package main
 
-// A file that is there whole or not at all: written beside its place, synced, and
-// put there in one step.
+// Atomic files: a file is written beside its destination, synced, and renamed into
+// place, so that a crash leaves either all of it or nothing.
 
 import (
+	_ "embed"
 	"errors"
 	"fmt"
 	"io/fs"

@@ -1,16 +1,14 @@
 package main
 
-// Who may do what: the check of a token on every request (RFC 6750). Tokens come
-// from oauth.go, or from another issuer, whose are checked in issuer.go.
+// Authorization: the check of the bearer token on every request (RFC 6750).
 
 import (
+	_ "embed"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 )
-
-const realm = `realm="energy-contracts"`
 
 // authorize returns the token of a request if it allows what is needed in the
 // organization of the path. The order is the specification's: the token (401),
@@ -49,17 +47,12 @@ func (a *api) bearer(r *http.Request) (Token, error) {
 	}
 	var bad badToken // allocated, so not before
 	if errors.As(err, &bad) {
-		a.metrics.tokenRefused(bad)
+		a.metrics.tokenRefused(string(bad))
 		return t, newProblem(http.StatusUnauthorized, "The token is "+string(bad)+"; "+a.issuers()+" issues another.").
 			with("WWW-Authenticate", fmt.Sprintf(`Bearer %s, error="invalid_token", error_description="The token is %s"`, realm, string(bad)))
 	}
 	return t, err
 }
-
-// badToken says what a token is instead of good, in ASCII without quotes.
-type badToken string
-
-func (b badToken) Error() string { return "token is " + string(b) }
 
 // token returns what a token's text stands for, or a badToken.
 func (a *api) token(text string) (Token, error) {

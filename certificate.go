@@ -1,9 +1,10 @@
 package main
 
-// The certificate of --tls-cert and --tls-key, read again when the files change.
+// The TLS certificate of --tls-cert and --tls-key, loaded again when the files change.
 
 import (
 	"crypto/tls"
+	_ "embed"
 	"fmt"
 	"log/slog"
 	"os"

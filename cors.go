@@ -1,11 +1,12 @@
 package main
 
-// Browsers that show pages of other origins: which of those may use the API (the
-// Fetch standard, §3.3).
+// Cross-origin requests from browsers: which origins may use the API (Fetch standard, §3.3).
 
 import (
+	_ "embed"
 	"errors"
 	"net/http"
+	"net/url"
 	"strings"
 
 	"github.com/rs/cors"
@@ -45,4 +46,13 @@ func checkCORSOrigin(s string) error {
 		return errors.New("must be without the port " + port + ", as browsers leave it out")
 	}
 	return nil
+}
+
+// parseOrigin accepts scheme, host and port, and nothing else.
+func parseOrigin(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Scheme+"://"+u.Host != s {
+		return nil, errors.New("must be an origin such as https://energy.example:8443, without a path")
+	}
+	return u, nil
 }

@@ -1,7 +1,6 @@
 package main
 
-// Sample data to try the service with: two organizations whose secrets everyone
-// knows, and some contracts.
+// The demo data: two organizations with published secrets, and some contracts.
 
 import (
 	"context"

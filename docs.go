@@ -1,10 +1,11 @@
 package main
 
-// The description of the API for programs, and the page where a person reads it
-// and tries it: OpenAPI 3.1 and Swagger UI, every byte of them from the binary.
+// The OpenAPI description and the page that shows it: OpenAPI 3.1 and Swagger UI, served
+// from the binary alone.
 
 import (
 	"embed"
+	_ "embed"
 	"errors"
 	"io/fs"
 	"net/http"

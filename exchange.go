@@ -1,11 +1,12 @@
 package main
 
-// One request and its answer: what is the same for every endpoint. The request
-// id, the body, the bytes of the answer, the line in the log.
+// One request and its response, in the way common to all endpoints: request id, body,
+// response bytes, log line.
 
 import (
 	"bytes"
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +19,6 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"github.com/google/uuid"
 )
 
 // exchange is one request and what became of it.
@@ -58,73 +58,8 @@ type answer struct {
 	size int64 // of all the content, in bytes, if there is more; 0 is unknown
 }
 
-// ServeHTTP lets an endpoint answer, and logs one line.
-func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{ResponseWriter: w, r: r, id: uuid.New().String(), log: e.log.Handler()}
-	start := time.Now()
-	defer e.ended(x, start)
-	x.set("X-Request-Id", x.id)
-	w.Header()["X-Content-Type-Options"] = nosniff
-	if r.ProtoMajor == 1 && (r.ProtoMinor == 0 || r.TransferEncoding != nil) {
-		// It may have had a Content-Length beside Transfer-Encoding, or Transfer-Encoding
-		// in HTTP/1.0, of which net/http does not tell; then what follows it may be no
-		// request (RFC 9112 §6.1).
-		w.Header()["Connection"] = closed
-	}
-	if n := len(r.Header["Authorization"]); n > 1 {
-		x.fail(&malformed{fault{Parameter: "Authorization", Detail: fmt.Sprintf("appears %d times; send it once", n)}})
-		return
-	}
-	routed(r.URL)
-	e.handler.ServeHTTP(x, r)
-	if x.free != nil {
-		x.free.free()
-	}
-}
-
-// ended logs and counts an exchange that began at start.
-func (e *endpoints) ended(x *exchange, start time.Time) {
-	if x.done != nil {
-		x.done()
-	}
-	if x.err == nil && x.status == 0 {
-		x.err = errors.New("no answer")
-	}
-	end := time.Now()
-	took := end.Sub(start)
-	level := slog.LevelInfo
-	if x.err != nil && !errors.Is(x.err, errLeft) {
-		level = slog.LevelError
-	}
-	// Not by way of the Logger, which looks up where in the source it was called.
-	if x.log.Enabled(context.Background(), level) {
-		line := slog.NewRecord(end, level, "request", 0)
-		if x.route == "" {
-			line.AddAttrs(slog.String("method", x.r.Method), slog.String("route", ""))
-		}
-		line.AddAttrs(
-			slog.Int("status", x.status),
-			slog.Int64("bytes", x.bytes),
-			slog.Duration("duration", took),
-			slog.String("request", x.id),
-			slog.String("client", x.client),
-		)
-		if x.err != nil {
-			line.AddAttrs(slog.Any("err", x.err))
-		}
-		_ = x.log.Handle(context.Background(), line) // where it could be said that it fails, it fails
-	}
-	if e.metrics != nil {
-		e.metrics.request(x.route, x.r.Method, x.status, took)
-	}
-}
-
 // Values of fields that are the same in each answer. Nobody changes them.
-var (
-	nosniff         = []string{"nosniff"}
-	applicationJSON = []string{"application/json"}
-	closed          = []string{"close"}
-)
+var applicationJSON = []string{"application/json"}
 
 // panicked answers a request whose handler panicked.
 func (x *exchange) panicked(p any) {

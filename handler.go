@@ -1,9 +1,10 @@
 package main
 
-// The endpoints: what is routed where, and what each does. A handler reads as the
-// specification does, and returns its answer or an error.
+// The contract endpoints and the routes of the API. A handler reads like the
+// specification and returns a response or an error.
 
 import (
+	_ "embed"
 	"errors"
 	"log/slog"
 	"mime"
@@ -12,90 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/julienschmidt/httprouter"
 )
-
-const (
-	contractsPath  = "/api/partners/v2.0/org/:org_id/users/:user_id/energy-contracts"
-	contractPath   = contractsPath + "/:energy_contract_id"
-	mergePatchType = "application/merge-patch+json"
-)
-
-// endpoints is a router whose requests are exchanges. It is an http.Handler.
-type endpoints struct {
-	router  *httprouter.Router
-	handler http.Handler // router, or what comes before it
-	log     *slog.Logger
-	metrics *apiMetrics // nil: requests are not counted
-	// routes is what was registered, for the tests that ask each of them.
-	routes []route
-}
-
-// route is one method of one path.
-type route struct {
-	method, pattern string
-	public          bool // needs no token
-}
-
-// params is what a path says in the places of a pattern's names.
-type params = httprouter.Params
-
-// newEndpoints answers 404 with notFound.
-func newEndpoints(log *slog.Logger, notFound string) *endpoints {
-	e := &endpoints{router: httprouter.New(), log: log}
-	e.handler = e.router
-	// A client is told what is wrong with its path, not sent to another.
-	e.router.RedirectTrailingSlash, e.router.RedirectFixedPath = false, false
-	e.router.NotFound = fixed(newProblem(http.StatusNotFound, notFound))
-	e.router.MethodNotAllowed = fixed(newProblem(http.StatusMethodNotAllowed, "This path has no such method; Allow names those that it has."))
-	e.router.GlobalOPTIONS = http.HandlerFunc(options)
-	e.router.PanicHandler = func(w http.ResponseWriter, _ *http.Request, p any) { w.(*exchange).panicked(p) }
-	return e
-}
-
-// handle registers an endpoint under a pattern that the log can name.
-func (e *endpoints) handle(method, pattern string, serve func(*exchange, params) (answer, error)) {
-	e.routes = append(e.routes, route{method: method, pattern: pattern})
-	log := e.log.Handler().WithAttrs([]slog.Attr{slog.String("method", method), slog.String("route", pattern)})
-	e.router.Handle(method, pattern, func(w http.ResponseWriter, _ *http.Request, ps httprouter.Params) {
-		x := w.(*exchange)
-		x.route, x.log = pattern, log
-		ans, err := serve(x, ps)
-		if err != nil {
-			x.fail(err)
-			return
-		}
-		x.send(ans)
-	})
-}
-
-// public registers an endpoint that needs no token.
-func (e *endpoints) public(method, pattern string, serve func(*exchange) (answer, error)) {
-	e.handle(method, pattern, func(x *exchange, _ params) (answer, error) { return serve(x) })
-	e.routes[len(e.routes)-1].public = true
-}
-
-// api serves the endpoints of the specification.
-type api struct {
-	*endpoints
-	apiSettings
-	store     *Store
-	validator *Validator
-	now       func() time.Time
-	running   running
-	guesses   *guesses
-}
-
-// apiSettings is what the command line says of the API.
-type apiSettings struct {
-	maxBody       int64         // bytes of a request's content
-	builtInTokens bool          // there are clients, and tokens for them
-	tokenLifetime time.Duration // of the built-in ones
-	publicURL     string        // "" is the request's own origin
-	issuer        *issuer       // nil: there is no other issuer of tokens
-	origins       []string      // whose pages browsers may let use the API; see cors.go
-}
 
 func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSettings) (*api, error) {
 	v, err := newValidator()
@@ -171,27 +89,6 @@ func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange
 		}
 		return serve(x, t)
 	})
-}
-
-func fixed(p *problem) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.(*exchange).fail(p) })
-}
-
-// options answers OPTIONS; the router has set Allow.
-func options(w http.ResponseWriter, _ *http.Request) {
-	a := answer{status: http.StatusNoContent}
-	if strings.Contains(w.Header().Get("Allow"), http.MethodPatch) {
-		a.acceptPatch = mergePatchType // RFC 5789 §3.1
-	}
-	w.(*exchange).send(a)
-}
-
-// routed gives the router a path in which an encoded slash is part of an id, and
-// so a wrong one, rather than a way to another route.
-func routed(u *url.URL) {
-	if strings.Contains(strings.ToUpper(u.RawPath), "%2F") {
-		u.Path = u.RawPath
-	}
 }
 
 func (a *api) getContract(x *exchange, t target) (answer, error) {
@@ -483,3 +380,8 @@ func checkMediaType(h http.Header, want string) error {
 func location(k Key) string {
 	return strings.NewReplacer(":org_id", string(k.Org), ":user_id", string(k.User), ":energy_contract_id", string(k.Contract)).Replace(contractPath)
 }
+
+const (
+	contractsPath = "/api/partners/v2.0/org/:org_id/users/:user_id/energy-contracts"
+	contractPath  = contractsPath + "/:energy_contract_id"
+)

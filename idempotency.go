@@ -1,9 +1,10 @@
 package main
 
-// Idempotency-Key (draft-ietf-httpapi-idempotency-key-header): reading the field,
-// and knowing which keys have a request running. What a key made is in the store.
+// The Idempotency-Key field (draft-ietf-httpapi-idempotency-key-header): parsing it, and
+// the set of keys whose request is in flight. The store keeps the first response to a key.
 
 import (
+	_ "embed"
 	"net/http"
 	"strings"
 	"sync"

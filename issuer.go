@@ -1,10 +1,11 @@
 package main
 
-// Tokens of an issuer that is not this service: JWT access tokens (RFC 9068), checked
-// against the keys that it publishes.
+// Access tokens of an external issuer: JWTs (RFC 9068), verified with the keys that the
+// issuer publishes.
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -38,10 +39,6 @@ const (
 	// maxIssuerDocument is the largest of its documents, in bytes.
 	maxIssuerDocument = 1 << 20
 )
-
-// errIssuerDown: whether a token is good is not known, as its issuer does not tell
-// its keys.
-var errIssuerDown = errors.New("the issuer's keys cannot be had")
 
 // issuer checks the tokens of an authorization server. Keys that were fetched once
 // are used on while it cannot be reached. A token of another key has them fetched
@@ -389,3 +386,6 @@ func clientOf(claims jwt.MapClaims) string {
 	}
 	return ""
 }
+
+// The paths, of which the first two are the vendor's, with a slash at the end.
+const metadataPath = "/.well-known/oauth-authorization-server"

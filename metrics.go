@@ -1,12 +1,12 @@
 package main
 
-// What is counted, and how Prometheus gets it (--metrics-addr). The names follow
+// Metrics for Prometheus (--metrics-addr). The names follow
 // https://prometheus.io/docs/practices/naming/.
 
 import (
 	"bytes"
+	_ "embed"
 	"fmt"
-	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -50,29 +50,6 @@ type storeMetrics struct {
 	duration *metrics.PrometheusHistogram
 	wait     *metrics.PrometheusHistogram
 	failures *metrics.Counter
-}
-
-func newStoreMetrics(s *Store) *storeMetrics {
-	set := metrics.NewSet()
-	set.NewGauge(metricPrefix+"write_queue_length", func() float64 { return float64(s.Waiting()) })
-	ofFile := func(name string, get func(Stats) int64) {
-		set.NewGauge(metricPrefix+name, func() float64 {
-			if stats, ok := s.Stats(); ok {
-				return float64(get(stats))
-			}
-			return math.NaN()
-		})
-	}
-	ofFile("database_size_bytes", func(s Stats) int64 { return s.Bytes })
-	ofFile("database_free_pages", func(s Stats) int64 { return s.FreePages })
-	ofFile("database_open_read_transactions", func(s Stats) int64 { return s.OpenReads })
-	return &storeMetrics{
-		set:      set,
-		writes:   set.NewPrometheusHistogramExt(metricPrefix+"commit_writes", writesBounds),
-		duration: set.NewPrometheusHistogramExt(metricPrefix+"commit_duration_seconds", durationBounds),
-		wait:     set.NewPrometheusHistogramExt(metricPrefix+"write_queue_wait_seconds", durationBounds),
-		failures: set.NewCounter(metricPrefix + "commit_failures_total"),
-	}
 }
 
 // apiMetrics is what the API counts.
@@ -136,8 +113,8 @@ func (m *apiMetrics) newSeries(key seriesKey) series {
 }
 
 // tokenRefused counts a request with a token that is not good.
-func (m *apiMetrics) tokenRefused(is badToken) {
-	m.set.GetOrCreateCounter(fmt.Sprintf(metricPrefix+"tokens_refused_total{reason=%q}", string(is))).Inc()
+func (m *apiMetrics) tokenRefused(reason string) {
+	m.set.GetOrCreateCounter(fmt.Sprintf(metricPrefix+"tokens_refused_total{reason=%q}", reason)).Inc()
 }
 
 // tokenRequestRefused counts a request for a token that got none.

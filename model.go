@@ -1,11 +1,15 @@
 package main
 
-// What a contract is, and the one JSON form in which it is stored and answered.
+// The model: contracts, clients, tokens, their identifiers and lifetimes, and the one
+// JSON form in which a contract is stored and returned.
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	_ "embed"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -310,3 +314,25 @@ func decodeDocument(doc []byte) (*Contract, error) {
 		EnergyPriceIncludesExternalComponents: d.EnergyPriceIncludesExternalComponents,
 	}, nil
 }
+
+func unquoted(s jsontext.Value) string {
+	b, err := jsontext.AppendUnquote(nil, s)
+	if err != nil {
+		return string(s)
+	}
+	return string(b)
+}
+
+// newSecret returns 256 random bits as 43 characters of base64url, for a token
+// or a client's secret.
+func newSecret() string {
+	var b [32]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return base64.RawURLEncoding.EncodeToString(b[:])
+}
+
+// maxLifetime is a year.
+const maxLifetime = 365 * 24 * time.Hour
+
+// idempotencyLifetime is how long the first answer to a key is repeated.
+const idempotencyLifetime = 24 * time.Hour

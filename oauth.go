@@ -1,11 +1,10 @@
 package main
 
 // The built-in authorization server: tokens for clients (RFC 6749 §4.4), their
-// revocation (RFC 7009), and the document that says where (RFC 8414).
+// revocation (RFC 7009) and the metadata document (RFC 8414).
 
 import (
-	"crypto/rand"
-	"encoding/base64"
+	_ "embed"
 	"errors"
 	"fmt"
 	"math"
@@ -24,19 +23,10 @@ import (
 const (
 	tokenPath      = "/oauth2/token"
 	revocationPath = "/oauth2/revoke_token"
-	metadataPath   = "/.well-known/oauth-authorization-server"
 )
 
 // maxTokenRequest is the largest body of a request here, in bytes.
 const maxTokenRequest = 64 << 10
-
-// newSecret returns 256 random bits as 43 characters of base64url, for a token
-// or a client's secret.
-func newSecret() string {
-	var b [32]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return base64.RawURLEncoding.EncodeToString(b[:])
-}
 
 // oauthRequest is the parameters of RFC 6749 §4.4.2 and §2.3.1 and of RFC 7009
 // §2.1; nil where one was not sent. The vendor's examples send them as JSON.
@@ -146,15 +136,6 @@ func (a *api) getMetadata(x *exchange) (answer, error) {
 		GrantTypes: []string{"client_credentials"}, ResponseTypes: []string{}, Scopes: []string{"read", "write"},
 	})
 	return answer{status: http.StatusOK, content: content}, err
-}
-
-// parseOrigin accepts scheme, host and port, and nothing else.
-func parseOrigin(s string) (*url.URL, error) {
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Scheme+"://"+u.Host != s {
-		return nil, errors.New("must be an origin such as https://energy.example:8443, without a path")
-	}
-	return u, nil
 }
 
 // clientRequest reads a request to one of the endpoints and authenticates its

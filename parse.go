@@ -1,16 +1,17 @@
 package main
 
-// From the bytes of a request body to a Contract, member by member, so that one
-// answer reports every fault of the body and not only the first.
+// The parser: from the bytes of a request body to a Contract, member by member, so
+// that one response reports every fault of the body and not only the first.
 
 import (
 	"bytes"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/agnivade/levenshtein"
 	"github.com/go-json-experiment/json/jsontext"
@@ -389,11 +390,6 @@ func (p *parser) malformed(err error) error {
 	return &malformed{fault{Pointer: pointer(at), Detail: fmt.Sprintf("at byte %d: %s", offset, detail)}}
 }
 
-// pointer writes a JSON Pointer as a URI fragment (RFC 6901 §6).
-func pointer(p jsontext.Pointer) string {
-	return "#" + (&url.URL{Fragment: string(p)}).EscapedFragment()
-}
-
 // kindName is what a person calls a JSON value of this kind.
 func kindName(k jsontext.Kind) string {
 	switch k {
@@ -422,4 +418,74 @@ func nearest(name string, known []string) string {
 		}
 	}
 	return best
+}
+
+// checkPrice holds the rules of one entry, which several more may stand beside.
+// It returns the instant, if there is one.
+func checkPrice(p Price, several bool, report func(member, tag, param string)) (t time.Time, ok bool) {
+	if p.notObject {
+		return t, false
+	}
+	switch k := p.Price.Kind(); {
+	case k == jsontext.KindInvalid:
+		report("price", "price_required", "")
+	case k != jsontext.KindNumber:
+		report("price", "price_number", kindName(k))
+	case !finite(p.Price):
+		report("price", "price_finite", shown(string(p.Price)))
+	}
+	switch k := p.Timestamp.Kind(); k {
+	case jsontext.KindInvalid, jsontext.KindNull:
+		if several {
+			report("timestamp", "timestamp_required", "")
+		}
+	case jsontext.KindString:
+		if t, ok = instant(p.Timestamp); !ok {
+			report("timestamp", "timestamp_rfc3339", shown(unquoted(p.Timestamp)))
+		}
+	default:
+		report("timestamp", "timestamp_string", kindName(k))
+	}
+	return t, ok
+}
+
+// finite tells whether a JSON number is one that a double can hold.
+func finite(number jsontext.Value) bool {
+	if len(number) < 300 && !bytes.ContainsAny(number, "eE") {
+		return true // below 1e300
+	}
+	_, err := strconv.ParseFloat(string(number), 64)
+	return err == nil
+}
+
+// instant reads a JSON string as an RFC 3339 time, in UTC so that equal instants
+// are equal values.
+func instant(timestamp jsontext.Value) (time.Time, bool) {
+	if timestamp.Kind() != jsontext.KindString {
+		return time.Time{}, false
+	}
+	text := []byte(timestamp[1 : len(timestamp)-1])
+	if bytes.ContainsAny(text, `\tz`) { // rare: an escape, or lower case (RFC 3339 §5.6)
+		text = bytes.ToUpper([]byte(unquoted(timestamp)))
+	}
+	var t time.Time
+	if err := t.UnmarshalText(text); err != nil || !isRFC3339(text) {
+		return time.Time{}, false
+	}
+	return t.UTC(), true
+}
+
+// isRFC3339 refuses what package time takes beside RFC 3339 §5.6 (go.dev/issue/54580):
+// an hour of one digit, a comma before the fraction, an offset of 24 hours or of
+// 60 minutes.
+func isRFC3339(text []byte) bool {
+	const seconds = len("2006-01-02T15:04:05")
+	if len(text) <= seconds || text[13] != ':' || text[16] != ':' || text[seconds] == ',' {
+		return false
+	}
+	if text[len(text)-1] == 'Z' {
+		return true
+	}
+	offset := text[len(text)-len("+24:00"):]
+	return (offset[1] != '2' || offset[2] < '4') && offset[4] < '6'
 }

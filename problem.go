@@ -1,9 +1,10 @@
 package main
 
-// Errors as answers: every error becomes a problem document (RFC 9457) here, or
-// an OAuth error (RFC 6749 §5.2) under /oauth2/, and nowhere else.
+// Problem documents: every error becomes an RFC 9457 problem document here, or an OAuth
+// error (RFC 6749 §5.2) under /oauth2/, and nowhere else.
 
 import (
+	_ "embed"
 	"errors"
 	"fmt"
 	"net/http"
@@ -113,3 +114,14 @@ func oauthErrorOf(err error) *oauthError {
 	}
 	return &oauthError{Code: code, Description: p.Detail, status: p.Status, header: p.header, cause: err}
 }
+
+// badToken says what a token is instead of good, in ASCII without quotes.
+type badToken string
+
+func (b badToken) Error() string { return "token is " + string(b) }
+
+// errIssuerDown: whether a token is good is not known, as its issuer does not tell
+// its keys.
+var errIssuerDown = errors.New("the issuer's keys cannot be had")
+
+const realm = `realm="energy-contracts"`

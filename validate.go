@@ -1,112 +1,21 @@
 package main
 
-// The rules of a contract: what each validate tag of model.go means, and what a
-// person is told who breaks it. One entry of the table is one rule.
+// The rules of a contract: what each validate tag of model.go means, and the text for
+// a member that breaks it. One entry of the table is one rule.
 
 import (
-	"bytes"
+	_ "embed"
 	"errors"
 	"fmt"
 	"reflect"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
-	"github.com/go-json-experiment/json/jsontext"
 	"github.com/go-playground/validator/v10"
 	"golang.org/x/text/currency"
 )
-
-// maxFaults is how many faults one answer lists; one more entry says how many
-// there are beyond.
-const maxFaults = 100
-
-// fault is one thing that is wrong with a request, for a person to act on.
-type fault struct {
-	Pointer   string `json:"pointer,omitzero"`   // into the body, as a URI fragment
-	Parameter string `json:"parameter,omitzero"` // or of the path, the query or the header
-	Detail    string `json:"detail"`
-}
-
-func (f fault) String() string {
-	if f.Pointer == "" {
-		return f.Parameter + " " + f.Detail
-	}
-	return f.Pointer + " " + f.Detail
-}
-
-// malformed is the error of a request that cannot be read (400).
-type malformed struct{ fault }
-
-func (m *malformed) Error() string { return "malformed request: " + m.Detail }
-
-// invalid is the error of a request that can be read but breaks rules (422).
-type invalid struct {
-	faults []fault // at most maxFaults
-	more   int     // how many faults are not in the list
-}
-
-func (v *invalid) Error() string {
-	return fmt.Sprintf("invalid request: %d faults", len(v.faults)+v.more)
-}
-
-func (v *invalid) add(pointer, detail string) {
-	if !v.onlyCount() {
-		v.faults = append(v.faults, fault{Pointer: pointer, Detail: detail})
-	}
-}
-
-// addParameter is for the few of a path or a query.
-func (v *invalid) addParameter(name, detail string) {
-	v.faults = append(v.faults, fault{Parameter: name, Detail: detail})
-}
-
-// onlyCount counts a fault if the list is full, and tells so. To ask before a
-// fault is put into words keeps a body of a million faults cheap.
-func (v *invalid) onlyCount() bool {
-	if len(v.faults) < maxFaults {
-		return false
-	}
-	v.more++
-	return true
-}
-
-// has tells whether there is a fault of what a pointer points to.
-func (v *invalid) has(pointer string) bool {
-	return slices.ContainsFunc(v.faults, func(f fault) bool { return f.Pointer == pointer })
-}
-
-// err is nil when there is no fault.
-func (v *invalid) err() error {
-	if len(v.faults) == 0 {
-		return nil
-	}
-	return v
-}
-
-// list returns the faults as an answer lists them.
-func (v *invalid) list() []fault {
-	if v.more == 0 {
-		return v.faults
-	}
-	return append(v.faults[:len(v.faults):len(v.faults)], fault{Pointer: "#", Detail: fmt.Sprintf("and %d more", v.more)})
-}
-
-// faultsOf is what is wrong with a body or a line, of which err is what was returned.
-func faultsOf(err error) []fault {
-	var bad *malformed
-	var inv *invalid
-	switch {
-	case errors.As(err, &bad):
-		return []fault{bad.fault}
-	case errors.As(err, &inv):
-		return inv.list()
-	default:
-		return []fault{{Pointer: "#", Detail: err.Error()}}
-	}
-}
 
 // Validator turns request bodies into contracts that keep every rule.
 type Validator struct{ v *validator.Validate }
@@ -342,98 +251,33 @@ func checkPrices(sl validator.StructLevel) {
 	}
 }
 
-// checkPrice holds the rules of one entry, which several more may stand beside.
-// It returns the instant, if there is one.
-func checkPrice(p Price, several bool, report func(member, tag, param string)) (t time.Time, ok bool) {
-	if p.notObject {
-		return t, false
-	}
-	switch k := p.Price.Kind(); {
-	case k == jsontext.KindInvalid:
-		report("price", "price_required", "")
-	case k != jsontext.KindNumber:
-		report("price", "price_number", kindName(k))
-	case !finite(p.Price):
-		report("price", "price_finite", shown(string(p.Price)))
-	}
-	switch k := p.Timestamp.Kind(); k {
-	case jsontext.KindInvalid, jsontext.KindNull:
-		if several {
-			report("timestamp", "timestamp_required", "")
-		}
-	case jsontext.KindString:
-		if t, ok = instant(p.Timestamp); !ok {
-			report("timestamp", "timestamp_rfc3339", shown(unquoted(p.Timestamp)))
-		}
-	default:
-		report("timestamp", "timestamp_string", kindName(k))
-	}
-	return t, ok
-}
-
-// finite tells whether a JSON number is one that a double can hold.
-func finite(number jsontext.Value) bool {
-	if len(number) < 300 && !bytes.ContainsAny(number, "eE") {
-		return true // below 1e300
-	}
-	_, err := strconv.ParseFloat(string(number), 64)
-	return err == nil
-}
-
-// instant reads a JSON string as an RFC 3339 time, in UTC so that equal instants
-// are equal values.
-func instant(timestamp jsontext.Value) (time.Time, bool) {
-	if timestamp.Kind() != jsontext.KindString {
-		return time.Time{}, false
-	}
-	text := []byte(timestamp[1 : len(timestamp)-1])
-	if bytes.ContainsAny(text, `\tz`) { // rare: an escape, or lower case (RFC 3339 §5.6)
-		text = bytes.ToUpper([]byte(unquoted(timestamp)))
-	}
-	var t time.Time
-	if err := t.UnmarshalText(text); err != nil || !isRFC3339(text) {
-		return time.Time{}, false
-	}
-	return t.UTC(), true
-}
-
-// isRFC3339 refuses what package time takes beside RFC 3339 §5.6 (go.dev/issue/54580):
-// an hour of one digit, a comma before the fraction, an offset of 24 hours or of
-// 60 minutes.
-func isRFC3339(text []byte) bool {
-	const seconds = len("2006-01-02T15:04:05")
-	if len(text) <= seconds || text[13] != ':' || text[16] != ':' || text[seconds] == ',' {
-		return false
-	}
-	if text[len(text)-1] == 'Z' {
-		return true
-	}
-	offset := text[len(text)-len("+24:00"):]
-	return (offset[1] != '2' || offset[2] < '4') && offset[4] < '6'
-}
-
-func unquoted(s jsontext.Value) string {
-	b, err := jsontext.AppendUnquote(nil, s)
-	if err != nil {
-		return string(s)
-	}
-	return string(b)
-}
-
-// shown quotes a value that a client sent, cut to a length that a line can hold.
-func shown(v any) string {
-	const longest = 40 // characters
-	r := []rune(fmt.Sprint(v))
-	if len(r) > longest {
-		return fmt.Sprintf("%q… (%d characters)", string(r[:longest]), len(r))
-	}
-	return fmt.Sprintf("%q", string(r))
-}
-
 func contractOf(v reflect.Value) *Contract {
 	if v.CanAddr() {
 		return v.Addr().Interface().(*Contract)
 	}
 	c := v.Interface().(Contract)
 	return &c
+}
+
+// stored returns what is wrong with a document that is stored under a key: nothing, if
+// an import of its line would store it just so.
+func (v *Validator) stored(k Key, doc []byte) []string {
+	if len(doc) == 0 {
+		return []string{"is empty"}
+	}
+	is, c, err := v.Line(appendLine(nil, k, doc))
+	if err != nil {
+		var faults []string
+		for _, f := range faultsOf(err) {
+			faults = append(faults, f.String())
+		}
+		return faults
+	}
+	if is != k {
+		return []string{fmt.Sprintf("says that it is contract %s", is.bytes())}
+	}
+	if again, err := c.encode(k.Contract); err != nil || string(again) != string(doc) {
+		return []string{"is not in the form in which contracts are stored"}
+	}
+	return nil
 }

@@ -1,8 +1,9 @@
 package main
 
-// Which program this is, as the Go toolchain wrote it into the binary.
+// The version of this program, as the Go toolchain recorded it in the binary.
 
 import (
+	_ "embed"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -40,10 +41,5 @@ func (b build) String() string {
 	return fmt.Sprintf("%s %s, commit %s, %s", programName, b.Version, commit, b.Go)
 }
 
-type versionCmd struct{}
-
-// Run prints which program this is.
-func (versionCmd) Run(a *app) error {
-	_, err := fmt.Fprintln(a.stdout, readBuild())
-	return err
-}
+// programName is the binary's, and what the database file and the logs call it.
+const programName = "energy-contracts"

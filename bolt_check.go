@@ -1,23 +1,20 @@
 package main
 
-// Every page of a database file, looked at as bytes: that none lies outside of the
-// file, stands twice or is lost, that none has elements outside of itself, and that
-// keys are in order. bbolt takes that for granted, its own check too, and ends the
-// process where it is not so.
+// The page checker: reads every page of a database file without bbolt and verifies that
+// each page is used exactly once, that elements lie inside their page and that keys are
+// in order. bbolt assumes all of this, even in its own check, and crashes or loops
+// where it does not hold.
 
 import (
 	"bytes"
+	_ "embed"
 	"encoding/binary"
 	"fmt"
 	"os"
 )
 
-const (
-	freelistPageFlag = 0x10
-	bucketLeafFlag   = 0x01
-	// maxTreeDepth is more than any tree has: a branch has at least two pages below.
-	maxTreeDepth = 64
-)
+// maxTreeDepth is more than any tree has: a branch has at least two pages below.
+const maxTreeDepth = 64
 
 // survey is one look at the pages that a meta page leads to.
 type survey struct {
@@ -231,19 +228,6 @@ func (s *survey) freelist(id uint64) error {
 		s.use(binary.NativeEndian.Uint64(l.page[at+8*i:]), pageFree)
 	}
 	return s.seen(int64(count) * s.pageSize)
-}
-
-// freeCount returns how many ids the page of free pages says that it has, and where
-// they begin, or false where it is none.
-func freeCount(page []byte) (count, at uint64, ok bool) {
-	if len(page) < pageHeaderSize+8 || binary.NativeEndian.Uint16(page[8:]) != freelistPageFlag {
-		return 0, 0, false
-	}
-	count, at = uint64(binary.NativeEndian.Uint16(page[10:])), pageHeaderSize
-	if count == 0xFFFF { // then the first entry is the count
-		return binary.NativeEndian.Uint64(page[at:]), at + 8, true
-	}
-	return count, at, true
 }
 
 // tree looks at a page on a level and all below it.

@@ -1,9 +1,9 @@
 package main
 
-// Guessing: how often a client may fail to authenticate before it must wait. What
-// is counted is failures only, by client id and by address.
+// The login throttle: how often a client may fail to authenticate before it must wait.
 
 import (
+	_ "embed"
 	"net/netip"
 	"sync"
 	"time"

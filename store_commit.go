@@ -1,11 +1,11 @@
 package main
 
-// The committer: every write goes through it, and what happens when a commit
-// fails is decided here. One transaction is made of all the writes that wait, by the
-// one that finds none under way, or by a goroutine of its own when it is over.
+// Group commit: every change goes through here, and here is decided what happens when a
+// commit fails.
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"math"
@@ -27,31 +27,9 @@ const (
 	failurePause = 100 * time.Millisecond
 )
 
-// write is one change on its way to the committer.
-type write struct {
-	do    change
-	since time.Time     // it waits
-	err   error         // the outcome, valid when done is closed
-	done  chan struct{} // closed when the outcome is known
-}
-
 func (w *write) finish(err error) {
 	w.err = err
 	close(w.done)
-}
-
-// committer is what is remembered of commits that failed.
-type committer struct {
-	// failures counts the commits that failed since the last that did not.
-	failures int
-	// mending: a commit failed, and the file has not been opened again yet.
-	mending bool
-	// pausedUntil: writes are refused without an attempt.
-	pausedUntil time.Time
-	// undecided are the writes of a failed commit whose meta page is in the file
-	// and may or may not be on the disk; undecidedTx is its transaction.
-	undecided   []*write
-	undecidedTx uint64
 }
 
 // update makes a change and returns when it is on disk. do runs in one transaction
@@ -286,12 +264,12 @@ func (s *Store) mend() bool {
 	if s.db != nil {
 		closeErr = s.db.Close()
 	}
-	txid, err := s.open(nil, true)
+	txid, err := s.open(checkFile, true)
 	if err != nil {
 		c.pausedUntil = time.Now().Add(mendInterval)
 		s.log.Error("the disk goes on failing: writes are refused, and tried again in a second at the soonest; see to the disk, no restart is needed",
 			"err", errors.Join(closeErr, err))
-		if _, err := s.open(nil, false); err != nil {
+		if _, err := s.open(checkFile, false); err != nil {
 			s.log.Error("the database cannot be read either", "err", err)
 		}
 		return false

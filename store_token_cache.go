@@ -1,9 +1,10 @@
 package main
 
-// What the store remembers in memory: tokens, so that checking one again takes no
-// transaction, and when clients were last used, so that writing it down can wait.
+// The token cache: tokens that were checked recently, so that checking one again takes
+// no transaction, and when each client was last used, so that recording it can wait.
 
 import (
+	_ "embed"
 	"sync"
 	"time"
 

@@ -1,12 +1,12 @@
 package main
 
-// The database file as bytes: what is looked at before bbolt may map it, and the
-// one thing that is written to it beside bbolt, its own two meta pages again.
-// The layout is bbolt's internal/common: integers in the machine's byte order,
-// page ids counted in pages from the start of the file.
+// The database file below bbolt: locking, and the two meta pages, which are read and
+// checked before bbolt may map the file. The layout is that of bbolt's internal/common:
+// integers are in the machine's byte order, and page ids count pages from the start of
+// the file.
 
 import (
-	"bytes"
+	_ "embed"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,20 +14,8 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"strconv"
-	"strings"
 	"syscall"
 	"time"
-)
-
-// formatKey in bucketMeta says what the file is and in which form: programName, a
-// slash, formatVersion. A program refuses a version that it does not know, and says
-// what is under programKey: the version of the program that gave the file its form,
-// and so one that reads it.
-const (
-	formatKey     = "format"
-	programKey    = "program"
-	formatVersion = 1
 )
 
 // lockTimeout is how long a file that another process holds is asked for: that
@@ -64,7 +52,7 @@ const (
 // sync failed, or was cut short by the end of its process, is only in the page cache,
 // where the kernel may hold it for clean. It returns the file, locked, and the meta page
 // that stands.
-func openFile(path string, look func(*os.File, meta) error, resync bool, log *slog.Logger) (_ *os.File, m meta, err error) {
+func openFile(path string, check func(*os.File, meta) error, resync bool, log *slog.Logger) (_ *os.File, m meta, err error) {
 	f, err := openLocked(path, os.O_RDWR)
 	if err != nil {
 		return nil, m, ofDatabase(path, err)
@@ -83,13 +71,8 @@ func openFile(path string, look func(*os.File, meta) error, resync bool, log *sl
 	if !metas[0].valid || !metas[1].valid {
 		log.Warn("one of the database's two meta pages is broken, the other one is used; back the file up", "file", path)
 	}
-	if err := checkFile(f, m); err != nil {
+	if err := check(f, m); err != nil {
 		return nil, m, err
-	}
-	if look != nil {
-		if err := look(f, m); err != nil {
-			return nil, m, err
-		}
 	}
 	if resync {
 		for i := range metas {
@@ -232,125 +215,6 @@ func readMeta(f *os.File, offset, size int64) meta {
 	m.valid = u32(0) == metaMagic && u32(4) == metaVersion && u64(56) == sum.Sum64() &&
 		m.pageSize >= minPageSize && m.pageSize <= maxPageSize
 	return m
-}
-
-// checkFile compares the file with the meta page that stands: its length, and
-// that it is a file in our format.
-func checkFile(f *os.File, m meta) error {
-	info, err := f.Stat()
-	if err != nil {
-		return err
-	}
-	if want := int64(m.pages) * m.pageSize; info.Size() < want {
-		return fmt.Errorf("is cut off: it has %d bytes, its meta page says %d; restore a backup", info.Size(), want)
-	}
-	leaf, err := rootLeaf(f, m, bucketMeta)
-	if err != nil {
-		return err
-	}
-	// A bucket this small stands inline in its parent, as a page of its own.
-	var format, program []byte
-	if inline := leafValue(leaf, bucketMeta); len(inline) > bucketHeaderSize {
-		format = leafValue(inline[bucketHeaderSize:], []byte(formatKey))
-		program = leafValue(inline[bucketHeaderSize:], []byte(programKey))
-	}
-	name, version, _ := strings.Cut(string(format), "/")
-	n, err := strconv.Atoi(version)
-	switch {
-	case name != programName || err != nil:
-		return errors.New("is a bbolt database, but not one of this program (or its root is broken); name another file with --db, or restore a backup")
-	case n != formatVersion:
-		reader := "the program that wrote it"
-		if program != nil {
-			reader = fmt.Sprintf("%s %s or a later one", programName, shown(string(program)))
-		}
-		return fmt.Errorf("has format version %d, and this program (%s) reads version %d; use %s", n, readBuild().Version, formatVersion, reader)
-	}
-	return nil
-}
-
-// The layout of a page: its header has its flags at 8, its count of elements at
-// 10. An element has the position of its key, from its own start, at 0 (branch)
-// or 4 (leaf).
-const (
-	branchPageFlag = 0x01
-	leafPageFlag   = 0x02
-	elementSize    = 16
-	// bucketHeaderSize is that of a bucket's root id and sequence, before its page
-	// if that stands inline.
-	bucketHeaderSize = 16
-)
-
-// rootLeaf returns the page of the root bucket where key is, if it is anywhere.
-// The root is one leaf until the small buckets that stand inline in it outgrow a
-// page; then there is a branch above. It has seven keys at most, so one level.
-func rootLeaf(f *os.File, m meta, key []byte) ([]byte, error) {
-	page := make([]byte, m.pageSize)
-	id := m.root
-	for range 2 {
-		if id >= m.pages {
-			return nil, errors.New("is broken: its root is outside of it; restore a backup")
-		}
-		if _, err := f.ReadAt(page, int64(id)*m.pageSize); err != nil {
-			return nil, fmt.Errorf("read root page: %w", err)
-		}
-		child, ok := branchChild(page, key)
-		if !ok {
-			break
-		}
-		id = child
-	}
-	return page, nil
-}
-
-// branchChild returns the id of the page below a branch page where key is, or
-// false where the page is no branch, or ends too early.
-func branchChild(page, key []byte) (child uint64, ok bool) {
-	if binary.NativeEndian.Uint16(page[8:]) != branchPageFlag {
-		return 0, false
-	}
-	count := int(binary.NativeEndian.Uint16(page[10:]))
-	for i := range count {
-		at := pageHeaderSize + i*elementSize
-		if at+elementSize > len(page) {
-			return 0, false
-		}
-		pos := uint64(binary.NativeEndian.Uint32(page[at:])) + uint64(at)
-		end := pos + uint64(binary.NativeEndian.Uint32(page[at+4:]))
-		if end > uint64(len(page)) {
-			return 0, false
-		}
-		if i > 0 && bytes.Compare(page[pos:end], key) > 0 {
-			break
-		}
-		child, ok = binary.NativeEndian.Uint64(page[at+8:]), true
-	}
-	return child, ok
-}
-
-// leafValue finds a key in a leaf page and returns its value, or nil where the
-// page is none or ends too early.
-func leafValue(page, key []byte) []byte {
-	if len(page) < pageHeaderSize || binary.NativeEndian.Uint16(page[8:]) != leafPageFlag {
-		return nil
-	}
-	count := int(binary.NativeEndian.Uint16(page[10:]))
-	for i := range count {
-		at := pageHeaderSize + i*elementSize
-		if at+elementSize > len(page) {
-			return nil
-		}
-		pos := uint64(binary.NativeEndian.Uint32(page[at+4:])) + uint64(at)
-		keyEnd := pos + uint64(binary.NativeEndian.Uint32(page[at+8:]))
-		end := keyEnd + uint64(binary.NativeEndian.Uint32(page[at+12:]))
-		if end > uint64(len(page)) {
-			return nil
-		}
-		if bytes.Equal(page[pos:keyEnd], key) {
-			return page[keyEnd:end]
-		}
-	}
-	return nil
 }
 
 // exists tells whether there is anything at path. A path that cannot be looked

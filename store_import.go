@@ -1,12 +1,14 @@
 package main
 
-// An import on its way into the store: staged in a bucket of its own, in pieces that
-// memory can hold, and then dropped, or moved to where contracts are. Once that is
-// decided it is carried out, by the next Open if the process ends. Part of the store.
+// An import on its way into the store. Contracts are staged in a bucket of their own, in
+// transactions of bounded size; then the import is either dropped or committed and moved
+// to the contracts. Once committed it is carried out in any case: by the next Open if the
+// process ends.
 
 import (
 	"bytes"
 	"context"
+	_ "embed"
 	"encoding/binary"
 	"errors"
 	"fmt"

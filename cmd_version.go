@@ -1,0 +1,16 @@
+package main
+
+// The command version.
+
+import (
+	_ "embed"
+	"fmt"
+)
+
+type versionCmd struct{}
+
+// Run prints which program this is.
+func (versionCmd) Run(a *app) error {
+	_, err := fmt.Fprintln(a.stdout, readBuild())
+	return err
+}

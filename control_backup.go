@@ -1,0 +1,29 @@
+package main
+
+// The control endpoint that sends a copy of the database.
+
+import (
+	_ "embed"
+	"errors"
+	"io"
+	"net/http"
+)
+
+// backupControl is the other end.
+type backupControl struct{ store *Store }
+
+func (c backupControl) get(x *exchange) (answer, error) {
+	f, size, err := c.store.Snapshot(x.r.Context())
+	if err != nil {
+		return answer{}, tellOperator(err)
+	}
+	x.done = func() { f.Close() }
+	buf := make([]byte, pageBytes)
+	return answer{status: http.StatusOK, contentType: "application/octet-stream", size: size, more: func([]byte) ([]byte, error) {
+		n, err := f.Read(buf)
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		return buf[:n], err
+	}}, nil
+}

@@ -1,0 +1,35 @@
+package main
+
+// The control endpoint that sends contracts as JSON Lines.
+
+import (
+	_ "embed"
+	"net/http"
+)
+
+// exportControl is the other end.
+type exportControl struct{ store *Store }
+
+func (c exportControl) get(x *exchange) (answer, error) {
+	var sel Selection
+	query := x.r.URL.Query()
+	for name, into := range map[string]*ID{"org_id": &sel.Org, "user_id": &sel.User} {
+		if !query.Has(name) {
+			continue
+		}
+		var err error
+		if *into, err = parseID(query.Get(name)); err != nil {
+			return answer{}, newProblem(http.StatusUnprocessableEntity, name+" "+err.Error())
+		}
+	}
+	var after Key
+	var buf []byte
+	more := true
+	return answer{status: http.StatusOK, contentType: jsonLinesType, more: func([]byte) (_ []byte, err error) {
+		buf = buf[:0]
+		for more && len(buf) == 0 && err == nil { // none of a scan may be selected
+			after, more, err = c.store.Scan(sel, after, func(k Key, doc []byte) { buf = appendLine(buf, k, doc) })
+		}
+		return buf, err
+	}}, nil
+}
