@@ -506,7 +506,7 @@ func TestPanicOfAHandlerIsA500ThatTheLogExplains(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.public(http.MethodGet, "/panic", func(*exchange) (answer, error) { panic("for the log only") })
+	a.public(http.MethodGet, "/panic", func(*exchange) (response, error) { panic("for the log only") })
 	server := httptest.NewServer(a)
 	defer server.Close()
 	resp, got := do(t, http.DefaultClient, "GET", server.URL+"/panic", nil, "")

@@ -16,7 +16,7 @@ import (
 // atomicFile is a file on its way to its place.
 type atomicFile struct {
 	*os.File // beside the place, mode 0600
-	place    string
+	destination    string
 }
 
 // createAtomic begins a file that is to be at path, where a link would be replaced and
@@ -79,10 +79,10 @@ func (f *atomicFile) put(move func(from, to string) error) error {
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync: %w", err)
 	}
-	if err := move(f.Name(), f.place); err != nil {
+	if err := move(f.Name(), f.destination); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(f.place))
+	dir, err := os.Open(filepath.Dir(f.destination))
 	if err != nil {
 		return err
 	}

@@ -206,11 +206,11 @@ func TestBackupOfASlowReaderHoldsUpNobody(t *testing.T) {
 // until it is over.
 func TestBackupGivesWayToTheRemedyOfAFailedCommit(t *testing.T) {
 	s, _ := openStore(t, newPath(t))
-	s.wantGate.Store(true)
+	s.reopenWanted.Store(true)
 	if _, _, err := s.Snapshot(ctx); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("%v, want %v", err, ErrUnavailable)
 	}
-	s.wantGate.Store(false)
+	s.reopenWanted.Store(false)
 	f, _, err := s.Snapshot(ctx)
 	if err != nil {
 		t.Fatal(err)
@@ -411,7 +411,7 @@ func TestRestoreIsRefused(t *testing.T) {
 	none := writeFile(t, []byte("no database at all, but longer than nothing"))
 	faulty := writeFile(t, []byte(sound))
 	editBolt(t, faulty, func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketContracts).Put([]byte("a/b"), seal([]byte("a/b"), []byte("{}")))
+		return tx.Bucket(bucketContracts).Put([]byte("a/b"), withChecksum([]byte("a/b"), []byte("{}")))
 	})
 	missing := filepath.Join(t.TempDir(), "none.db")
 	for _, tt := range []struct{ name, file, want string }{
@@ -503,7 +503,7 @@ func TestCompactLeavesADatabaseWithAFaultAlone(t *testing.T) {
 	db := shortPath(t)
 	ok(t, db, "import", absolute(t, contractLines))
 	editBolt(t, db, func(tx *bbolt.Tx) error {
-		return tx.Bucket(bucketContracts).Put([]byte("a/b"), seal([]byte("a/b"), []byte("{}")))
+		return tx.Bucket(bucketContracts).Put([]byte("a/b"), withChecksum([]byte("a/b"), []byte("{}")))
 	})
 	before := readFile(t, db)
 	refusedCommand(t, db, "database "+db+" has 1 fault, which check lists, the first: contracts \"a/b\": is not a key of three UUIDs in lower case; nothing was changed", "compact")

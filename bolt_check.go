@@ -17,15 +17,15 @@ import (
 const maxTreeDepth = 64
 
 // survey is one look at the pages that a meta page leads to.
-type survey struct {
+type pageChecker struct {
 	f        *os.File
 	pageSize int64
 	uses     []pageUse // by page id
 	// height is where the leaves are that are not looked at, or 0: all are.
 	height int
 	levels [maxTreeDepth + 1]level
-	found  func(string)
-	seen   func(bytes int64) error
+	report  func(string)
+	progress   func(bytes int64) error
 }
 
 // pageUse is what a page is for, as far as is known.
@@ -53,33 +53,33 @@ func (l *level) key(i int) []byte { return l.page[l.elements[i].key:l.elements[i
 type bounds struct{ first, end []byte }
 
 // pagePlace is a page, or an element of one: a bucket that is inside.
-type pagePlace struct {
+type pageElement struct {
 	page    uint64
 	element int // -1 is the page
 }
 
-func (p pagePlace) String() string {
+func (p pageElement) String() string {
 	if p.element < 0 {
 		return fmt.Sprintf("page %d", p.page)
 	}
 	return fmt.Sprintf("page %d, element %d", p.page, p.element)
 }
 
-func newSurvey(f *os.File, pageSize int64, pages uint64, found func(string), seen func(bytes int64) error) *survey {
-	s := &survey{f: f, pageSize: pageSize, uses: make([]pageUse, pages), found: found, seen: seen}
+func newPageChecker(f *os.File, pageSize int64, pages uint64, found func(string), seen func(bytes int64) error) *pageChecker {
+	s := &pageChecker{f: f, pageSize: pageSize, uses: make([]pageUse, pages), report: found, progress: seen}
 	s.uses[0], s.uses[1] = pageUsed, pageUsed // the meta pages
 	return s
 }
 
 // surveyPages tells found what is wrong, and seen how much more was looked at. It
 // returns an error when the file cannot be read, and seen's.
-func surveyPages(f *os.File, m meta, found func(string), seen func(bytes int64) error) error {
+func checkPages(f *os.File, m meta, found func(string), seen func(bytes int64) error) error {
 	broken := false
-	s := newSurvey(f, m.pageSize, m.pages, func(fault string) { broken = true; found(fault) }, seen)
-	if err := s.freelist(m.freelist); err != nil {
+	s := newPageChecker(f, m.pageSize, m.pages, func(fault string) { broken = true; found(fault) }, seen)
+	if err := s.checkFreelist(m.freelist); err != nil {
 		return err
 	}
-	if err := s.tree(m.root, 1, bounds{}); err != nil {
+	if err := s.checkTree(m.root, 1, bounds{}); err != nil {
 		return err
 	}
 	for id, use := range s.uses {
@@ -93,16 +93,16 @@ func surveyPages(f *os.File, m meta, found func(string), seen func(bytes int64) 
 // surveyedAtStart is the size, in bytes, of the largest file that is looked at as a whole
 // before it is served: in some 20 ms. Of a larger one only the branches are, behind the
 // back of those who ask already; check looks at all of it.
-const surveyedAtStart = 32 << 20
+const maxSmallFile = 32 << 20
 
 // surveyAtStart refuses a file with a broken page, before bbolt may see it. It returns
 // false for one that is too large.
-func surveyAtStart(f *os.File, m meta) (surveyed bool, err error) {
-	if int64(m.pages)*m.pageSize > surveyedAtStart {
+func checkSmallFile(f *os.File, m meta) (surveyed bool, err error) {
+	if int64(m.pages)*m.pageSize > maxSmallFile {
 		return false, nil
 	}
 	var first firstFault
-	if err := surveyPages(f, m, first.found, func(int64) error { return nil }); err != nil {
+	if err := checkPages(f, m, first.found, func(int64) error { return nil }); err != nil {
 		return false, err
 	}
 	return true, first.err()
@@ -126,14 +126,14 @@ func (f *firstFault) err() error {
 
 // surveyBranches is surveyPages of the trees below some roots, without their leaves:
 // a hundredth of the file, and enough for no search in them to be without an end.
-func surveyBranches(f *os.File, pageSize int64, pages uint64, roots []uint64, found func(string), seen func(bytes int64) error) error {
-	s := newSurvey(f, pageSize, pages, found, seen)
+func checkBranches(f *os.File, pageSize int64, pages uint64, roots []uint64, found func(string), seen func(bytes int64) error) error {
+	s := newPageChecker(f, pageSize, pages, found, seen)
 	for _, root := range roots {
 		var err error
 		if s.height, err = s.heightOf(root); err != nil {
 			return err
 		}
-		if err := s.tree(root, 1, bounds{}); err != nil {
+		if err := s.checkTree(root, 1, bounds{}); err != nil {
 			return err
 		}
 	}
@@ -141,7 +141,7 @@ func surveyBranches(f *os.File, pageSize int64, pages uint64, roots []uint64, fo
 }
 
 // heightOf returns on which level the leftmost leaf of a tree is. All leaves are.
-func (s *survey) heightOf(root uint64) (height int, err error) {
+func (s *pageChecker) heightOf(root uint64) (height int, err error) {
 	page := make([]byte, s.pageSize)
 	for id := root; id < uint64(len(s.uses)) && height < maxTreeDepth; height++ {
 		if _, err := s.f.ReadAt(page, int64(id)*s.pageSize); err != nil {
@@ -157,16 +157,16 @@ func (s *survey) heightOf(root uint64) (height int, err error) {
 }
 
 // use notes what a page is for, or tells that it cannot be.
-func (s *survey) use(id uint64, as pageUse) bool {
+func (s *pageChecker) markUse(id uint64, as pageUse) bool {
 	switch {
 	case id < 2 || id >= uint64(len(s.uses)):
-		s.found(fmt.Sprintf("page %d is outside of the file, which has %d", id, len(s.uses)))
+		s.report(fmt.Sprintf("page %d is outside of the file, which has %d", id, len(s.uses)))
 		return false
 	case s.uses[id] == pageUsed:
-		s.found(fmt.Sprintf("page %d is used twice", id))
+		s.report(fmt.Sprintf("page %d is used twice", id))
 		return false
 	case s.uses[id] == pageFree:
-		s.found(fmt.Sprintf("page %d is free, and is used or free once more", id))
+		s.report(fmt.Sprintf("page %d is free, and is used or free once more", id))
 		return false
 	}
 	s.uses[id] = as
@@ -175,8 +175,8 @@ func (s *survey) use(id uint64, as pageUse) bool {
 
 // read reads a page and those that it overflows to, or returns false where something is
 // wrong with it.
-func (s *survey) read(id uint64, l *level) (ok bool, err error) {
-	if !s.use(id, pageUsed) {
+func (s *pageChecker) readPage(id uint64, l *level) (ok bool, err error) {
+	if !s.markUse(id, pageUsed) {
 		return false, nil
 	}
 	if int64(len(l.page)) < s.pageSize {
@@ -189,14 +189,14 @@ func (s *survey) read(id uint64, l *level) (ok bool, err error) {
 	overflow := uint64(binary.NativeEndian.Uint32(l.page[12:]))
 	switch is := binary.NativeEndian.Uint64(l.page); {
 	case is != id:
-		s.found(fmt.Sprintf("page %d says that it is page %d", id, is))
+		s.report(fmt.Sprintf("page %d says that it is page %d", id, is))
 		return false, nil
 	case id+overflow >= uint64(len(s.uses)):
-		s.found(fmt.Sprintf("page %d goes on for %d pages, out of the file", id, overflow))
+		s.report(fmt.Sprintf("page %d goes on for %d pages, out of the file", id, overflow))
 		return false, nil
 	}
 	for i := range overflow {
-		if !s.use(id+1+i, pageUsed) {
+		if !s.markUse(id+1+i, pageUsed) {
 			return false, nil
 		}
 	}
@@ -206,109 +206,109 @@ func (s *survey) read(id uint64, l *level) (ok bool, err error) {
 			return false, fmt.Errorf("read page %d: %w", id, err)
 		}
 	}
-	return true, s.seen(int64(len(l.page)))
+	return true, s.progress(int64(len(l.page)))
 }
 
 // freelist looks at the page with the ids of the free ones.
-func (s *survey) freelist(id uint64) error {
+func (s *pageChecker) checkFreelist(id uint64) error {
 	var l level
-	if ok, err := s.read(id, &l); !ok || err != nil {
+	if ok, err := s.readPage(id, &l); !ok || err != nil {
 		return err
 	}
 	count, at, ok := freeCount(l.page)
 	if !ok {
-		s.found(fmt.Sprintf("page %d is not the list of free pages", id))
+		s.report(fmt.Sprintf("page %d is not the list of free pages", id))
 		return nil
 	}
 	if count > (uint64(len(l.page))-at)/8 {
-		s.found(fmt.Sprintf("the list of free pages has %d entries, more than fit", count))
+		s.report(fmt.Sprintf("the list of free pages has %d entries, more than fit", count))
 		return nil
 	}
 	for i := range count {
-		s.use(binary.NativeEndian.Uint64(l.page[at+8*i:]), pageFree)
+		s.markUse(binary.NativeEndian.Uint64(l.page[at+8*i:]), pageFree)
 	}
-	return s.seen(int64(count) * s.pageSize)
+	return s.progress(int64(count) * s.pageSize)
 }
 
 // tree looks at a page on a level and all below it.
-func (s *survey) tree(id uint64, depth int, b bounds) error {
+func (s *pageChecker) checkTree(id uint64, depth int, b bounds) error {
 	if depth == s.height {
-		s.use(id, pageUsed)
+		s.markUse(id, pageUsed)
 		return nil
 	}
 	if depth > maxTreeDepth {
-		s.found(fmt.Sprintf("page %d is deeper than a database can be", id))
+		s.report(fmt.Sprintf("page %d is deeper than a database can be", id))
 		return nil
 	}
 	l := &s.levels[depth]
-	if ok, err := s.read(id, l); !ok || err != nil {
+	if ok, err := s.readPage(id, l); !ok || err != nil {
 		return err
 	}
-	where := pagePlace{id, -1}
+	where := pageElement{id, -1}
 	switch binary.NativeEndian.Uint16(l.page[8:]) {
 	case branchPageFlag:
-		if !s.split(where, l, 0, 4, 0) {
+		if !s.parseElements(where, l, 0, 4, 0) {
 			return nil
 		}
 		if len(l.elements) == 0 {
-			s.found(where.String() + " is a branch with nothing below")
+			s.report(where.String() + " is a branch with nothing below")
 		}
-		s.order(where, l, b)
+		s.checkOrder(where, l, b)
 		for i, e := range l.elements {
 			below := bounds{l.key(i), b.end}
 			if i+1 < len(l.elements) {
 				below.end = l.key(i + 1)
 			}
-			if err := s.tree(binary.NativeEndian.Uint64(l.page[e.at+8:]), depth+1, below); err != nil {
+			if err := s.checkTree(binary.NativeEndian.Uint64(l.page[e.at+8:]), depth+1, below); err != nil {
 				return err
 			}
 		}
 	case leafPageFlag:
 		if binary.NativeEndian.Uint16(l.page[10:]) == 0 { // an empty bucket is inside of its parent
-			s.found(where.String() + " is a leaf with nothing in it")
+			s.report(where.String() + " is a leaf with nothing in it")
 		}
-		for _, root := range s.leaf(where, l, b) {
-			if err := s.tree(root, depth+1, bounds{}); err != nil {
+		for _, root := range s.checkLeaf(where, l, b) {
+			if err := s.checkTree(root, depth+1, bounds{}); err != nil {
 				return err
 			}
 		}
 	default:
-		s.found(where.String() + " is neither a branch nor a leaf")
+		s.report(where.String() + " is neither a branch nor a leaf")
 	}
 	return nil
 }
 
 // leaf returns the ids of the root pages of the buckets in it.
-func (s *survey) leaf(where pagePlace, l *level, b bounds) (roots []uint64) {
-	if !s.split(where, l, 4, 8, 12) {
+func (s *pageChecker) checkLeaf(where pageElement, l *level, b bounds) (roots []uint64) {
+	if !s.parseElements(where, l, 4, 8, 12) {
 		return nil
 	}
-	s.order(where, l, b)
+	s.checkOrder(where, l, b)
 	for i, e := range l.elements {
 		switch binary.NativeEndian.Uint32(l.page[e.at:]) {
 		case 0:
 			continue
 		case bucketLeafFlag:
 		default:
-			s.found(fmt.Sprintf("%s has an element %d of no kind", where, i))
+			s.report(fmt.Sprintf("%s has an element %d of no kind", where, i))
 			continue
 		}
 		bucket := l.page[e.value:e.end]
 		switch {
 		case len(bucket) < bucketHeaderSize:
-			s.found(fmt.Sprintf("%s has a bucket of %d bytes as its element %d", where, len(bucket), i))
+			s.report(fmt.Sprintf("%s has a bucket of %d bytes as its element %d", where, len(bucket), i))
 		case binary.NativeEndian.Uint64(bucket) != 0:
 			roots = append(roots, binary.NativeEndian.Uint64(bucket))
 		default:
 			inline := &level{page: bucket[bucketHeaderSize:]}
-			inside := pagePlace{where.page, i}
+			inside := pageElement{where.page, i}
 			switch {
 			case len(inline.page) < pageHeaderSize || binary.NativeEndian.Uint16(inline.page[8:]) != leafPageFlag:
-				s.found(inside.String() + " is a bucket without a leaf")
+				s.report(inside.String() + " is a bucket without a leaf")
 			case binary.NativeEndian.Uint16(inline.page[10:]) == 0 && len(inline.page) > pageHeaderSize:
-				s.found(inside.String() + " is an empty bucket with something in it")
-			case len(s.leaf(inside, inline, bounds{})) > 0:
-				s.found(inside.String() + " is a bucket inside of its page, with a bucket in it")
+				s.report(inside.String() + " is an empty bucket with something in it")
+			case len(s.checkLeaf(inside, inline, bounds{})) > 0:
+				s.report(inside.String() + " is a bucket inside of its page, with a bucket in it")
 			}
 		}
 	}
@@ -319,7 +319,7 @@ func (s *survey) leaf(where pagePlace, l *level, b bounds) (roots []uint64) {
 // it: their keys and values follow one another behind all of them. The position of a
 // key, its size and the size of the value are at these offsets of an element; 0 is no
 // value.
-func (s *survey) split(where pagePlace, l *level, pos, keySize, valueSize int) bool {
+func (s *pageChecker) parseElements(where pageElement, l *level, pos, keySize, valueSize int) bool {
 	l.elements = l.elements[:0]
 	count := int(binary.NativeEndian.Uint16(l.page[10:]))
 	next := pageHeaderSize + count*elementSize
@@ -327,7 +327,7 @@ func (s *survey) split(where pagePlace, l *level, pos, keySize, valueSize int) b
 	for i := range count {
 		at := pageHeaderSize + i*elementSize
 		if next > len(l.page) || int64(at)+u32(at+pos) != int64(next) {
-			s.found(fmt.Sprintf("%s has its element %d not where it belongs", where, i))
+			s.report(fmt.Sprintf("%s has its element %d not where it belongs", where, i))
 			return false
 		}
 		value := int64(next) + u32(at+keySize)
@@ -336,7 +336,7 @@ func (s *survey) split(where pagePlace, l *level, pos, keySize, valueSize int) b
 			end += u32(at + valueSize)
 		}
 		if end > int64(len(l.page)) {
-			s.found(fmt.Sprintf("%s has its element %d end outside of itself", where, i))
+			s.report(fmt.Sprintf("%s has its element %d end outside of itself", where, i))
 			return false
 		}
 		l.elements = append(l.elements, element{at, next, int(value), int(end)})
@@ -346,20 +346,20 @@ func (s *survey) split(where pagePlace, l *level, pos, keySize, valueSize int) b
 }
 
 // order looks at the keys of a page that has been split.
-func (s *survey) order(where pagePlace, l *level, b bounds) {
+func (s *pageChecker) checkOrder(where pageElement, l *level, b bounds) {
 	n := len(l.elements)
 	if n == 0 {
 		return
 	}
 	if b.first != nil && !bytes.Equal(l.key(0), b.first) {
-		s.found(fmt.Sprintf("%s does not begin with the key that leads to it", where))
+		s.report(fmt.Sprintf("%s does not begin with the key that leads to it", where))
 	}
 	for i := 1; i < n; i++ {
 		if bytes.Compare(l.key(i-1), l.key(i)) >= 0 {
-			s.found(fmt.Sprintf("%s has the key of its element %d out of order", where, i))
+			s.report(fmt.Sprintf("%s has the key of its element %d out of order", where, i))
 		}
 	}
 	if b.end != nil && bytes.Compare(l.key(n-1), b.end) >= 0 {
-		s.found(fmt.Sprintf("%s ends with a key that belongs to the next page", where))
+		s.report(fmt.Sprintf("%s ends with a key that belongs to the next page", where))
 	}
 }

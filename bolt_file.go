@@ -67,7 +67,7 @@ func openFile(path string, check func(*os.File, meta) error, resync bool, log *s
 	if err != nil {
 		return nil, m, err
 	}
-	m = standing(metas)
+	m = currentMeta(metas)
 	if !metas[0].valid || !metas[1].valid {
 		log.Warn("one of the database's two meta pages is broken, the other one is used; back the file up", "file", path)
 	}
@@ -193,7 +193,7 @@ func readMetas(f *os.File) (metas [2]meta, err error) {
 }
 
 // standing returns the meta page that counts.
-func standing(metas [2]meta) meta {
+func currentMeta(metas [2]meta) meta {
 	if !metas[0].valid || metas[1].valid && metas[1].txid > metas[0].txid {
 		return metas[1]
 	}

@@ -41,14 +41,14 @@ func TestCheckSaysWhatIsWrongWithADocument(t *testing.T) {
 	under := func(n int) string { return org + "/" + user + "/" + id(n) }
 	sealed := func(n int, doc string) func(*bbolt.Tx) error {
 		return func(tx *bbolt.Tx) error {
-			return tx.Bucket(bucketContracts).Put([]byte(under(n)), seal([]byte(under(n)), []byte(doc)))
+			return tx.Bucket(bucketContracts).Put([]byte(under(n)), withChecksum([]byte(under(n)), []byte(doc)))
 		}
 	}
 	raw := func(bucket []byte, key, value string) func(*bbolt.Tx) error {
 		return func(tx *bbolt.Tx) error { return tx.Bucket(bucket).Put([]byte(key), []byte(value)) }
 	}
 	sealedIn := func(bucket []byte, key, value string) func(*bbolt.Tx) error {
-		return raw(bucket, key, string(seal([]byte(key), []byte(value))))
+		return raw(bucket, key, string(withChecksum([]byte(key), []byte(value))))
 	}
 	for _, tt := range []struct {
 		name string
@@ -112,12 +112,12 @@ func TestCheckOfWhatIsNoDatabase(t *testing.T) {
 // examined is what an examination of a file finds.
 func examined(t testing.TB, file []byte) (faults []string, err error) {
 	t.Helper()
-	e := Examination{
-		Found:    func(fault string) { faults = append(faults, fault) },
+	e := Checker{
+		Report:    func(fault string) { faults = append(faults, fault) },
 		Contract: func(Key, []byte) {},
-		Seen:     func(int64) {},
+		Progress:     func(int64) {},
 	}
-	_, err = e.Examine(t.Context(), writeFile(t, file))
+	_, err = e.Check(t.Context(), writeFile(t, file))
 	return faults, err
 }
 
@@ -144,7 +144,7 @@ func largeFile(t testing.TB) []byte {
 	return trimmed(t, path)
 }
 
-func TestExaminationFindsEachBrokenPage(t *testing.T) {
+func TestCheckerFindsEachBrokenPage(t *testing.T) {
 	file := largeFile(t)
 	if faults, err := examined(t, file); err != nil || len(faults) > 0 {
 		t.Fatalf("of a sound file: %q, %v", faults, err)
@@ -153,7 +153,7 @@ func TestExaminationFindsEachBrokenPage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := standing(metas)
+	m := currentMeta(metas)
 	page := func(id uint64) int { return int(id) * pageSize }
 	// Those in use, without the root, which is read before all else.
 	var first, branch, leaf uint64
@@ -251,7 +251,7 @@ func TestExaminationFindsEachBrokenPage(t *testing.T) {
 }
 
 // An examination is for files that nothing is known of.
-func FuzzExamination(f *testing.F) {
+func FuzzChecker(f *testing.F) {
 	file := largeFile(f)
 	for at := 0; at < len(file); at += pageSize {
 		for _, field := range []int{0, 8, 10, 12, pageHeaderSize, pageHeaderSize + 8} {

@@ -81,7 +81,7 @@ func (a *app) output(name string, fill func(io.Writer) error, verify func(path s
 		}
 		return fill(a.stdout)
 	}
-	release, err := holdPlace(name)
+	release, err := lockTarget(name)
 	if err != nil {
 		return err
 	}
@@ -104,7 +104,7 @@ func (a *app) output(name string, fill func(io.Writer) error, verify func(path s
 
 // holdPlace makes sure that what is about to be replaced is no database that a
 // process has open, nor gets opened until release.
-func holdPlace(path string) (release func(), err error) {
+func lockTarget(path string) (release func(), err error) {
 	if !exists(path) {
 		return func() {}, nil
 	}
@@ -149,7 +149,7 @@ func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
 
 // examine tells found each fault of a database that no server has open. Its error calls
 // it by name.
-func (a *app) examine(ctx context.Context, path, name string, found func(fault string)) (c Contents, err error) {
+func (a *app) checkDatabase(ctx context.Context, path, name string, found func(fault string)) (c Contents, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("database %s: %w", name, err)
@@ -165,23 +165,23 @@ func (a *app) examine(ctx context.Context, path, name string, found func(fault s
 	}
 	bar := a.progress("checking", 2*info.Size(), "")
 	defer bar.done()
-	e := Examination{
-		Found: func(fault string) { bar.interrupt(); found(fault) },
-		Seen:  bar.add,
+	e := Checker{
+		Report: func(fault string) { bar.interrupt(); found(fault) },
+		Progress:  bar.add,
 	}
 	e.Contract = func(k Key, doc []byte) {
 		for _, fault := range v.stored(k, doc) {
-			e.Found(fmt.Sprintf("contract %s: %s", k.bytes(), fault))
+			e.Report(fmt.Sprintf("contract %s: %s", k.bytes(), fault))
 		}
 	}
-	return e.Examine(ctx, path)
+	return e.Check(ctx, path)
 }
 
 // verify is nil for a database without a fault. Its error calls it by name.
-func (a *app) verify(ctx context.Context, path, name string) error {
+func (a *app) verifyDatabase(ctx context.Context, path, name string) error {
 	var faults int
 	var first string
-	_, err := a.examine(ctx, path, name, func(fault string) {
+	_, err := a.checkDatabase(ctx, path, name, func(fault string) {
 		if faults++; faults == 1 {
 			first = fault
 		}

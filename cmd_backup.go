@@ -23,5 +23,5 @@ func (c *backupCmd) Run(ctx context.Context, a *app) (err error) {
 	defer func() { err = errors.Join(err, control.close()) }()
 	return a.output(c.File,
 		func(to io.Writer) error { return a.receive(ctx, control, "/backup", to) },
-		func(path string) error { return a.verify(ctx, path, c.File) })
+		func(path string) error { return a.verifyDatabase(ctx, path, c.File) })
 }

@@ -33,7 +33,7 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 		return noDatabase(path)
 	}
 	var faults int
-	contents, err := a.examine(ctx, path, c.DB, func(fault string) {
+	contents, err := a.checkDatabase(ctx, path, c.DB, func(fault string) {
 		faults++
 		fmt.Fprintln(a.stdout, fault)
 	})

@@ -32,12 +32,12 @@ func (c *clientAddCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return fmt.Errorf("--org %w", err)
 	}
-	wanted := newClient{Org: org}
+	wanted := addClientRequest{Org: org}
 	if err := wanted.Scopes.UnmarshalText([]byte(c.Scope)); err != nil {
 		return fmt.Errorf("--scope: %w", err)
 	}
 	var made credentials
-	r := controlRequest{what: "add client", method: http.MethodPost, path: "/clients", in: wanted, out: &made, mayCreate: true}
+	r := controlRequest{action: "add client", method: http.MethodPost, path: "/clients", in: wanted, out: &made, mayCreate: true}
 	if err := c.ask(ctx, a, r); err != nil {
 		return err
 	}
@@ -50,7 +50,7 @@ type clientListCmd struct{ database }
 // Run prints the clients as a table, in the order of their making.
 func (c *clientListCmd) Run(ctx context.Context, a *app) error {
 	var clients []listedClient
-	if err := c.ask(ctx, a, controlRequest{what: "list clients", method: http.MethodGet, path: "/clients", out: &clients}); err != nil {
+	if err := c.ask(ctx, a, controlRequest{action: "list clients", method: http.MethodGet, path: "/clients", out: &clients}); err != nil {
 		return err
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
@@ -92,7 +92,7 @@ func checkClientID(id string) error {
 // Run gives a client a new secret and prints it.
 func (c *clientRotateCmd) Run(ctx context.Context, a *app) error {
 	var made credentials
-	r := controlRequest{what: "rotate client", method: http.MethodPost, path: clientPath(c.ID) + "/secret", in: rotation{int64(c.Grace / time.Second)}, out: &made}
+	r := controlRequest{action: "rotate client", method: http.MethodPost, path: clientPath(c.ID) + "/secret", in: rotateRequest{int64(c.Grace / time.Second)}, out: &made}
 	if err := c.ask(ctx, a, r); err != nil {
 		return err
 	}
@@ -115,7 +115,7 @@ func (c *clientRemoveCmd) Validate() error { return checkClientID(c.ID) }
 
 // Run removes a client.
 func (c *clientRemoveCmd) Run(ctx context.Context, a *app) error {
-	return c.ask(ctx, a, controlRequest{what: "remove client", method: http.MethodDelete, path: clientPath(c.ID)})
+	return c.ask(ctx, a, controlRequest{action: "remove client", method: http.MethodDelete, path: clientPath(c.ID)})
 }
 
 func clientPath(id string) string { return "/clients/" + url.PathEscape(id) }

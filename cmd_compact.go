@@ -17,7 +17,7 @@ func (c *compactCmd) Run(ctx context.Context, a *app) (err error) {
 		return noDatabase(c.DB)
 	}
 	verify := func(path string) error {
-		if err := a.verify(ctx, path, c.DB); err != nil {
+		if err := a.verifyDatabase(ctx, path, c.DB); err != nil {
 			return fmt.Errorf("%w; nothing was changed", err)
 		}
 		return nil

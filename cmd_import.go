@@ -47,7 +47,7 @@ func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 	for {
 		var e importEvent
 		if err := json.UnmarshalDecode(events, &e); err != nil {
-			return fmt.Errorf("read what became of the import: %w", answerLeft(err))
+			return fmt.Errorf("read what became of the import: %w", explainTruncation(err))
 		}
 		for _, f := range e.Faults {
 			bar.interrupt()

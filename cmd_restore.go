@@ -26,7 +26,7 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 	if there && !c.Force {
 		return fmt.Errorf("%s is there already; --force replaces it", c.DB)
 	}
-	release, err := holdPlace(c.DB)
+	release, err := lockTarget(c.DB)
 	if err != nil {
 		return err
 	}
@@ -47,7 +47,7 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return fmt.Errorf("copy %s: %w", c.File, err)
 	}
-	if err := a.verify(ctx, f.Name(), c.File); err != nil {
+	if err := a.verifyDatabase(ctx, f.Name(), c.File); err != nil {
 		return fmt.Errorf("nothing was restored: %w", err)
 	}
 	if there {

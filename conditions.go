@@ -17,7 +17,7 @@ var (
 	// errPreconditionFailed: a condition of the request does not hold (412).
 	errPreconditionFailed = errors.New("precondition failed")
 	// errMatched: If-None-Match names what is there; for GET that is a 304.
-	errMatched = fmt.Errorf("%w: If-None-Match", errPreconditionFailed)
+	errNoneMatch = fmt.Errorf("%w: If-None-Match", errPreconditionFailed)
 )
 
 // preconditions are those of one request.
@@ -110,7 +110,7 @@ func (p preconditions) check(current Version, exists bool) error {
 		return errPreconditionFailed
 	}
 	if p.ifNoneMatch.present && exists && p.ifNoneMatch.weak(current) {
-		return errMatched
+		return errNoneMatch
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ func readControl(x *exchange, into any) error {
 }
 
 // tellOperator has an error be told as it is: who may use the socket may read the log.
-func tellOperator(err error) error {
+func withDetail(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
 		return err
 	}
@@ -41,9 +41,9 @@ func tellOperator(err error) error {
 	return &p
 }
 
-func answerControl(content any) (answer, error) {
+func controlResponse(content any) (response, error) {
 	b, err := json.Marshal(content)
-	return answer{status: http.StatusOK, noStore: true, content: b}, err
+	return response{status: http.StatusOK, noStore: true, content: b}, err
 }
 
 // jsonLinesType is the usual name of the media type, which is not registered.

@@ -12,14 +12,14 @@ import (
 // backupControl is the other end.
 type backupControl struct{ store *Store }
 
-func (c backupControl) get(x *exchange) (answer, error) {
+func (c backupControl) get(x *exchange) (response, error) {
 	f, size, err := c.store.Snapshot(x.r.Context())
 	if err != nil {
-		return answer{}, tellOperator(err)
+		return response{}, withDetail(err)
 	}
-	x.done = func() { f.Close() }
+	x.onEnd = func() { f.Close() }
 	buf := make([]byte, pageBytes)
-	return answer{status: http.StatusOK, contentType: "application/octet-stream", size: size, more: func([]byte) ([]byte, error) {
+	return response{status: http.StatusOK, contentType: "application/octet-stream", size: size, more: func([]byte) ([]byte, error) {
 		n, err := f.Read(buf)
 		if errors.Is(err, io.EOF) {
 			err = nil

@@ -28,7 +28,7 @@ type database struct {
 
 // controlRequest is what a command asks for.
 type controlRequest struct {
-	what         string // in words, for an error
+	action         string // in words, for an error
 	method, path string
 	in, out      any  // JSON, or nil
 	mayCreate    bool // the database
@@ -42,7 +42,7 @@ func (d database) ask(ctx context.Context, a *app, r controlRequest) (err error)
 	}
 	defer func() { err = errors.Join(err, control.close()) }()
 	if err := control.call(ctx, r); err != nil {
-		return fmt.Errorf("%s: %w", r.what, err)
+		return fmt.Errorf("%s: %w", r.action, err)
 	}
 	return nil
 }
@@ -165,7 +165,7 @@ func (c *controlClient) send(ctx context.Context, method, path string, body io.R
 }
 
 // answerLeft says why an answer ends too early, as its reader sees it.
-func answerLeft(err error) error {
+func explainTruncation(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("the server broke off its answer, and its log says why: %w", err)
 	}
@@ -217,5 +217,5 @@ func (a *app) receive(ctx context.Context, control *controlClient, path string, 
 	bar := a.progress("copying", size, "")
 	defer bar.done()
 	_, err = io.Copy(io.MultiWriter(to, bar), content)
-	return answerLeft(err)
+	return explainTruncation(err)
 }

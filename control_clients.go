@@ -12,7 +12,7 @@ import (
 )
 
 // newClient is what a client is made from.
-type newClient struct {
+type addClientRequest struct {
 	Org    ID     `json:"org_id"`
 	Scopes Scopes `json:"scope"`
 }
@@ -33,7 +33,7 @@ type listedClient struct {
 }
 
 // rotation is how a secret is to be replaced.
-type rotation struct {
+type rotateRequest struct {
 	GraceSeconds int64 `json:"grace_seconds"`
 }
 
@@ -43,53 +43,53 @@ type clientControl struct {
 	now   func() time.Time
 }
 
-func (c *clientControl) add(x *exchange) (answer, error) {
-	var wanted newClient
+func (c *clientControl) add(x *exchange) (response, error) {
+	var wanted addClientRequest
 	if err := readControl(x, &wanted); err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	if _, err := parseID(string(wanted.Org)); err != nil {
-		return answer{}, newProblem(http.StatusUnprocessableEntity, "The organization "+err.Error())
+		return response{}, newProblem(http.StatusUnprocessableEntity, "The organization "+err.Error())
 	}
 	secret := newSecret()
 	client := Client{ID: uuid.NewString(), Org: wanted.Org, Scopes: wanted.Scopes, Secret: hashOf(secret), Created: c.now()}
 	x.client = client.ID
 	if err := c.store.AddClient(x.r.Context(), client); err != nil {
-		return answer{}, err
+		return response{}, err
 	}
-	return answerControl(credentials{client.ID, secret})
+	return controlResponse(credentials{client.ID, secret})
 }
 
-func (c *clientControl) list(*exchange) (answer, error) {
+func (c *clientControl) list(*exchange) (response, error) {
 	clients, err := c.store.Clients()
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	listed := make([]listedClient, len(clients))
 	for i, c := range clients {
 		listed[i] = listedClient{c.ID, c.Org, c.Scopes, c.Created, c.LastUsed}
 	}
-	return answerControl(listed)
+	return controlResponse(listed)
 }
 
-func (c *clientControl) rotate(x *exchange, ps params) (answer, error) {
-	var how rotation
+func (c *clientControl) rotate(x *exchange, ps params) (response, error) {
+	var how rotateRequest
 	if err := readControl(x, &how); err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	id, secret := ps.ByName("client_id"), newSecret()
 	x.client = id
 	err := c.store.RotateClient(x.r.Context(), id, hashOf(secret), c.now().Add(time.Duration(how.GraceSeconds)*time.Second))
 	if err != nil {
-		return answer{}, unknownClient(err)
+		return response{}, unknownClient(err)
 	}
-	return answerControl(credentials{id, secret})
+	return controlResponse(credentials{id, secret})
 }
 
-func (c *clientControl) remove(x *exchange, ps params) (answer, error) {
+func (c *clientControl) remove(x *exchange, ps params) (response, error) {
 	x.client = ps.ByName("client_id")
 	err := c.store.RemoveClient(x.r.Context(), x.client)
-	return answer{status: http.StatusNoContent}, unknownClient(err)
+	return response{status: http.StatusNoContent}, unknownClient(err)
 }
 
 func unknownClient(err error) error {

@@ -10,7 +10,7 @@ import (
 // exportControl is the other end.
 type exportControl struct{ store *Store }
 
-func (c exportControl) get(x *exchange) (answer, error) {
+func (c exportControl) get(x *exchange) (response, error) {
 	var sel Selection
 	query := x.r.URL.Query()
 	for name, into := range map[string]*ID{"org_id": &sel.Org, "user_id": &sel.User} {
@@ -19,13 +19,13 @@ func (c exportControl) get(x *exchange) (answer, error) {
 		}
 		var err error
 		if *into, err = parseID(query.Get(name)); err != nil {
-			return answer{}, newProblem(http.StatusUnprocessableEntity, name+" "+err.Error())
+			return response{}, newProblem(http.StatusUnprocessableEntity, name+" "+err.Error())
 		}
 	}
 	var after Key
 	var buf []byte
 	more := true
-	return answer{status: http.StatusOK, contentType: jsonLinesType, more: func([]byte) (_ []byte, err error) {
+	return response{status: http.StatusOK, contentType: jsonLinesType, more: func([]byte) (_ []byte, err error) {
 		buf = buf[:0]
 		for more && len(buf) == 0 && err == nil { // none of a scan may be selected
 			after, more, err = c.store.Scan(sel, after, func(k Key, doc []byte) { buf = appendLine(buf, k, doc) })

@@ -42,30 +42,30 @@ type importEnd struct {
 // importControl is the other end.
 type importControl struct{ store *Store }
 
-func (c importControl) post(x *exchange) (answer, error) {
+func (c importControl) post(x *exchange) (response, error) {
 	connection := http.NewResponseController(x.ResponseWriter)
 	if err := connection.EnableFullDuplex(); err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	validator, err := newValidator()
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	i, err := c.store.StartImport()
 	if errors.Is(err, ErrImporting) {
-		return answer{}, newProblem(http.StatusConflict, "Another import is running; start this one when that has ended.")
+		return response{}, newProblem(http.StatusConflict, "Another import is running; start this one when that has ended.")
 	}
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
-	x.done = i.Close
+	x.onEnd = i.Close
 	run := &importRun{
 		x: x, validator: validator, to: i, lines: lineReader{r: bufio.NewReaderSize(x.r.Body, importReadBytes)},
 		keepGoing: x.r.URL.Query().Get("keep_going") == "true",
 	}
-	return answer{status: http.StatusOK, contentType: jsonLinesType, more: func(buf []byte) ([]byte, error) {
+	return response{status: http.StatusOK, contentType: jsonLinesType, more: func(buf []byte) ([]byte, error) {
 		if err := connection.Flush(); err != nil {
-			return nil, fmt.Errorf("%w: %w", errLeft, err)
+			return nil, fmt.Errorf("%w: %w", errClientGone, err)
 		}
 		return run.next(buf)
 	}}, nil

@@ -16,7 +16,7 @@ import (
 // are no cookies here, so no credentials in the standard's sense: a page sends its
 // token itself. A preflight is answered whatever its path: that there is nothing is
 // for the request itself to be told, as a browser would not say why a preflight failed.
-func forOrigins(origins []string, next http.Handler) http.Handler {
+func withCORS(origins []string, next http.Handler) http.Handler {
 	return cors.New(cors.Options{
 		AllowedOrigins: origins,
 		AllowedMethods: []string{

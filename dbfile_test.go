@@ -60,7 +60,7 @@ func trimmed(t testing.TB, path string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return []byte(readFile(t, path))[:int(standing(metas).pages)*pageSize]
+	return []byte(readFile(t, path))[:int(currentMeta(metas).pages)*pageSize]
 }
 
 // pageSize is what bbolt takes for a new file.
@@ -584,7 +584,7 @@ func TestLargeFileWithABranchBelowItself(t *testing.T) {
 	}
 	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}}}, Documents: map[Key][]byte{}}
 	const size = 100 << 10
-	for i := range surveyedAtStart/size + 1 {
+	for i := range maxSmallFile/size + 1 {
 		samples.Documents[key(i)] = bytes.Repeat([]byte("x"), size)
 	}
 	if err := s.AddSamples(ctx, samples); err != nil {
@@ -677,7 +677,7 @@ func TestFileWhoseRootIsSplitOpensAgain(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				m := standing(metas)
+				m := currentMeta(metas)
 				var header [pageHeaderSize]byte
 				if _, err := s.file.ReadAt(header[:], int64(m.root)*m.pageSize); err != nil {
 					t.Fatal(err)

@@ -83,7 +83,7 @@ func hasDemoClient(store *Store, now time.Time) (bool, error) {
 		case errors.Is(err, ErrNotFound):
 		case err != nil:
 			return false, err
-		case stored.Knows(hashOf(c.Secret), now):
+		case stored.HasSecret(hashOf(c.Secret), now):
 			return true, nil
 		}
 	}

@@ -28,7 +28,7 @@ const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img
 	"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
 // file is a file of the binary that is served as it is.
-type file struct {
+type docsFile struct {
 	path        string
 	contentType string
 	header      [2]string // one field more, name and value, or empty
@@ -38,13 +38,13 @@ type file struct {
 }
 
 // docsFiles are the description, the page, and what the page loads.
-func docsFiles() []*file {
+func docsFiles() []*docsFile {
 	page := [2]string{"Content-Security-Policy", pagePolicy}
 	// Sent as they are stored, without a look at Accept-Encoding: each browser takes
 	// gzip, and a client that says nothing takes anything (RFC 9110 §12.5.3).
 	compressed := [2]string{"Content-Encoding", "gzip"}
 	const script, style = "text/javascript; charset=utf-8", "text/css; charset=utf-8"
-	var files []*file
+	var files []*docsFile
 	for _, f := range []struct {
 		path        string
 		from        fs.ReadFileFS
@@ -60,30 +60,30 @@ func docsFiles() []*file {
 		{docsPath + "/swagger-ui.css", static.FS, "swagger-ui.css.gz", style, compressed},
 		{docsPath + "/favicon.png", static.FS, "favicon-32x32.png", "image/png", [2]string{}},
 	} {
-		files = append(files, &file{f.path, f.contentType, f.header, sync.OnceValues(func() ([]byte, Version) {
+		files = append(files, &docsFile{f.path, f.contentType, f.header, sync.OnceValues(func() ([]byte, Version) {
 			content, _ := f.from.ReadFile(f.name) // part of the binary, as a test knows
-			return content, Version(sum(nil, content))
+			return content, Version(checksum(nil, content))
 		})})
 	}
 	return files
 }
 
-func (f *file) get(x *exchange) (answer, error) {
+func (f *docsFile) get(x *exchange) (response, error) {
 	pre, err := parsePreconditions(x.r.Header)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	content, version := f.read()
 	switch err := pre.check(version, true); {
-	case errors.Is(err, errMatched):
-		return answer{status: http.StatusNotModified, etag: etag(version)}, nil
+	case errors.Is(err, errNoneMatch):
+		return response{status: http.StatusNotModified, etag: etag(version)}, nil
 	case err != nil:
-		return answer{}, newProblem(http.StatusPreconditionFailed, "The file is not the one that If-Match names; get it without.")
+		return response{}, newProblem(http.StatusPreconditionFailed, "The file is not the one that If-Match names; get it without.")
 	}
-	return answer{status: http.StatusOK, contentType: f.contentType, etag: etag(version), header: f.header, content: content}, nil
+	return response{status: http.StatusOK, contentType: f.contentType, etag: etag(version), header: f.header, content: content}, nil
 }
 
 // getRoot leads a person who opens the service in a browser to the page.
-func getRoot(*exchange) (answer, error) {
-	return answer{status: http.StatusFound, location: docsPath}, nil
+func getRoot(*exchange) (response, error) {
+	return response{status: http.StatusFound, location: docsPath}, nil
 }

@@ -30,8 +30,8 @@ type exchange struct {
 	route  string       // the pattern that matched, or ""
 	log    slog.Handler // has said the method and the route
 	client string       // the id of the client that asks or is asked about, once it is known
-	free   *buffer      // holds the answer's content, or nil
-	done   func()       // is called at the end, however the exchange ends; or nil
+	pooled   *buffer      // holds the answer's content, or nil
+	onEnd   func()       // is called at the end, however the exchange ends; or nil
 
 	values [8]string // of the answer's fields, so that none is allocated for itself
 	fields int       // how many there are
@@ -42,7 +42,7 @@ type exchange struct {
 }
 
 // answer is a success.
-type answer struct {
+type response struct {
 	status      int
 	contentType string // "" is application/json, of content that is not empty
 	etag        string
@@ -95,7 +95,7 @@ func (x *exchange) set(name, value string) {
 }
 
 // send writes an answer.
-func (x *exchange) send(a answer) {
+func (x *exchange) send(a response) {
 	h := x.Header()
 	x.set("Etag", a.etag)
 	x.set("Location", a.location)
@@ -155,14 +155,14 @@ func (x *exchange) write(b []byte) {
 		n, err := x.Write(b[:min(len(b), writePiece)])
 		x.bytes += int64(n)
 		if err != nil {
-			x.abort(fmt.Errorf("%w: %w", errLeft, err))
+			x.abort(fmt.Errorf("%w: %w", errClientGone, err))
 		}
 		b = b[n:]
 	}
 }
 
 // errLeft: the client does not wait for its answer.
-var errLeft = errors.New("the client left")
+var errClientGone = errors.New("the client left")
 
 // abort breaks the connection off, where half an answer could be taken for a
 // whole one, or no answer is true.
@@ -177,12 +177,12 @@ func (x *exchange) fail(err error) {
 		x.abort(err)
 	}
 	if errors.Is(err, context.Canceled) {
-		x.abort(fmt.Errorf("%w: %w", errLeft, err))
+		x.abort(fmt.Errorf("%w: %w", errClientGone, err))
 	}
 	if errors.Is(err, ErrClosed) {
 		x.abort(err) // what became of the change is not known, and no answer says just that
 	}
-	a := answer{}
+	a := response{}
 	var body any
 	var oerr *oauthError
 	if errors.As(err, &oerr) {

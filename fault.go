@@ -43,7 +43,7 @@ func (v *invalid) Error() string {
 }
 
 func (v *invalid) add(pointer, detail string) {
-	if !v.onlyCount() {
+	if !v.countIfFull() {
 		v.faults = append(v.faults, fault{Pointer: pointer, Detail: detail})
 	}
 }
@@ -55,7 +55,7 @@ func (v *invalid) addParameter(name, detail string) {
 
 // onlyCount counts a fault if the list is full, and tells so. To ask before a
 // fault is put into words keeps a body of a million faults cheap.
-func (v *invalid) onlyCount() bool {
+func (v *invalid) countIfFull() bool {
 	if len(v.faults) < maxFaults {
 		return false
 	}
@@ -103,7 +103,7 @@ func faultsOf(err error) []fault {
 const maxFaults = 100
 
 // shown quotes a value that a client sent, cut to a length that a line can hold.
-func shown(v any) string {
+func quoted(v any) string {
 	const longest = 40 // characters
 	r := []rune(fmt.Sprint(v))
 	if len(r) > longest {

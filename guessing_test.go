@@ -63,7 +63,7 @@ func startGuessed(t testing.TB) *guessed {
 		t.Fatal(err)
 	}
 	for _, into := range []*credentials{&s.known, &s.other} {
-		if err := c.call(t.Context(), controlRequest{method: "POST", path: "/clients", in: newClient{Org: demoOrg, Scopes: Scopes{true, true}}, out: into}); err != nil {
+		if err := c.call(t.Context(), controlRequest{method: "POST", path: "/clients", in: addClientRequest{Org: demoOrg, Scopes: Scopes{true, true}}, out: into}); err != nil {
 			t.Fatal(err)
 		}
 	}

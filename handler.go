@@ -26,7 +26,7 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 	}
 	a.metrics = newAPIMetrics()
 	if len(a.origins) > 0 {
-		a.handler = forOrigins(a.origins, a.router)
+		a.handler = withCORS(a.origins, a.router)
 	}
 	read, write := Scopes{Read: true}, Scopes{Write: true}
 	a.contract(http.MethodGet, contractsPath, read, a.listContracts)
@@ -64,11 +64,11 @@ type target struct {
 }
 
 // contract registers an endpoint that needs a token with a scope.
-func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange, target) (answer, error)) {
-	a.handle(method, pattern, func(x *exchange, ps params) (answer, error) {
+func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange, target) (response, error)) {
+	a.handle(method, pattern, func(x *exchange, ps params) (response, error) {
 		token, err := a.authorize(x, need, ps.ByName("org_id"))
 		if err != nil {
-			return answer{}, err
+			return response{}, err
 		}
 		t := target{Key: Key{Owner: Owner{Org: token.Org}}, client: token.Client}
 		var faults invalid
@@ -85,27 +85,27 @@ func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange
 			}
 		}
 		if err := faults.err(); err != nil {
-			return answer{}, err
+			return response{}, err
 		}
 		return serve(x, t)
 	})
 }
 
-func (a *api) getContract(x *exchange, t target) (answer, error) {
+func (a *api) getContract(x *exchange, t target) (response, error) {
 	pre, err := parsePreconditions(x.r.Header)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	buf := buffers.Get().(*buffer)
-	x.free = buf
+	x.pooled = buf
 	doc, version, err := a.current(buf, t.Key, pre)
 	switch {
-	case errors.Is(err, errMatched):
-		return answer{status: http.StatusNotModified, etag: etag(version)}, nil
+	case errors.Is(err, errNoneMatch):
+		return response{status: http.StatusNotModified, etag: etag(version)}, nil
 	case err != nil:
-		return answer{}, err
+		return response{}, err
 	}
-	return answer{status: http.StatusOK, etag: etag(version), content: doc}, nil
+	return response{status: http.StatusOK, etag: etag(version), content: doc}, nil
 }
 
 // current gets a contract into buf and checks the preconditions against it.
@@ -121,19 +121,19 @@ func (a *api) current(buf *buffer, k Key, pre preconditions) ([]byte, Version, e
 	return doc, version, err
 }
 
-func (a *api) listContracts(x *exchange, t target) (answer, error) {
+func (a *api) listContracts(x *exchange, t target) (response, error) {
 	r, err := parseRange(x.r.URL.RawQuery)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	buf := buffers.Get().(*buffer)
-	x.free = buf
+	x.pooled = buf
 	page, err := a.store.List(append(buf.b[:0], '['), t.Owner, r)
 	buf.b = page.Documents
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
-	ans := answer{status: http.StatusOK, content: page.Documents}
+	ans := response{status: http.StatusOK, content: page.Documents}
 	if page.Last != "" {
 		// A path and query, so that it is right behind any proxy (RFC 8288 §3.1).
 		next := url.URL{Path: x.r.URL.Path, RawQuery: url.Values{"after": {string(page.Last)}, "limit": {strconv.Itoa(r.Limit)}}.Encode()}
@@ -178,7 +178,7 @@ func parseRange(query string) (r Range, err error) {
 			faults.addParameter(name, "appears more than once")
 		case name == "limit":
 			if r.Limit, err = strconv.Atoi(v[0]); err != nil || r.Limit < 1 || r.Limit > maxLimit {
-				faults.addParameter(name, "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", is "+shown(v[0]))
+				faults.addParameter(name, "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", is "+quoted(v[0]))
 			}
 		default:
 			if r.After, err = parseID(v[0]); err != nil {
@@ -192,34 +192,34 @@ func parseRange(query string) (r Range, err error) {
 // maxLimit is the most contracts that a client may ask for at once.
 const maxLimit = 1000
 
-func (a *api) postContract(x *exchange, t target) (answer, error) {
+func (a *api) postContract(x *exchange, t target) (response, error) {
 	if err := checkMediaType(x.r.Header, "application/json"); err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	key, err := parseIdempotencyKey(x.r.Header)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	if key != "" {
-		done, ok := a.running.start(string(t.Org+"/"+t.User+"/") + t.client + "\x00" + key)
+		done, ok := a.inFlight.begin(string(t.Org+"/"+t.User+"/") + t.client + "\x00" + key)
 		if !ok {
-			return answer{}, newProblem(http.StatusConflict, "A request with this Idempotency-Key is still running; send it again when that one is answered.").with("Retry-After", retryAfter)
+			return response{}, newProblem(http.StatusConflict, "A request with this Idempotency-Key is still running; send it again when that one is answered.").with("Retry-After", retryAfter)
 		}
 		defer done()
 	}
 	body, err := x.body(a.maxBody)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	defer body.free()
 	c, err := a.validator.Contract(body.b)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	t.Contract = newID()
 	doc, err := c.encode(t.Contract)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	var once *Idempotency
 	if key != "" {
@@ -227,30 +227,30 @@ func (a *api) postContract(x *exchange, t target) (answer, error) {
 	}
 	created, err := a.store.Create(x.context(), t.Key, doc, once)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	t.Contract = created.ID
 	// The source says 200, where another API would say 201.
-	return answer{status: http.StatusOK, etag: etag(created.Version), location: location(t.Key), content: created.Document}, nil
+	return response{status: http.StatusOK, etag: etag(created.Version), location: location(t.Key), content: created.Document}, nil
 }
 
-func (a *api) putContract(x *exchange, t target) (answer, error) {
+func (a *api) putContract(x *exchange, t target) (response, error) {
 	body, err := a.content(x, "application/json")
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	defer body.free()
 	c, err := a.validator.Contract(body.b)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	pre, err := parsePreconditions(x.r.Header)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	doc, err := c.encode(t.Contract)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	created := false
 	version, err := a.store.Put(x.context(), t.Key, doc, func(current Version, exists bool) error {
@@ -265,46 +265,46 @@ func (a *api) putContract(x *exchange, t target) (answer, error) {
 	})
 	switch {
 	case err != nil:
-		return answer{}, err
+		return response{}, err
 	case created:
-		return answer{status: http.StatusCreated, etag: etag(version), location: location(t.Key), content: doc}, nil
+		return response{status: http.StatusCreated, etag: etag(version), location: location(t.Key), content: doc}, nil
 	}
-	return answer{status: http.StatusOK, etag: etag(version), content: doc}, nil
+	return response{status: http.StatusOK, etag: etag(version), content: doc}, nil
 }
 
 // errChanged: another write came between reading a contract and patching it.
 var errChanged = errors.New("changed meanwhile")
 
-func (a *api) patchContract(x *exchange, t target) (answer, error) {
+func (a *api) patchContract(x *exchange, t target) (response, error) {
 	body, err := a.content(x, mergePatchType)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	defer body.free()
 	if err := a.validator.Patch(body.b); err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	pre, err := parsePreconditions(x.r.Header)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	buf := buffers.Get().(*buffer)
 	defer buf.free()
 	for {
 		old, version, err := a.current(buf, t.Key, pre)
 		if err != nil {
-			return answer{}, err
+			return response{}, err
 		}
 		c, err := decodeDocument(old)
 		if err != nil {
-			return answer{}, err
+			return response{}, err
 		}
 		if c, err = a.validator.Patched(*c, body.b); err != nil {
-			return answer{}, err
+			return response{}, err
 		}
 		doc, err := c.encode(t.Contract)
 		if err != nil {
-			return answer{}, err
+			return response{}, err
 		}
 		patched, err := a.store.Put(x.context(), t.Key, doc, func(current Version, exists bool) error {
 			if !exists || current != version {
@@ -314,17 +314,17 @@ func (a *api) patchContract(x *exchange, t target) (answer, error) {
 		})
 		switch {
 		case err == nil:
-			return answer{status: http.StatusOK, etag: etag(patched), content: doc}, nil
+			return response{status: http.StatusOK, etag: etag(patched), content: doc}, nil
 		case !errors.Is(err, errChanged):
-			return answer{}, err
+			return response{}, err
 		}
 	}
 }
 
-func (a *api) deleteContract(x *exchange, t target) (answer, error) {
+func (a *api) deleteContract(x *exchange, t target) (response, error) {
 	pre, err := parsePreconditions(x.r.Header)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	err = a.store.Delete(x.context(), t.Key, func(current Version, exists bool) error {
 		if err := pre.check(current, exists); err != nil {
@@ -335,15 +335,15 @@ func (a *api) deleteContract(x *exchange, t target) (answer, error) {
 		}
 		return nil
 	})
-	return answer{status: http.StatusNoContent}, err
+	return response{status: http.StatusNoContent}, err
 }
 
-func (a *api) getHealth(*exchange) (answer, error) {
-	return answer{status: http.StatusOK, content: []byte(`{"status":"ok"}`)}, nil
+func (a *api) getHealth(*exchange) (response, error) {
+	return response{status: http.StatusOK, content: []byte(`{"status":"ok"}`)}, nil
 }
 
-func (a *api) getReady(x *exchange) (answer, error) {
-	return answer{status: http.StatusOK, content: []byte(`{"status":"ready"}`)}, a.store.Ready(x.context())
+func (a *api) getReady(x *exchange) (response, error) {
+	return response{status: http.StatusOK, content: []byte(`{"status":"ready"}`)}, a.store.Ready(x.context())
 }
 
 // content reads a body of a media type. The caller frees it.
@@ -361,7 +361,7 @@ func checkMediaType(h http.Header, want string) error {
 	if err != nil || media != want || charset != "" && !strings.EqualFold(charset, "utf-8") {
 		sent := "missing"
 		if is != "" {
-			sent = shown(is)
+			sent = quoted(is)
 		}
 		p := newProblem(http.StatusUnsupportedMediaType, "Content-Type must be "+want+" in UTF-8, is "+sent+".")
 		if want == mergePatchType {
@@ -370,7 +370,7 @@ func checkMediaType(h http.Header, want string) error {
 		return p
 	}
 	if coding := h.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
-		return newProblem(http.StatusUnsupportedMediaType, "Content-Encoding must be identity, is "+shown(coding)+".").
+		return newProblem(http.StatusUnsupportedMediaType, "Content-Encoding must be identity, is "+quoted(coding)+".").
 			with("Accept-Encoding", "identity") // RFC 9110 §12.5.3
 	}
 	return nil

@@ -62,14 +62,14 @@ func unquoteString(s string) (text string, closed bool) {
 }
 
 // running is the keys that have a request running.
-type running struct {
+type inFlightKeys struct {
 	mu   sync.Mutex
 	keys map[string]struct{}
 }
 
 // start tells whether no other request with the key is running; then done must
 // be called.
-func (r *running) start(key string) (done func(), ok bool) {
+func (r *inFlightKeys) begin(key string) (done func(), ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, taken := r.keys[key]; taken {

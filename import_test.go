@@ -344,7 +344,7 @@ func TestImportThatIsBrokenOffLeavesNothing(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					return standing(metas).txid
+					return currentMeta(metas).txid
 				}
 				before := committed()
 				var p *process

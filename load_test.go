@@ -101,7 +101,7 @@ func benchFile(t testing.TB, n int) string {
 				k := benchKey(i)
 				doc := bytes.Clone(doc)
 				copy(doc[at:], k.Contract)
-				if err := put(tx, bucketContracts, k.bytes(), seal(k.bytes(), doc)); err != nil {
+				if err := put(tx, bucketContracts, k.bytes(), withChecksum(k.bytes(), doc)); err != nil {
 					return err
 				}
 			}
@@ -120,7 +120,7 @@ func benchFile(t testing.TB, n int) string {
 // benchValue is what a benchFile has under a key.
 func benchValue(t testing.TB) []byte {
 	t.Helper()
-	return seal(benchKey(0).bytes(), benchDocument(t))
+	return withChecksum(benchKey(0).bytes(), benchDocument(t))
 }
 
 // fileOf makes a file.

@@ -125,7 +125,7 @@ type Client struct {
 
 // Knows tells whether a secret is the client's. It takes the same time whatever
 // differs.
-func (c *Client) Knows(secret Hash, now time.Time) bool {
+func (c *Client) HasSecret(secret Hash, now time.Time) bool {
 	current, previous := c.Secret.Equal(secret), c.Previous.Equal(secret)
 	return current || previous && now.Before(c.PreviousUntil)
 }

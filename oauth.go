@@ -47,7 +47,7 @@ type tokenResponse struct {
 }
 
 // postToken is the token endpoint.
-func (a *api) postToken(x *exchange) (_ answer, err error) {
+func (a *api) postToken(x *exchange) (_ response, err error) {
 	defer func() {
 		var refused *oauthError
 		if errors.As(err, &refused) {
@@ -56,51 +56,51 @@ func (a *api) postToken(x *exchange) (_ answer, err error) {
 	}()
 	req, client, err := a.clientRequest(x)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	switch {
 	case req.GrantType == nil:
-		return answer{}, invalidRequest("grant_type is missing; it must be client_credentials")
+		return response{}, invalidRequest("grant_type is missing; it must be client_credentials")
 	case *req.GrantType != "client_credentials":
-		return answer{}, newOAuthError(http.StatusBadRequest, "unsupported_grant_type", "grant_type must be client_credentials")
+		return response{}, newOAuthError(http.StatusBadRequest, "unsupported_grant_type", "grant_type must be client_credentials")
 	}
 	scopes := client.Scopes
 	if req.Scope != nil {
 		if err := scopes.UnmarshalText([]byte(*req.Scope)); err != nil || !scopes.Within(client.Scopes) {
-			return answer{}, newOAuthError(http.StatusBadRequest, "invalid_scope", "this client may ask for: "+client.Scopes.String())
+			return response{}, newOAuthError(http.StatusBadRequest, "invalid_scope", "this client may ask for: "+client.Scopes.String())
 		}
 	}
 	text := newSecret()
 	token := Token{Client: client.ID, ClientCreated: client.Created, Org: client.Org, Scopes: scopes, Expires: a.now().Add(a.tokenLifetime)}
 	if err := a.store.AddToken(x.context(), hashOf(text), token); err != nil {
-		return answer{}, oauthErrorOf(err)
+		return response{}, oauthErrorOf(err)
 	}
 	content, err := json.Marshal(tokenResponse{text, int64(a.tokenLifetime / time.Second), "Bearer", scopes})
 	if err != nil {
-		return answer{}, oauthErrorOf(err)
+		return response{}, oauthErrorOf(err)
 	}
 	a.metrics.issued.Inc()
-	return answer{status: http.StatusOK, noStore: true, content: content}, nil
+	return response{status: http.StatusOK, noStore: true, content: content}, nil
 }
 
 // postRevocation is the revocation endpoint. A token that is unknown is as good as
 // revoked (RFC 7009 §2.2); token_type_hint is of no use here.
-func (a *api) postRevocation(x *exchange) (answer, error) {
+func (a *api) postRevocation(x *exchange) (response, error) {
 	req, client, err := a.clientRequest(x)
 	if err != nil {
-		return answer{}, err
+		return response{}, err
 	}
 	if req.Token == nil {
-		return answer{}, invalidRequest("token is missing; send the access token to revoke")
+		return response{}, invalidRequest("token is missing; send the access token to revoke")
 	}
 	err = a.store.RevokeToken(x.context(), hashOf(*req.Token), client.ID)
 	switch {
 	case errors.Is(err, ErrForeign): // as RFC 6749 §5.2 has it for one "issued to another client"
-		return answer{}, newOAuthError(http.StatusBadRequest, "invalid_grant", "the token was issued to another client, and stays as it is")
+		return response{}, newOAuthError(http.StatusBadRequest, "invalid_grant", "the token was issued to another client, and stays as it is")
 	case err != nil && !errors.Is(err, ErrNotFound):
-		return answer{}, oauthErrorOf(err)
+		return response{}, oauthErrorOf(err)
 	}
-	return answer{status: http.StatusOK, noStore: true}, nil
+	return response{status: http.StatusOK, noStore: true}, nil
 }
 
 // metadata is RFC 8414 §2's.
@@ -117,7 +117,7 @@ type metadata struct {
 	Scopes        []string `json:"scopes_supported"`
 }
 
-func (a *api) getMetadata(x *exchange) (answer, error) {
+func (a *api) getMetadata(x *exchange) (response, error) {
 	origin := a.publicURL
 	if origin == "" {
 		origin = "http://" + x.r.Host
@@ -125,7 +125,7 @@ func (a *api) getMetadata(x *exchange) (answer, error) {
 			origin = "https://" + x.r.Host
 		}
 		if _, err := parseOrigin(origin); err != nil {
-			return answer{}, &malformed{fault{Parameter: "Host", Detail: "must be a host, and a port if it is not the usual one"}}
+			return response{}, &malformed{fault{Parameter: "Host", Detail: "must be a host, and a port if it is not the usual one"}}
 		}
 	}
 	methods := []string{"client_secret_basic", "client_secret_post"}
@@ -135,7 +135,7 @@ func (a *api) getMetadata(x *exchange) (answer, error) {
 		RevocationEndpoint: origin + revocationPath + "/", RevocationAuthMethods: methods,
 		GrantTypes: []string{"client_credentials"}, ResponseTypes: []string{}, Scopes: []string{"read", "write"},
 	})
-	return answer{status: http.StatusOK, content: content}, err
+	return response{status: http.StatusOK, content: content}, err
 }
 
 // clientRequest reads a request to one of the endpoints and authenticates its
@@ -153,7 +153,7 @@ func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
 	client, err := a.authenticate(x, req)
 	if err == nil {
 		x.client = client.ID
-		a.store.Used(client.ID)
+		a.store.MarkUsed(client.ID)
 	}
 	return req, client, err
 }
@@ -189,7 +189,7 @@ func (a *api) authenticate(x *exchange, req oauthRequest) (Client, error) {
 		return Client{}, oauthErrorOf(err)
 	}
 	// Of an unknown client too, so that it takes the same time.
-	if known := client.Knows(hashOf(secret), now); !known || err != nil {
+	if known := client.HasSecret(hashOf(secret), now); !known || err != nil {
 		if wait := a.guesses.failed(id, from, now); wait > 0 {
 			return Client{}, tooManyGuesses(wait)
 		}

@@ -329,14 +329,14 @@ func (p *parser) skip() error {
 }
 
 func (p *parser) wrong(at jsontext.Pointer, is jsontext.Kind, want string) error {
-	if is != jsontext.KindInvalid && !p.faults.onlyCount() { // invalid: it is not JSON, as skip will say
+	if is != jsontext.KindInvalid && !p.faults.countIfFull() { // invalid: it is not JSON, as skip will say
 		p.faults.add(pointer(at), "must be "+want+", is "+kindName(is))
 	}
 	return p.skip()
 }
 
 func (p *parser) unknown(name string, known []string) error {
-	if p.faults.onlyCount() {
+	if p.faults.countIfFull() {
 		return p.skip()
 	}
 	at := p.dec.StackPointer()
@@ -432,7 +432,7 @@ func checkPrice(p Price, several bool, report func(member, tag, param string)) (
 	case k != jsontext.KindNumber:
 		report("price", "price_number", kindName(k))
 	case !finite(p.Price):
-		report("price", "price_finite", shown(string(p.Price)))
+		report("price", "price_finite", quoted(string(p.Price)))
 	}
 	switch k := p.Timestamp.Kind(); k {
 	case jsontext.KindInvalid, jsontext.KindNull:
@@ -441,7 +441,7 @@ func checkPrice(p Price, several bool, report func(member, tag, param string)) (
 		}
 	case jsontext.KindString:
 		if t, ok = instant(p.Timestamp); !ok {
-			report("timestamp", "timestamp_rfc3339", shown(unquoted(p.Timestamp)))
+			report("timestamp", "timestamp_rfc3339", quoted(unquoted(p.Timestamp)))
 		}
 	default:
 		report("timestamp", "timestamp_string", kindName(k))

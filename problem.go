@@ -58,7 +58,7 @@ func problemOf(err error) *problem {
 		p := newProblem(http.StatusUnprocessableEntity, "The request breaks rules; errors lists them.")
 		p.Errors = inv.list()
 		return p
-	case errors.Is(err, errMatched):
+	case errors.Is(err, errNoneMatch):
 		return newProblem(http.StatusPreconditionFailed, "If-None-Match names what is there already; nothing was changed. Use another id, or leave the field out to replace.")
 	case errors.Is(err, errPreconditionFailed):
 		return newProblem(http.StatusPreconditionFailed, "The contract is not the one that If-Match names; nothing was changed. Get it again and decide anew.")

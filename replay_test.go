@@ -763,7 +763,7 @@ func newJudge(t testing.TB, r *recording, path string) *judge {
 		t.Fatal(err)
 	}
 	j := &judge{path: path, validator: v, valid: map[string]Key{}, writers: r.writers, next: make([]int, len(r.writers)), stands: map[cell]string{}}
-	_, err = Examination{Found: func(fault string) { t.Fatal(fault) }, Seen: func(int64) {}}.pages(t.Context(), path, func(tx *bbolt.Tx) error {
+	_, err = Checker{Report: func(fault string) { t.Fatal(fault) }, Progress: func(int64) {}}.checkFile(t.Context(), path, func(tx *bbolt.Tx) error {
 		for c, value := range cells(tx) {
 			j.stands[c] = string(value)
 		}
@@ -817,9 +817,9 @@ func cells(tx *bbolt.Tx) map[cell][]byte {
 
 // faults is what is wrong with the file.
 func (j *judge) faults() (faults []string) {
-	e := Examination{
-		Found: func(fault string) { faults = append(faults, fault) },
-		Seen:  func(int64) {},
+	e := Checker{
+		Report: func(fault string) { faults = append(faults, fault) },
+		Progress:  func(int64) {},
 		Contract: func(k Key, doc []byte) {
 			if j.valid[string(doc)] == k {
 				return
@@ -831,8 +831,8 @@ func (j *judge) faults() (faults []string) {
 			j.valid[string(doc)] = k
 		},
 	}
-	_, err := e.pages(context.Background(), j.path, func(tx *bbolt.Tx) error {
-		if err := e.values(context.Background(), tx, &Contents{}); err != nil || len(faults) > 0 {
+	_, err := e.checkFile(context.Background(), j.path, func(tx *bbolt.Tx) error {
+		if err := e.checkBuckets(context.Background(), tx, &Contents{}); err != nil || len(faults) > 0 {
 			return err
 		}
 		faults = j.compare(cells(tx))

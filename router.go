@@ -43,15 +43,15 @@ func newEndpoints(log *slog.Logger, notFound string) *endpoints {
 	e.handler = e.router
 	// A client is told what is wrong with its path, not sent to another.
 	e.router.RedirectTrailingSlash, e.router.RedirectFixedPath = false, false
-	e.router.NotFound = fixed(newProblem(http.StatusNotFound, notFound))
-	e.router.MethodNotAllowed = fixed(newProblem(http.StatusMethodNotAllowed, "This path has no such method; Allow names those that it has."))
+	e.router.NotFound = failWith(newProblem(http.StatusNotFound, notFound))
+	e.router.MethodNotAllowed = failWith(newProblem(http.StatusMethodNotAllowed, "This path has no such method; Allow names those that it has."))
 	e.router.GlobalOPTIONS = http.HandlerFunc(options)
 	e.router.PanicHandler = func(w http.ResponseWriter, _ *http.Request, p any) { w.(*exchange).panicked(p) }
 	return e
 }
 
 // handle registers an endpoint under a pattern that the log can name.
-func (e *endpoints) handle(method, pattern string, serve func(*exchange, params) (answer, error)) {
+func (e *endpoints) handle(method, pattern string, serve func(*exchange, params) (response, error)) {
 	e.routes = append(e.routes, route{method: method, pattern: pattern})
 	log := e.log.Handler().WithAttrs([]slog.Attr{slog.String("method", method), slog.String("route", pattern)})
 	e.router.Handle(method, pattern, func(w http.ResponseWriter, _ *http.Request, ps httprouter.Params) {
@@ -67,18 +67,18 @@ func (e *endpoints) handle(method, pattern string, serve func(*exchange, params)
 }
 
 // public registers an endpoint that needs no token.
-func (e *endpoints) public(method, pattern string, serve func(*exchange) (answer, error)) {
-	e.handle(method, pattern, func(x *exchange, _ params) (answer, error) { return serve(x) })
+func (e *endpoints) public(method, pattern string, serve func(*exchange) (response, error)) {
+	e.handle(method, pattern, func(x *exchange, _ params) (response, error) { return serve(x) })
 	e.routes[len(e.routes)-1].public = true
 }
 
-func fixed(p *problem) http.Handler {
+func failWith(p *problem) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.(*exchange).fail(p) })
 }
 
 // options answers OPTIONS; the router has set Allow.
 func options(w http.ResponseWriter, _ *http.Request) {
-	a := answer{status: http.StatusNoContent}
+	a := response{status: http.StatusNoContent}
 	if strings.Contains(w.Header().Get("Allow"), http.MethodPatch) {
 		a.acceptPatch = mergePatchType // RFC 5789 §3.1
 	}
@@ -87,7 +87,7 @@ func options(w http.ResponseWriter, _ *http.Request) {
 
 // routed gives the router a path in which an encoded slash is part of an id, and
 // so a wrong one, rather than a way to another route.
-func routed(u *url.URL) {
+func keepEncodedSlash(u *url.URL) {
 	if strings.Contains(strings.ToUpper(u.RawPath), "%2F") {
 		u.Path = u.RawPath
 	}
@@ -110,17 +110,17 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.fail(&malformed{fault{Parameter: "Authorization", Detail: fmt.Sprintf("appears %d times; send it once", n)}})
 		return
 	}
-	routed(r.URL)
+	keepEncodedSlash(r.URL)
 	e.handler.ServeHTTP(x, r)
-	if x.free != nil {
-		x.free.free()
+	if x.pooled != nil {
+		x.pooled.free()
 	}
 }
 
 // ended logs and counts an exchange that began at start.
 func (e *endpoints) ended(x *exchange, start time.Time) {
-	if x.done != nil {
-		x.done()
+	if x.onEnd != nil {
+		x.onEnd()
 	}
 	if x.err == nil && x.status == 0 {
 		x.err = errors.New("no answer")
@@ -128,7 +128,7 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 	end := time.Now()
 	took := end.Sub(start)
 	level := slog.LevelInfo
-	if x.err != nil && !errors.Is(x.err, errLeft) {
+	if x.err != nil && !errors.Is(x.err, errClientGone) {
 		level = slog.LevelError
 	}
 	// Not by way of the Logger, which looks up where in the source it was called.

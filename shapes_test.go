@@ -396,7 +396,7 @@ func (s slot) wrong(f form, value any) (faults []fault) {
 		if !schema.Type.Includes("number") {
 			say("must be %s, is a number", must)
 		} else if _, err := value.Float64(); err != nil {
-			say("must be a finite number (IEEE 754 double), is %s", shown(value))
+			say("must be a finite number (IEEE 754 double), is %s", quoted(value))
 		}
 	case []any:
 		if !schema.Type.Includes("array") {
@@ -432,15 +432,15 @@ func (s slot) wrong(f form, value any) (faults []fault) {
 			say("must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a")
 		case isID:
 		case schema.Format == "uuid" && !uuidForm.MatchString(value):
-			say("must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a or null, is %s", shown(value))
+			say("must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a or null, is %s", quoted(value))
 		case schema.Format == "date-time" && !timeForm.MatchString(value):
-			say("must be an RFC 3339 time with an offset such as 2023-11-01T00:00:00+00:00, is %s", shown(value))
+			say("must be an RFC 3339 time with an offset such as 2023-11-01T00:00:00+00:00, is %s", quoted(value))
 		case len(schema.Enum) > 0 && !slices.Contains(schema.Enum, any(value)):
-			say("must be %s or null, is %s", strings.Trim(strings.ReplaceAll(fmt.Sprint(schema.Enum), " ", ", "), "[]"), shown(value))
+			say("must be %s or null, is %s", strings.Trim(strings.ReplaceAll(fmt.Sprint(schema.Enum), " ", ", "), "[]"), quoted(value))
 		case schema.MaxLength != nil && length > int(*schema.MaxLength):
 			say("must be at most %d characters, has %d", *schema.MaxLength, length)
 		case s.name() == "currency_energy_price" && value != "EUR": // of all shapes the only code
-			say("must be an ISO 4217 code such as EUR as soon as energy_prices has an entry, is %s", shown(value))
+			say("must be an ISO 4217 code such as EUR as soon as energy_prices has an entry, is %s", quoted(value))
 		}
 	}
 	if over := len(faults) - maxFaults; over > 0 {

@@ -83,19 +83,19 @@ type Store struct {
 	stopped chan struct{} // closed by the committer, as its last act
 
 	metrics *storeMetrics
-	memory  *memory
+	cache  *tokenCache
 	// importing: there is an Import.
 	importing atomic.Bool
 	// decoy returns a sealed client that nobody is.
-	decoy func() ([]byte, error)
+	dummyClient func() ([]byte, error)
 
 	// gate is held for reading by every read transaction, and for writing while
 	// db is closed and opened again.
-	gate sync.RWMutex
+	reopenLock sync.RWMutex
 	db   *bbolt.DB // nil while the file cannot be opened
 	file *os.File  // db's own
 	// wantGate: somebody waits to hold gate for writing.
-	wantGate atomic.Bool
+	reopenWanted atomic.Bool
 	// freeAtOpen is how many free pages the file had then: bbolt counts them from the
 	// first commit on.
 	freeAtOpen uint64
@@ -143,13 +143,13 @@ type committer struct {
 	// failures counts the commits that failed since the last that did not.
 	failures int
 	// mending: a commit failed, and the file has not been opened again yet.
-	mending bool
+	reopenNeeded bool
 	// pausedUntil: writes are refused without an attempt.
 	pausedUntil time.Time
 	// undecided are the writes of a failed commit whose meta page is in the file
 	// and may or may not be on the disk; undecidedTx is its transaction.
-	undecided   []*write
-	undecidedTx uint64
+	inDoubt   []*write
+	inDoubtTx uint64
 }
 
 // reader is a read transaction. One that is not in use is kept for the next view,
@@ -173,7 +173,7 @@ type readers struct {
 }
 
 // damage turns bbolt's panic on a broken page into an error, and stops writes.
-func (s *Store) damage(p any) error {
+func (s *Store) markDamaged(p any) error {
 	if s.damaged.CompareAndSwap(false, true) {
 		s.log.Error("the database file is damaged and no longer written to; stop the service, then run check or restore a backup",
 			"file", s.path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
@@ -182,9 +182,9 @@ func (s *Store) damage(p any) error {
 }
 
 // giveUp has nobody ask bbolt for anything any more. It is called with beginMu held, once.
-func (s *Store) giveUp(why any) error {
+func (s *Store) markDead(why any) error {
 	defer close(s.dead) // when the log has said why
-	return s.damage(why)
+	return s.markDamaged(why)
 }
 
 func (s *Store) isDead() bool {

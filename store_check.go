@@ -17,14 +17,14 @@ import (
 )
 
 // Examination is a look at a whole database.
-type Examination struct {
+type Checker struct {
 	// Found is told each fault, in words.
-	Found func(fault string)
+	Report func(fault string)
 	// Contract is told each contract whose key and checksum are right. The document
 	// is the file's own, and gone with the call.
 	Contract func(k Key, doc []byte)
 	// Seen is told how many bytes more were looked at; all are looked at twice.
-	Seen func(bytes int64)
+	Progress func(bytes int64)
 }
 
 // Contents is how much is in a database.
@@ -36,14 +36,14 @@ type Contents struct {
 // Examine looks at a file that nobody has open for writing, and leaves it as it is.
 // Its error says why it cannot, without the path, and wraps ErrInUse when a server has
 // it.
-func (e Examination) Examine(ctx context.Context, path string) (c Contents, err error) {
-	c.Bytes, err = e.pages(ctx, path, func(tx *bbolt.Tx) error { return e.values(ctx, tx, &c) })
+func (e Checker) Check(ctx context.Context, path string) (c Contents, err error) {
+	c.Bytes, err = e.checkFile(ctx, path, func(tx *bbolt.Tx) error { return e.checkBuckets(ctx, tx, &c) })
 	return c, err
 }
 
 // pages looks at the file's pages, of which it returns the bytes, and has next look at
 // what is in them.
-func (e Examination) pages(ctx context.Context, path string, next func(*bbolt.Tx) error) (bytes int64, err error) {
+func (e Checker) checkFile(ctx context.Context, path string, next func(*bbolt.Tx) error) (bytes int64, err error) {
 	f, err := openLocked(path, os.O_RDONLY)
 	if err != nil {
 		return bytes, err
@@ -53,20 +53,20 @@ func (e Examination) pages(ctx context.Context, path string, next func(*bbolt.Tx
 	if err != nil {
 		return bytes, err
 	}
-	m := standing(metas)
+	m := currentMeta(metas)
 	if err := checkFile(f, m); err != nil {
 		return bytes, err
 	}
 	bytes = int64(m.pages) * m.pageSize
 	for i := range metas {
 		if !metas[i].valid {
-			e.Found(fmt.Sprintf("meta page %d is broken; the other one is used", i))
+			e.Report(fmt.Sprintf("meta page %d is broken; the other one is used", i))
 		}
 	}
 	broken := false
-	found := func(fault string) { broken = true; e.Found(fault) }
-	seen := func(n int64) error { e.Seen(n); return ctx.Err() }
-	if err := surveyPages(f, m, found, seen); err != nil {
+	found := func(fault string) { broken = true; e.Report(fault) }
+	seen := func(n int64) error { e.Progress(n); return ctx.Err() }
+	if err := checkPages(f, m, found, seen); err != nil {
 		return bytes, err
 	}
 	if broken {
@@ -83,12 +83,12 @@ func (e Examination) pages(ctx context.Context, path string, next func(*bbolt.Tx
 	defer func() { err = errors.Join(err, db.Close()) }()
 	err = db.View(func(tx *bbolt.Tx) error {
 		for err := range tx.Check() {
-			e.Found(err.Error())
+			e.Report(err.Error())
 		}
 		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 		defer func() {
 			if p := recover(); p != nil {
-				e.Found(fmt.Sprint(p))
+				e.Report(fmt.Sprint(p))
 			}
 		}()
 		return next(tx)
@@ -97,17 +97,17 @@ func (e Examination) pages(ctx context.Context, path string, next func(*bbolt.Tx
 }
 
 // values looks at what is in the buckets.
-func (e Examination) values(ctx context.Context, tx *bbolt.Tx, c *Contents) error {
+func (e Checker) checkBuckets(ctx context.Context, tx *bbolt.Tx, c *Contents) error {
 	for _, bucket := range buckets {
 		b := tx.Bucket(bucket)
 		if b == nil {
-			e.Found(fmt.Sprintf("the bucket %s is missing", bucket))
+			e.Report(fmt.Sprintf("the bucket %s is missing", bucket))
 			continue
 		}
 		err := b.ForEach(func(k, v []byte) error {
-			e.Seen(int64(len(k) + len(v)))
-			if fault := e.value(bucket, k, v, c); fault != "" {
-				e.Found(fault)
+			e.Progress(int64(len(k) + len(v)))
+			if fault := e.checkValue(bucket, k, v, c); fault != "" {
+				e.Report(fault)
 			}
 			return ctx.Err()
 		})
@@ -119,7 +119,7 @@ func (e Examination) values(ctx context.Context, tx *bbolt.Tx, c *Contents) erro
 }
 
 // value says what is wrong with a value, or "".
-func (e Examination) value(bucket, k, sealed []byte, c *Contents) (fault string) {
+func (e Checker) checkValue(bucket, k, sealed []byte, c *Contents) (fault string) {
 	name := string(k) // of what stands there
 	if bytes.Equal(bucket, bucketTokens) {
 		name = hex.EncodeToString(k)
@@ -133,7 +133,7 @@ func (e Examination) value(bucket, k, sealed []byte, c *Contents) (fault string)
 	case bytes.Equal(bucket, bucketClients):
 		c.Clients++
 	}
-	value, _, err := unseal(k, sealed)
+	value, _, err := verifyChecksum(k, sealed)
 	if err != nil {
 		return fail(err)
 	}

@@ -20,8 +20,8 @@ func (s *Store) Client(id string) (c Client, err error) {
 	err = s.view(func(r *reader) error {
 		c, err = getClient(r.Tx, id)
 		if errors.Is(err, ErrNotFound) {
-			decoy, broken := s.decoy()
-			if broken = errors.Join(broken, unsealJSON(nil, decoy, &c)); broken != nil {
+			decoy, broken := s.dummyClient()
+			if broken = errors.Join(broken, decodeJSON(nil, decoy, &c)); broken != nil {
 				return broken
 			}
 			c = Client{}
@@ -41,7 +41,7 @@ func (s *Store) Clients() (clients []Client, err error) {
 		})
 	})
 	for i, c := range clients {
-		if at, ok := s.memory.lastUse(c.ID); ok {
+		if at, ok := s.cache.lastUse(c.ID); ok {
 			clients[i].LastUsed = at
 		}
 	}
@@ -62,7 +62,7 @@ func (s *Store) HasClients() (has bool, err error) {
 // AddClient stores a client under its id, in place of the one there was.
 func (s *Store) AddClient(ctx context.Context, c Client) error {
 	return s.update(ctx, func(tx *bbolt.Tx) error {
-		tx.OnCommit(func() { s.memory.forgetClient(c.ID) })
+		tx.OnCommit(func() { s.cache.forgetClient(c.ID) })
 		return putClient(tx, c)
 	})
 }
@@ -92,7 +92,7 @@ func (s *Store) RemoveClient(ctx context.Context, id string) error {
 		if tx.Bucket(bucketClients).Get([]byte(id)) == nil {
 			return ErrNotFound
 		}
-		tx.OnCommit(func() { s.memory.forgetClient(id) })
+		tx.OnCommit(func() { s.cache.forgetClient(id) })
 		return remove(tx, bucketClients, []byte(id))
 	})
 }
@@ -101,26 +101,26 @@ func getClient(tx *bbolt.Tx, id string) (c Client, err error) {
 	key := []byte(id)
 	value, err := seek(tx.Bucket(bucketClients).Cursor(), key)
 	if err == nil {
-		err = unsealJSON(key, value, &c)
+		err = decodeJSON(key, value, &c)
 	}
 	c.ID = id
 	return c, err
 }
 
 func putClient(tx *bbolt.Tx, c Client) error {
-	value, err := sealClient(c)
+	value, err := encodeClient(c)
 	if err != nil {
 		return err
 	}
 	return put(tx, bucketClients, []byte(c.ID), value)
 }
 
-func sealClient(c Client) ([]byte, error) {
+func encodeClient(c Client) ([]byte, error) {
 	b, err := json.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("encode client: %w", err)
 	}
-	return seal([]byte(c.ID), b), nil
+	return withChecksum([]byte(c.ID), b), nil
 }
 
 // Samples are clients and documents to start with.
@@ -143,7 +143,7 @@ func (s *Store) AddSamples(ctx context.Context, samples Samples) error {
 		}
 		for k, doc := range samples.Documents {
 			key := k.bytes()
-			if err := put(tx, bucketContracts, key, seal(key, doc)); err != nil {
+			if err := put(tx, bucketContracts, key, withChecksum(key, doc)); err != nil {
 				return err
 			}
 		}
@@ -155,7 +155,7 @@ func (s *Store) AddSamples(ctx context.Context, samples Samples) error {
 const recordInterval = time.Minute
 
 // Used tells that a client was used just now.
-func (s *Store) Used(client string) { s.memory.used(client, s.now()) }
+func (s *Store) MarkUsed(client string) { s.cache.markUsed(client, s.now()) }
 
 // recordLoop writes down when clients were last used, at most once in a
 // recordInterval.
@@ -179,7 +179,7 @@ var errUnchanged = errors.New("nothing to write")
 // recordUses writes down when clients were last used, if that is more than least away
 // from what the file says: later, or earlier when the clock was set back.
 func (s *Store) recordUses(least time.Duration) {
-	uses := s.memory.unrecorded(least)
+	uses := s.cache.unrecorded(least)
 	if len(uses) == 0 {
 		return
 	}
@@ -203,5 +203,5 @@ func (s *Store) recordUses(least time.Duration) {
 		s.log.Warn("when clients were last used is not written down", "err", err)
 		return
 	}
-	s.memory.recorded(uses)
+	s.cache.markRecorded(uses)
 }

@@ -21,7 +21,7 @@ const (
 	queueTimeout = 5 * time.Second
 	// mendInterval is the time between two attempts to mend a store whose disk
 	// goes on failing.
-	mendInterval = time.Second
+	reopenInterval = time.Second
 	// failurePause is how long writes are refused after a second failed commit
 	// in a row, so that a full disk does not keep the readers waiting.
 	failurePause = 100 * time.Millisecond
@@ -40,7 +40,7 @@ func (s *Store) update(ctx context.Context, do change) error {
 		return fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged)
 	}
 	w := &write{do: do, since: time.Now(), done: make(chan struct{})}
-	if !s.lead(w) {
+	if !s.leadCommit(w) {
 		if err := s.enqueue(ctx, w); err != nil {
 			return err
 		}
@@ -65,17 +65,17 @@ func (s *Store) update(ctx context.Context, do change) error {
 // lead commits a write, and those that wait, on the spot, if no commit is under way and
 // the disk was well the last time: a write that is alone need not wait for the
 // committer to wake up. It returns false if the write is not in any commit yet.
-func (s *Store) lead(w *write) bool {
+func (s *Store) leadCommit(w *write) bool {
 	if !s.committing.TryLock() {
 		return false
 	}
 	defer s.committing.Unlock()
-	if s.committer.mending {
+	if s.committer.reopenNeeded {
 		return false
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	s.commit(append(s.waiting(nil), w))
-	if len(s.committer.undecided) > 0 {
+	if len(s.committer.inDoubt) > 0 {
 		s.wakeUp()
 	}
 	return true
@@ -127,7 +127,7 @@ func (s *Store) commitLoop() {
 			s.commit(batch)
 		case <-retry:
 			s.committing.Lock()
-			s.mend()
+			s.reopen()
 		case <-s.closing:
 			s.committing.Lock() // for good: nobody leads a commit any more
 			batch = s.waiting(batch[:0])
@@ -135,7 +135,7 @@ func (s *Store) commitLoop() {
 			return
 		}
 		retry = nil
-		if len(c.undecided) > 0 {
+		if len(c.inDoubt) > 0 {
 			retry = time.After(time.Until(c.pausedUntil))
 		}
 		s.committing.Unlock()
@@ -166,7 +166,7 @@ func (s *Store) commit(batch []*write) {
 		finish(batch, fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged))
 		return
 	}
-	if time.Now().Before(c.pausedUntil) || c.mending && !s.mend() {
+	if time.Now().Before(c.pausedUntil) || c.reopenNeeded && !s.reopen() {
 		finish(batch, ErrUnavailable)
 		return
 	}
@@ -186,15 +186,15 @@ func (s *Store) commit(batch []*write) {
 	default:
 		s.log.Error("commit failed", "err", err, "transaction", txid, "writes", len(batch))
 		c.failures++
-		c.mending = true
+		c.reopenNeeded = true
 		s.failing.Store(true)
 		s.metrics.failures.Inc()
-		if s.mayStand(txid) {
-			c.undecided, c.undecidedTx = slices.Clone(batch), txid
+		if s.mayBeCommitted(txid) {
+			c.inDoubt, c.inDoubtTx = slices.Clone(batch), txid
 		} else {
 			finish(batch, ErrUnavailable)
 		}
-		if s.mend() && c.failures > 1 {
+		if s.reopen() && c.failures > 1 {
 			c.pausedUntil = time.Now().Add(failurePause)
 		}
 	}
@@ -205,7 +205,7 @@ func (s *Store) commit(batch []*write) {
 func (s *Store) apply(batch []*write) (txid uint64, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = s.damage(p)
+			err = s.markDamaged(p)
 		}
 	}()
 	s.endReaders()
@@ -240,9 +240,9 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 // mayStand tells whether the meta page of a failed commit got into the file. If
 // not, the commit is undone for good, whatever becomes of the disk. It is asked
 // before the file is unlocked, so that no other process's commit can be meant.
-func (s *Store) mayStand(txid uint64) bool {
+func (s *Store) mayBeCommitted(txid uint64) bool {
 	metas, err := readMetas(s.file)
-	return err != nil || standing(metas).txid >= txid
+	return err != nil || currentMeta(metas).txid >= txid
 }
 
 // mend opens the file again after a failed commit, and answers the undecided
@@ -252,12 +252,12 @@ func (s *Store) mayStand(txid uint64) bool {
 // transaction is refused and yet visible, the kernel holds the page for clean
 // though it is not on disk, and the next transaction overwrites pages that what
 // is on disk still needs. Hence openFile with resync.
-func (s *Store) mend() bool {
+func (s *Store) reopen() bool {
 	c := &s.committer
-	s.wantGate.Store(true)
-	s.gate.Lock()
-	s.wantGate.Store(false)
-	defer s.gate.Unlock()
+	s.reopenWanted.Store(true)
+	s.reopenLock.Lock()
+	s.reopenWanted.Store(false)
+	defer s.reopenLock.Unlock()
 	var closeErr error
 	s.endReaders()
 	defer s.keepReaders()
@@ -266,7 +266,7 @@ func (s *Store) mend() bool {
 	}
 	txid, err := s.open(checkFile, true)
 	if err != nil {
-		c.pausedUntil = time.Now().Add(mendInterval)
+		c.pausedUntil = time.Now().Add(reopenInterval)
 		s.log.Error("the disk goes on failing: writes are refused, and tried again in a second at the soonest; see to the disk, no restart is needed",
 			"err", errors.Join(closeErr, err))
 		if _, err := s.open(checkFile, false); err != nil {
@@ -275,15 +275,15 @@ func (s *Store) mend() bool {
 		return false
 	}
 	s.log.Info("database opened again", "transaction", txid)
-	c.mending, c.pausedUntil = false, time.Time{}
-	s.memory.forgetTokens() // no hook of the undecided writes has run
-	for _, w := range c.undecided {
-		if txid < c.undecidedTx {
+	c.reopenNeeded, c.pausedUntil = false, time.Time{}
+	s.cache.forgetTokens() // no hook of the undecided writes has run
+	for _, w := range c.inDoubt {
+		if txid < c.inDoubtTx {
 			w.err = ErrUnavailable
 		}
 		w.finish(w.err)
 	}
-	c.undecided = nil
+	c.inDoubt = nil
 	return true
 }
 

@@ -25,7 +25,7 @@ func (s *Store) Get(buf []byte, k Key) ([]byte, Version, error) {
 		if err != nil {
 			return err
 		}
-		doc, sum, err := unseal(r.key, value)
+		doc, sum, err := verifyChecksum(r.key, value)
 		if err != nil {
 			return fmt.Errorf("contract %s: %w", r.key, err)
 		}
@@ -81,7 +81,7 @@ func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 				}
 				continue // on to the last one, by the keys alone
 			}
-			doc, _, err := unseal(k, v)
+			doc, _, err := verifyChecksum(k, v)
 			if err != nil {
 				return fmt.Errorf("contract %s: %w", k, err)
 			}
@@ -90,7 +90,7 @@ func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 			}
 			buf, copied = append(buf, doc...), id
 		}
-		if err := intact(k, v); err != nil { // or it may be one of these
+		if err := verifyEntry(k, v); err != nil { // or it may be one of these
 			return err
 		}
 		if page.More {
@@ -139,7 +139,7 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 				return nil
 			}
 			size += len(k) + len(v)
-			doc, _, err := unseal(k, v)
+			doc, _, err := verifyChecksum(k, v)
 			key, ok := parseKey(k)
 			if err != nil || !ok {
 				return fmt.Errorf("contract %s: %w", k, ErrCorrupt)
@@ -149,21 +149,21 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 				each(key, doc)
 			}
 		}
-		return intact(k, v)
+		return verifyEntry(k, v)
 	})
 	return last, more, err
 }
 
 // Check decides whether a change may be made to what the writes before it left.
 // It is called on the committer, with exists false where there is no contract.
-type Check func(current Version, exists bool) error
+type Precondition func(current Version, exists bool) error
 
 // Put replaces a contract, or makes it, if check returns nil.
-func (s *Store) Put(ctx context.Context, k Key, doc []byte, check Check) (Version, error) {
+func (s *Store) Put(ctx context.Context, k Key, doc []byte, check Precondition) (Version, error) {
 	key := k.bytes()
-	value := seal(key, doc)
+	value := withChecksum(key, doc)
 	return versionOf(value), s.update(ctx, func(tx *bbolt.Tx) error {
-		if err := checked(tx, key, check); err != nil {
+		if err := checkPrecondition(tx, key, check); err != nil {
 			return err
 		}
 		return put(tx, bucketContracts, key, value)
@@ -171,10 +171,10 @@ func (s *Store) Put(ctx context.Context, k Key, doc []byte, check Check) (Versio
 }
 
 // Delete removes a contract, if check returns nil.
-func (s *Store) Delete(ctx context.Context, k Key, check Check) error {
+func (s *Store) Delete(ctx context.Context, k Key, check Precondition) error {
 	key := k.bytes()
 	return s.update(ctx, func(tx *bbolt.Tx) error {
-		if err := checked(tx, key, check); err != nil {
+		if err := checkPrecondition(tx, key, check); err != nil {
 			return err
 		}
 		return remove(tx, bucketContracts, key)
@@ -183,14 +183,14 @@ func (s *Store) Delete(ctx context.Context, k Key, check Check) error {
 
 // checked asks check about the contract under key. The sum is what the document
 // should be, and suffices: what is about to be replaced need not be whole.
-func checked(tx *bbolt.Tx, key []byte, check Check) error {
+func checkPrecondition(tx *bbolt.Tx, key []byte, check Precondition) error {
 	value, err := seek(tx.Bucket(bucketContracts).Cursor(), key)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return check(0, false)
 	case err != nil:
 		return err
-	case len(value) < sumSize:
+	case len(value) < checksumSize:
 		return fmt.Errorf("contract %s: %w", key, ErrCorrupt)
 	}
 	return check(versionOf(value), true)
@@ -215,7 +215,7 @@ type Created struct {
 // another.
 func (s *Store) Create(ctx context.Context, k Key, doc []byte, once *Idempotency) (Created, error) {
 	key := k.bytes()
-	value := seal(key, doc)
+	value := withChecksum(key, doc)
 	created := Created{k.Contract, doc, versionOf(value)}
 	err := s.update(ctx, func(tx *bbolt.Tx) error {
 		if once != nil {
@@ -248,6 +248,6 @@ func (c *Created) replay(o Owner, once *Idempotency, record []byte) error {
 		return ErrKeyReused
 	}
 	c.ID, c.Document = ID(record[n:n+36]), bytes.Clone(record[n+36:])
-	c.Version = Version(sum(Key{o, c.ID}.bytes(), c.Document))
+	c.Version = Version(checksum(Key{o, c.ID}.bytes(), c.Document))
 	return nil
 }

@@ -52,7 +52,7 @@ func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error
 	if err != nil {
 		return nil, 0, fmt.Errorf("the copy of the database: %w", err)
 	}
-	if err := checkFile(f, standing(metas)); err != nil {
+	if err := checkFile(f, currentMeta(metas)); err != nil {
 		return nil, 0, fmt.Errorf("the copy of the database: %w", err)
 	}
 	again, err := duplicate(f)
@@ -83,7 +83,7 @@ func (w *snapshotWriter) Write(b []byte) (n int, err error) {
 	switch {
 	case w.ctx.Err() != nil:
 		err = w.ctx.Err()
-	case w.s.wantGate.Load():
+	case w.s.reopenWanted.Load():
 		err = ErrUnavailable
 	default:
 		n, err = w.f.Write(b)
@@ -124,7 +124,7 @@ func (s *Store) compactTo(path string) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil {
-			err = s.damage(p)
+			err = s.markDamaged(p)
 		}
 	}()
 	return bbolt.Compact(to, s.db, compactTxBytes)

@@ -50,7 +50,7 @@ func purge(tx *bbolt.Tx, until time.Time, n int) error {
 // removes some time later.
 func putExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time, value []byte) error {
 	stamp := binary.BigEndian.AppendUint64(nil, uint64(expires.Add(time.Second-1).Unix()))
-	if err := put(tx, bucket, key, seal(key, append(stamp, value...))); err != nil {
+	if err := put(tx, bucket, key, withChecksum(key, append(stamp, value...))); err != nil {
 		return err
 	}
 	return put(tx, bucketExpiry, slices.Concat(stamp, bucket, []byte{0}, key), nil)
@@ -72,7 +72,7 @@ func getExpiring(tx *bbolt.Tx, bucket, key []byte) ([]byte, time.Time, error) {
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	b, _, err := unseal(key, value)
+	b, _, err := verifyChecksum(key, value)
 	if err == nil && len(b) < expirySize {
 		err = ErrCorrupt
 	}

@@ -53,7 +53,7 @@ func checkFile(f *os.File, m meta) error {
 	case n != formatVersion:
 		reader := "the program that wrote it"
 		if program != nil {
-			reader = fmt.Sprintf("%s %s or a later one", programName, shown(string(program)))
+			reader = fmt.Sprintf("%s %s or a later one", programName, quoted(string(program)))
 		}
 		return fmt.Errorf("has format version %d, and this program (%s) reads version %d; use %s", n, readBuild().Version, formatVersion, reader)
 	}

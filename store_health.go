@@ -51,10 +51,10 @@ type Stats struct {
 
 // Stats returns false while the file is being opened again.
 func (s *Store) Stats() (Stats, bool) {
-	if !s.gate.TryRLock() { // who watches is not to wait for a disk that hangs
+	if !s.reopenLock.TryRLock() { // who watches is not to wait for a disk that hangs
 		return Stats{}, false
 	}
-	defer s.gate.RUnlock()
+	defer s.reopenLock.RUnlock()
 	if s.db == nil {
 		return Stats{}, false
 	}

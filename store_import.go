@@ -92,7 +92,7 @@ func (i *Import) Stage(lines []ImportLine) (before []int64, err error) {
 				before[n] = int64(binary.BigEndian.Uint64(first))
 				continue
 			}
-			value := append(binary.BigEndian.AppendUint64(nil, uint64(l.Line)), seal(key, l.Document)...)
+			value := append(binary.BigEndian.AppendUint64(nil, uint64(l.Line)), withChecksum(key, l.Document)...)
 			if err := put(tx, bucketImport, key, value); err != nil {
 				return err
 			}
@@ -116,7 +116,7 @@ func (i *Import) Apply() (moved int, done bool, err error) {
 	moved, i.done, err = i.s.moveStaged()
 	if errors.Is(err, ErrBusy) || errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrDamaged) {
 		select {
-		case <-time.After(mendInterval):
+		case <-time.After(reopenInterval):
 			return 0, false, nil
 		case <-i.s.closing:
 			return 0, false, ErrClosed

@@ -32,18 +32,18 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 		dead:    make(chan struct{}),
-		memory:  newMemory(),
+		cache:  newTokenCache(),
 	}
 	s.metrics = newStoreMetrics(s)
-	s.decoy = sync.OnceValues(func() ([]byte, error) {
-		return sealClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()})
+	s.dummyClient = sync.OnceValues(func() ([]byte, error) {
+		return encodeClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()})
 	})
 	surveyed := false
 	check := func(f *os.File, m meta) (err error) {
 		if err := checkFile(f, m); err != nil {
 			return err
 		}
-		surveyed, err = surveyAtStart(f, m)
+		surveyed, err = checkSmallFile(f, m)
 		return err
 	}
 	if _, err := s.open(check, true); err != nil {
@@ -52,7 +52,7 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	go s.commitLoop()
 	go s.recordLoop()
 	if !surveyed {
-		go s.survey()
+		go s.checkBranches()
 	}
 	if err := s.settleImport(); err != nil {
 		return nil, errors.Join(fmt.Errorf("an import that was cut short is still in %s: %w", path, err), s.Close())
@@ -62,7 +62,7 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 
 // survey looks at the branch pages of a large file, and gives it up when one is broken: a
 // search in it may have no end, which nothing but the end of the process would stop.
-func (s *Store) survey() {
+func (s *Store) checkBranches() {
 	var first firstFault
 	goOn := func(int64) error {
 		select {
@@ -84,7 +84,7 @@ func (s *Store) survey() {
 			return err
 		}
 		pageSize := int64(s.db.Info().PageSize)
-		return surveyBranches(s.file, pageSize, uint64(r.Size()/pageSize), roots, first.found, goOn)
+		return checkBranches(s.file, pageSize, uint64(r.Size()/pageSize), roots, first.found, goOn)
 	})
 	if err != nil && !errors.Is(err, ErrClosed) {
 		s.log.Warn("the branch pages of the database were not looked at", "err", err)
@@ -92,7 +92,7 @@ func (s *Store) survey() {
 	s.beginMu.Lock()
 	defer s.beginMu.Unlock()
 	if err := first.err(); err != nil && !s.isDead() {
-		_ = s.giveUp(err) // which the log has
+		_ = s.markDead(err) // which the log has
 	}
 }
 
@@ -108,8 +108,8 @@ func (s *Store) Close() error {
 	if s.damaged.Load() {
 		return nil // bbolt may hold a lock for good; the process's end closes the file
 	}
-	s.gate.Lock()
-	defer s.gate.Unlock()
+	s.reopenLock.Lock()
+	defer s.reopenLock.Unlock()
 	if s.db == nil {
 		return nil
 	}

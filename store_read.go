@@ -41,8 +41,8 @@ func (rs *readers) count() int {
 // view runs fn in a read transaction. fn copies what it needs: bbolt's bytes are
 // the mapped file, and gone with the transaction.
 func (s *Store) view(fn func(*reader) error) (err error) {
-	s.gate.RLock()
-	defer s.gate.RUnlock()
+	s.reopenLock.RLock()
+	defer s.reopenLock.RUnlock()
 	// A file that was cut off while it is mapped is a fault, not a panic.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	r, err := s.begin()
@@ -52,7 +52,7 @@ func (s *Store) view(fn func(*reader) error) (err error) {
 	defer func() {
 		p := recover()
 		if p != nil {
-			err = s.damage(p)
+			err = s.markDamaged(p)
 		}
 		if p != nil || !s.readers.keep(r) {
 			s.rollback(r)
@@ -90,7 +90,7 @@ func (s *Store) beginTx() (tx *bbolt.Tx, err error) {
 	}
 	defer func() {
 		if p := recover(); p != nil {
-			err = s.giveUp(p)
+			err = s.markDead(p)
 		}
 	}()
 	tx, err = s.db.Begin(false)

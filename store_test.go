@@ -62,7 +62,7 @@ func transaction(t testing.TB, s *Store) uint64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return standing(metas).txid
+	return currentMeta(metas).txid
 }
 
 // hold keeps the committer busy with one write until release is called, which
@@ -90,7 +90,7 @@ func hold(t testing.TB, s *Store) (release func()) {
 func wantDocument(t testing.TB, s *Store, k Key, want string) {
 	t.Helper()
 	got, v, err := s.Get(nil, k)
-	if err != nil || string(got) != want || v != Version(sum(k.bytes(), got)) {
+	if err != nil || string(got) != want || v != Version(checksum(k.bytes(), got)) {
 		t.Errorf("Get %s: %q, version %x, %v; want %q", k.bytes(), got, v, err, want)
 	}
 }
@@ -295,7 +295,7 @@ func TestKeyBelongsToOneClientAndUser(t *testing.T) {
 	} {
 		got, err := s.Create(ctx, tt.key, fmt.Appendf(nil, `{"id":"%s"}`, tt.key.Contract), &tt.once)
 		if !errors.Is(err, tt.error) || err == nil && (got.ID != tt.want || !strings.Contains(string(got.Document), string(tt.want)) ||
-			got.Version != Version(sum(Key{tt.key.Owner, tt.want}.bytes(), got.Document))) {
+			got.Version != Version(checksum(Key{tt.key.Owner, tt.want}.bytes(), got.Document))) {
 			t.Errorf("%s: %+v, %v, want %s, %v", tt.name, got, err, tt.want, tt.error)
 		}
 	}
@@ -336,8 +336,8 @@ func TestClientsAndTokensSurviveARestart(t *testing.T) {
 
 func TestEveryFlippedBitFailsTheChecksum(t *testing.T) {
 	k := key(1).bytes()
-	sealed := seal(k, []byte(`{"energy_contract_type":null,"energy_prices":[{"price":0.1523,"timestamp":null}]}`))
-	if _, _, err := unseal(k, sealed); err != nil {
+	sealed := withChecksum(k, []byte(`{"energy_contract_type":null,"energy_prices":[{"price":0.1523,"timestamp":null}]}`))
+	if _, _, err := verifyChecksum(k, sealed); err != nil {
 		t.Fatal(err)
 	}
 	for i := range 8 * (len(sealed) + len(k)) {
@@ -347,12 +347,12 @@ func TestEveryFlippedBitFailsTheChecksum(t *testing.T) {
 		} else {
 			key[at-len(value)] ^= 1 << (i % 8)
 		}
-		if got, _, err := unseal(key, value); !errors.Is(err, ErrCorrupt) {
+		if got, _, err := verifyChecksum(key, value); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("bit %d: %q, %v", i, got, err)
 		}
 	}
 	for n := range len(sealed) {
-		if got, _, err := unseal(k, sealed[:n]); !errors.Is(err, ErrCorrupt) {
+		if got, _, err := verifyChecksum(k, sealed[:n]); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("cut to %d bytes: %q, %v", n, got, err)
 		}
 	}
@@ -416,18 +416,18 @@ func TestSecondOpenIsRefused(t *testing.T) {
 func TestWritesOfACommitSeeEachOtherInOrder(t *testing.T) {
 	s, _ := openStore(t, newPath(t))
 	one, two := []byte(`{"n":1}`), []byte(`{"n":2}`)
-	is := func(want []byte) Check {
+	is := func(want []byte) Precondition {
 		return func(current Version, exists bool) error {
-			if !exists || current != Version(sum(key(1).bytes(), want)) {
+			if !exists || current != Version(checksum(key(1).bytes(), want)) {
 				return fmt.Errorf("found version %x, exists %v, want that of %s", current, exists, want)
 			}
 			return nil
 		}
 	}
-	put := func(doc []byte, check Check) func() error {
+	put := func(doc []byte, check Precondition) func() error {
 		return func() error { _, err := s.Put(ctx, key(1), doc, check); return err }
 	}
-	remove := func(check Check) func() error {
+	remove := func(check Precondition) func() error {
 		return func() error { return s.Delete(ctx, key(1), check) }
 	}
 	steps := []struct {
@@ -584,7 +584,7 @@ func TestFirstAnswerIsRepeatedWhateverBecameOfTheContract(t *testing.T) {
 	s, c := openStore(t, newPath(t))
 	once := &Idempotency{Client: "a", Key: "k", Body: hashOf("body")}
 	const doc = `{"n":1}`
-	version := Version(sum(key(1).bytes(), []byte(doc)))
+	version := Version(checksum(key(1).bytes(), []byte(doc)))
 	// create sends the request once more; the handler has made a new id each time.
 	create := func(when string, n int, want Key, wantVersion Version) {
 		t.Helper()
@@ -611,10 +611,10 @@ func TestFirstAnswerIsRepeatedWhateverBecameOfTheContract(t *testing.T) {
 		}
 	}
 	c.move(2 * time.Minute)
-	create("a minute after its end", 5, key(5), Version(sum(key(5).bytes(), []byte(doc))))
+	create("a minute after its end", 5, key(5), Version(checksum(key(5).bytes(), []byte(doc))))
 	wantDocument(t, s, key(5), doc)
 	c.move(idempotencyLifetime - time.Minute)
-	create("and that one's own day", 6, key(5), Version(sum(key(5).bytes(), []byte(doc))))
+	create("and that one's own day", 6, key(5), Version(checksum(key(5).bytes(), []byte(doc))))
 }
 
 // flipped changes one bit of a file. Whoever has it mapped sees that.
@@ -667,7 +667,7 @@ func threeContracts(t testing.TB) (path string, at, size int64) {
 	if err := errors.Join(s.AddSamples(ctx, samples), s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	file, sealed := readFile(t, path), string(seal(key(1).bytes(), []byte(someDocument(1))))
+	file, sealed := readFile(t, path), string(withChecksum(key(1).bytes(), []byte(someDocument(1))))
 	if n := strings.Count(file, sealed); n != 1 {
 		t.Fatalf("the value is in the file %d times", n)
 	}
@@ -699,7 +699,7 @@ func TestWriteHealsACorruptContract(t *testing.T) {
 		{"replaced by what it was", 100, func(s *Store) error {
 			// The sum is whole, and so is what a client knows by it.
 			_, err := s.Put(ctx, key(1), []byte(someDocument(1)), func(current Version, exists bool) error {
-				if want := Version(sum(key(1).bytes(), []byte(someDocument(1)))); !exists || current != want {
+				if want := Version(checksum(key(1).bytes(), []byte(someDocument(1)))); !exists || current != want {
 					return fmt.Errorf("found %x, %v, want %x", current, exists, want)
 				}
 				return nil

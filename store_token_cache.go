@@ -13,20 +13,20 @@ import (
 
 // maxRemembered is how many tokens are remembered, about 300 bytes each; the one
 // not used for longest makes room.
-const maxRemembered = 1 << 14
+const maxCachedTokens = 1 << 14
 
 // memory is shared by all requests. It never knows more than the file: what it
 // holds was read there, and a commit that makes it untrue takes it out.
-type memory struct {
+type tokenCache struct {
 	mu     sync.Mutex
-	tokens *simplelru.LRU[Hash, remembered]
+	tokens *simplelru.LRU[Hash, cachedToken]
 	uses   map[string]*use // by client id
 	// changes counts the commits that took tokens away. A token that was read
 	// before one of them is not remembered after it.
 	changes uint64
 }
 
-type remembered struct {
+type cachedToken struct {
 	token Token
 	use   *use // the client's
 }
@@ -37,14 +37,14 @@ type use struct {
 	recorded int64 // what of it is in the file
 }
 
-func newMemory() *memory {
-	return &memory{tokens: newLRU[Hash, remembered](maxRemembered), uses: make(map[string]*use)}
+func newTokenCache() *tokenCache {
+	return &tokenCache{tokens: newLRU[Hash, cachedToken](maxCachedTokens), uses: make(map[string]*use)}
 }
 
 // token returns a token that is remembered, and counts as a use of its client
 // unless it has expired. If there is none, learn takes what the file says
 // together with the count of changes from before it was read.
-func (m *memory) token(h Hash, now time.Time) (t Token, ok bool, changes uint64) {
+func (m *tokenCache) get(h Hash, now time.Time) (t Token, ok bool, changes uint64) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, ok := m.tokens.Get(h)
@@ -56,25 +56,25 @@ func (m *memory) token(h Hash, now time.Time) (t Token, ok bool, changes uint64)
 
 // learn remembers a token, unless one was taken away since changes was counted:
 // it could be this one.
-func (m *memory) learn(h Hash, t Token, changes uint64, now time.Time) {
+func (m *tokenCache) add(h Hash, t Token, changes uint64, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if changes == m.changes {
-		u := m.of(t.Client)
+		u := m.useOf(t.Client)
 		u.last = now.Unix()
-		m.tokens.Add(h, remembered{t, u})
+		m.tokens.Add(h, cachedToken{t, u})
 	}
 }
 
 // used counts as a use of a client.
-func (m *memory) used(client string, now time.Time) {
+func (m *tokenCache) markUsed(client string, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.of(client).last = now.Unix()
+	m.useOf(client).last = now.Unix()
 }
 
 // of is called with mu held.
-func (m *memory) of(client string) *use {
+func (m *tokenCache) useOf(client string) *use {
 	u := m.uses[client]
 	if u == nil {
 		u = &use{}
@@ -84,7 +84,7 @@ func (m *memory) of(client string) *use {
 }
 
 // forgetToken forgets a token that was revoked.
-func (m *memory) forgetToken(h Hash) {
+func (m *tokenCache) forgetToken(h Hash) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.changes++
@@ -92,7 +92,7 @@ func (m *memory) forgetToken(h Hash) {
 }
 
 // forgetTokens forgets all tokens, after what is not known token by token.
-func (m *memory) forgetTokens() {
+func (m *tokenCache) forgetTokens() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.changes++
@@ -100,7 +100,7 @@ func (m *memory) forgetTokens() {
 }
 
 // forgetClient forgets a client, and all tokens: clients are removed seldom.
-func (m *memory) forgetClient(client string) {
+func (m *tokenCache) forgetClient(client string) {
 	m.forgetTokens()
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -108,7 +108,7 @@ func (m *memory) forgetClient(client string) {
 }
 
 // lastUse returns when a client was last used, if that was in this process.
-func (m *memory) lastUse(client string) (at time.Time, ok bool) {
+func (m *tokenCache) lastUse(client string) (at time.Time, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	u := m.uses[client]
@@ -120,7 +120,7 @@ func (m *memory) lastUse(client string) (at time.Time, ok bool) {
 
 // unrecorded returns the uses of which the file does not know, by client id: those
 // more than least away from what it knows.
-func (m *memory) unrecorded(least time.Duration) map[string]time.Time {
+func (m *tokenCache) unrecorded(least time.Duration) map[string]time.Time {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	uses := make(map[string]time.Time)
@@ -133,7 +133,7 @@ func (m *memory) unrecorded(least time.Duration) map[string]time.Time {
 }
 
 // recorded says what the file knows now.
-func (m *memory) recorded(uses map[string]time.Time) {
+func (m *tokenCache) markRecorded(uses map[string]time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for client, at := range uses {

@@ -28,7 +28,7 @@ func (s *Store) AddToken(ctx context.Context, h Hash, t Token) error {
 // has expired ErrExpired, for at least an hour.
 func (s *Store) Token(h Hash) (Token, error) {
 	now := s.now()
-	t, ok, changes := s.memory.token(h, now)
+	t, ok, changes := s.cache.get(h, now)
 	if !ok {
 		var err error
 		if t, err = s.readToken(h); err != nil {
@@ -39,7 +39,7 @@ func (s *Store) Token(h Hash) (Token, error) {
 		return Token{}, ErrExpired
 	}
 	if !ok {
-		s.memory.learn(h, t, changes, now)
+		s.cache.add(h, t, changes, now)
 	}
 	return t, nil
 }
@@ -69,7 +69,7 @@ func (s *Store) RevokeToken(ctx context.Context, h Hash, client string) error {
 		case t.Client != client:
 			return ErrForeign
 		}
-		tx.OnCommit(func() { s.memory.forgetToken(h) })
+		tx.OnCommit(func() { s.cache.forgetToken(h) })
 		return removeExpiring(tx, bucketTokens, h[:], expiry)
 	})
 }

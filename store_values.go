@@ -15,26 +15,26 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-const sumSize = 8
+const checksumSize = 8
 
 // seal puts the checksum of key and value before the value.
-func seal(key, value []byte) []byte {
-	sealed := make([]byte, sumSize, sumSize+len(value))
-	binary.BigEndian.PutUint64(sealed, sum(key, value))
+func withChecksum(key, value []byte) []byte {
+	sealed := make([]byte, checksumSize, checksumSize+len(value))
+	binary.BigEndian.PutUint64(sealed, checksum(key, value))
 	return append(sealed, value...)
 }
 
 // unseal returns what was sealed, where it stands, or ErrCorrupt when it is not
 // what it was.
-func unseal(key, sealed []byte) ([]byte, Version, error) {
-	if len(sealed) < sumSize || sum(key, sealed[sumSize:]) != uint64(versionOf(sealed)) {
+func verifyChecksum(key, sealed []byte) ([]byte, Version, error) {
+	if len(sealed) < checksumSize || checksum(key, sealed[checksumSize:]) != uint64(versionOf(sealed)) {
 		return nil, 0, ErrCorrupt
 	}
-	return sealed[sumSize:], versionOf(sealed), nil
+	return sealed[checksumSize:], versionOf(sealed), nil
 }
 
-func unsealJSON(key, sealed []byte, into any) error {
-	b, _, err := unseal(key, sealed)
+func decodeJSON(key, sealed []byte, into any) error {
+	b, _, err := verifyChecksum(key, sealed)
 	if err == nil {
 		err = json.Unmarshal(b, into)
 	}
@@ -46,7 +46,7 @@ func unsealJSON(key, sealed []byte, into any) error {
 
 func versionOf(sealed []byte) Version { return Version(binary.BigEndian.Uint64(sealed)) }
 
-func sum(key, value []byte) uint64 {
+func checksum(key, value []byte) uint64 {
 	var d xxhash.Digest
 	d.Reset()
 	_, _ = d.Write(key) // a hash's Write cannot fail
@@ -61,21 +61,21 @@ func seek(c *bbolt.Cursor, key []byte) ([]byte, error) {
 	if bytes.Equal(k, key) {
 		return v, nil
 	}
-	if err := intact(k, v); err != nil {
+	if err := verifyEntry(k, v); err != nil {
 		return nil, err
 	}
-	if err := intact(c.Prev()); err != nil {
+	if err := verifyEntry(c.Prev()); err != nil {
 		return nil, err
 	}
 	return nil, ErrNotFound
 }
 
 // intact is nil for what has its checksum, and where there is nothing.
-func intact(key, sealed []byte) error {
+func verifyEntry(key, sealed []byte) error {
 	if key == nil {
 		return nil
 	}
-	if _, _, err := unseal(key, sealed); err != nil {
+	if _, _, err := verifyChecksum(key, sealed); err != nil {
 		return fmt.Errorf("%q: %w", key, err)
 	}
 	return nil
@@ -129,7 +129,7 @@ func seekAfter(c *bbolt.Cursor, start []byte) (key, value []byte, err error) {
 		key, value = c.Next()
 		return key, value, nil
 	}
-	if err := intact(c.Prev()); err != nil {
+	if err := verifyEntry(c.Prev()); err != nil {
 		return nil, nil, err
 	}
 	key, value = c.Seek(start)

@@ -166,15 +166,15 @@ func TestRevokedTokenLeavesTheFileAtOnce(t *testing.T) {
 }
 
 func TestRememberedTokensAreBounded(t *testing.T) {
-	m := newMemory()
+	m := newTokenCache()
 	now := time.Now()
-	for i := range 3 * maxRemembered {
-		m.learn(hashOf(fmt.Sprint(i)), Token{Client: "a", Expires: now.Add(time.Hour)}, 0, now)
+	for i := range 3 * maxCachedTokens {
+		m.add(hashOf(fmt.Sprint(i)), Token{Client: "a", Expires: now.Add(time.Hour)}, 0, now)
 	}
-	if n := m.tokens.Len(); n != maxRemembered {
-		t.Errorf("%d are remembered, want %d", n, maxRemembered)
+	if n := m.tokens.Len(); n != maxCachedTokens {
+		t.Errorf("%d are remembered, want %d", n, maxCachedTokens)
 	}
-	if _, ok, _ := m.token(hashOf(fmt.Sprint(3*maxRemembered-1)), now); !ok {
+	if _, ok, _ := m.get(hashOf(fmt.Sprint(3*maxCachedTokens-1)), now); !ok {
 		t.Error("the last one is not")
 	}
 }
@@ -235,7 +235,7 @@ func TestLastUseIsWrittenAtTheEndIfItWasNotJustBefore(t *testing.T) {
 				}
 				before++
 			}
-			s.Used(c.ID)
+			s.MarkUsed(c.ID)
 			at, transactions = clock.now(), before
 		})
 		t.Run("look", func(t *testing.T) {

@@ -145,14 +145,14 @@ type rule struct {
 // rules has every tag that a validate tag of Contract or checkPrices names.
 var rules = map[string]rule{
 	"oneof": {text: func(fe validator.FieldError) string {
-		return fmt.Sprintf("must be %s or null, is %s", strings.Join(strings.Fields(fe.Param()), ", "), shown(fe.Value()))
+		return fmt.Sprintf("must be %s or null, is %s", strings.Join(strings.Fields(fe.Param()), ", "), quoted(fe.Value()))
 	}},
 	"max": {text: func(fe validator.FieldError) string {
 		s, _ := fe.Value().(string)
 		return fmt.Sprintf("must be at most %s characters, has %d", fe.Param(), utf8.RuneCountInString(s))
 	}},
 	"uuid_rfc4122": {text: func(fe validator.FieldError) string {
-		return "must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a or null, is " + shown(fe.Value())
+		return "must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a or null, is " + quoted(fe.Value())
 	}},
 	// Source: "required when providing hourly energy prices".
 	"currency_required": {
@@ -171,7 +171,7 @@ var rules = map[string]rule{
 			return len(c.EnergyPrices) == 0 || isCurrency(code)
 		},
 		text: func(fe validator.FieldError) string {
-			return "must be an ISO 4217 code such as EUR as soon as energy_prices has an entry, is " + shown(fe.Value())
+			return "must be an ISO 4217 code such as EUR as soon as energy_prices has an entry, is " + quoted(fe.Value())
 		},
 	},
 	"price_required": {text: func(validator.FieldError) string {
