@@ -14,7 +14,7 @@ type api struct {
 	store     *Store
 	validator *Validator
 	now       func() time.Time
-	inFlight   inFlightKeys
+	inFlight  inFlightKeys
 	guesses   *guesses
 }
 

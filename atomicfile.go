@@ -15,8 +15,8 @@ import (
 
 // atomicFile is a file on its way to its place.
 type atomicFile struct {
-	*os.File // beside the place, mode 0600
-	destination    string
+	*os.File    // beside the place, mode 0600
+	destination string
 }
 
 // createAtomic begins a file that is to be at path, where a link would be replaced and

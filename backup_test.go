@@ -207,11 +207,11 @@ func TestBackupOfASlowReaderHoldsUpNobody(t *testing.T) {
 func TestBackupGivesWayToTheRemedyOfAFailedCommit(t *testing.T) {
 	s, _ := openStore(t, newPath(t))
 	s.reopenWanted.Store(true)
-	if _, _, err := s.Snapshot(ctx); !errors.Is(err, ErrUnavailable) {
+	if _, _, err := s.Snapshot(t.Context()); !errors.Is(err, ErrUnavailable) {
 		t.Errorf("%v, want %v", err, ErrUnavailable)
 	}
 	s.reopenWanted.Store(false)
-	f, _, err := s.Snapshot(ctx)
+	f, _, err := s.Snapshot(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

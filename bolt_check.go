@@ -22,10 +22,10 @@ type pageChecker struct {
 	pageSize int64
 	uses     []pageUse // by page id
 	// height is where the leaves are that are not looked at, or 0: all are.
-	height int
-	levels [maxTreeDepth + 1]level
-	report  func(string)
-	progress   func(bytes int64) error
+	height   int
+	levels   [maxTreeDepth + 1]level
+	report   func(string)
+	progress func(bytes int64) error
 }
 
 // pageUse is what a page is for, as far as is known.

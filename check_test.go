@@ -113,9 +113,9 @@ func TestCheckOfWhatIsNoDatabase(t *testing.T) {
 func examined(t testing.TB, file []byte) (faults []string, err error) {
 	t.Helper()
 	e := Checker{
-		Report:    func(fault string) { faults = append(faults, fault) },
+		Report:   func(fault string) { faults = append(faults, fault) },
 		Contract: func(Key, []byte) {},
-		Progress:     func(int64) {},
+		Progress: func(int64) {},
 	}
 	_, err = e.Check(t.Context(), writeFile(t, file))
 	return faults, err
@@ -131,11 +131,11 @@ func largeFile(t testing.TB) []byte {
 		t.Fatal(err)
 	}
 	for i := range 50 {
-		if err := s.Delete(ctx, key(i), always); err != nil {
+		if err := s.Delete(key(i), always); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := s.Put(ctx, key(1000), bytes.Repeat([]byte("long "), 5000), always); err != nil {
+	if _, err := s.Put(key(1000), bytes.Repeat([]byte("long "), 5000), always); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -226,7 +226,7 @@ func TestCheckerFindsEachBrokenPage(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i := range 1001 {
-			if err := s.Delete(ctx, key(i), always); err != nil {
+			if err := s.Delete(key(i), always); err != nil {
 				t.Fatal(err)
 			}
 			if i%20 == 0 || i > 190 && i < 200 {

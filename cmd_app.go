@@ -166,8 +166,8 @@ func (a *app) checkDatabase(ctx context.Context, path, name string, found func(f
 	bar := a.progress("checking", 2*info.Size(), "")
 	defer bar.done()
 	e := Checker{
-		Report: func(fault string) { bar.interrupt(); found(fault) },
-		Progress:  bar.add,
+		Report:   func(fault string) { bar.interrupt(); found(fault) },
+		Progress: bar.add,
 	}
 	e.Contract = func(k Key, doc []byte) {
 		for _, fault := range v.stored(k, doc) {

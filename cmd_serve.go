@@ -138,7 +138,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	if err := c.prepare(ctx, a, store, loopback); err != nil {
+	if err := c.prepare(a, store, loopback); err != nil {
 		return err
 	}
 	handler, err := newAPI(store, a.now, a.log, settings)
@@ -206,9 +206,9 @@ func (c *serveCmd) serveMetrics(a *app, handler http.Handler) (stop func(), err 
 }
 
 // prepare looks at what is in the store before anybody else can.
-func (c *serveCmd) prepare(ctx context.Context, a *app, store *Store, loopback bool) error {
+func (c *serveCmd) prepare(a *app, store *Store, loopback bool) error {
 	if c.Demo {
-		return loadDemo(ctx, store, a.now())
+		return loadDemo(store, a.now())
 	}
 	demo, err := hasDemoClient(store, a.now())
 	if err != nil {

@@ -31,7 +31,7 @@ func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
 	}
 	s.keepReaders()
 	k := Key{Owner{demoOrg, demoUser}, demoContract}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
@@ -46,7 +46,7 @@ func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
 	}
 	doc := []byte(strings.Repeat("x", 100<<10))
 	for i := range 200 { // 20 MB: from 32 KiB it doubles ten times
-		if _, err := s.Put(ctx, key(i), doc, always); err != nil {
+		if _, err := s.Put(key(i), doc, always); err != nil {
 			t.Errorf("Put: %v", err)
 			break
 		}

@@ -28,7 +28,7 @@ type database struct {
 
 // controlRequest is what a command asks for.
 type controlRequest struct {
-	action         string // in words, for an error
+	action       string // in words, for an error
 	method, path string
 	in, out      any  // JSON, or nil
 	mayCreate    bool // the database

@@ -54,7 +54,7 @@ func (c *clientControl) add(x *exchange) (response, error) {
 	secret := newSecret()
 	client := Client{ID: uuid.NewString(), Org: wanted.Org, Scopes: wanted.Scopes, Secret: hashOf(secret), Created: c.now()}
 	x.client = client.ID
-	if err := c.store.AddClient(x.r.Context(), client); err != nil {
+	if err := c.store.AddClient(client); err != nil {
 		return response{}, err
 	}
 	return controlResponse(credentials{client.ID, secret})
@@ -79,7 +79,7 @@ func (c *clientControl) rotate(x *exchange, ps params) (response, error) {
 	}
 	id, secret := ps.ByName("client_id"), newSecret()
 	x.client = id
-	err := c.store.RotateClient(x.r.Context(), id, hashOf(secret), c.now().Add(time.Duration(how.GraceSeconds)*time.Second))
+	err := c.store.RotateClient(id, hashOf(secret), c.now().Add(time.Duration(how.GraceSeconds)*time.Second))
 	if err != nil {
 		return response{}, unknownClient(err)
 	}
@@ -88,7 +88,7 @@ func (c *clientControl) rotate(x *exchange, ps params) (response, error) {
 
 func (c *clientControl) remove(x *exchange, ps params) (response, error) {
 	x.client = ps.ByName("client_id")
-	err := c.store.RemoveClient(x.r.Context(), x.client)
+	err := c.store.RemoveClient(x.client)
 	return response{status: http.StatusNoContent}, unknownClient(err)
 }
 

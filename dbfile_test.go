@@ -46,7 +46,7 @@ func withSomeContracts(t testing.TB, path string) []byte {
 	for i := range someContracts {
 		samples.Documents[key(i)] = []byte(someDocument(i))
 	}
-	if err := errors.Join(s.AddSamples(ctx, samples), s.Close()); err != nil {
+	if err := errors.Join(s.AddSamples(samples), s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return trimmed(t, path)
@@ -192,7 +192,7 @@ func TestOneBrokenMetaPageIsAWarning(t *testing.T) {
 			} else if _, _, err := s.Get(nil, key(7)); !errors.Is(err, ErrNotFound) { // the state before
 				t.Errorf("before the last transaction: %v", err)
 			}
-			if _, err := s.Put(ctx, key(someContracts), []byte("{}"), always); err != nil {
+			if _, err := s.Put(key(someContracts), []byte("{}"), always); err != nil {
 				t.Error(err)
 			}
 			if err := s.Close(); err != nil {
@@ -587,7 +587,7 @@ func TestLargeFileWithABranchBelowItself(t *testing.T) {
 	for i := range maxSmallFile/size + 1 {
 		samples.Documents[key(i)] = bytes.Repeat([]byte("x"), size)
 	}
-	if err := s.AddSamples(ctx, samples); err != nil {
+	if err := s.AddSamples(samples); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
@@ -657,19 +657,19 @@ func TestFileWhoseRootIsSplitOpensAgain(t *testing.T) {
 				}
 				defer s.Close()
 				for i := range clients {
-					if err := s.AddClient(ctx, Client{ID: string(key(i).Contract), Org: demoOrg, Scopes: Scopes{true, true}}); err != nil {
+					if err := s.AddClient(Client{ID: string(key(i).Contract), Org: demoOrg, Scopes: Scopes{true, true}}); err != nil {
 						t.Fatal(err)
 					}
 				}
 				for i := range tokens {
 					token := Token{Client: string(key(i).Contract), Org: demoOrg, Scopes: Scopes{true, true}, Expires: time.Now().Add(tokenLifetime)}
-					if err := s.AddToken(ctx, hashOf(fmt.Sprint(i)), token); err != nil {
+					if err := s.AddToken(hashOf(fmt.Sprint(i)), token); err != nil {
 						t.Fatal(err)
 					}
 				}
 				for i := range 2 {
 					once := &Idempotency{Client: string(key(0).Contract), Key: string(key(i).Contract), Body: hashOf("b")}
-					if _, err := s.Create(ctx, key(i), []byte(strings.Repeat("x", 250)), once); err != nil {
+					if _, err := s.Create(key(i), []byte(strings.Repeat("x", 250)), once); err != nil {
 						t.Fatal(err)
 					}
 				}

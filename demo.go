@@ -3,7 +3,6 @@ package main
 // The demo data: two organizations with published secrets, and some contracts.
 
 import (
-	"context"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -40,7 +39,7 @@ func readDemo() (d demoData, err error) {
 }
 
 // loadDemo stores the demo data, unless it is there already.
-func loadDemo(ctx context.Context, store *Store, now time.Time) error {
+func loadDemo(store *Store, now time.Time) error {
 	d, err := readDemo()
 	if err != nil {
 		return err
@@ -64,7 +63,7 @@ func loadDemo(ctx context.Context, store *Store, now time.Time) error {
 		}
 		samples.Documents[Key{Owner{s.Org, s.User}, s.ID}] = doc
 	}
-	if err := store.AddSamples(ctx, samples); err != nil {
+	if err := store.AddSamples(samples); err != nil {
 		return fmt.Errorf("store demo data: %w", err)
 	}
 	return nil

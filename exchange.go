@@ -30,8 +30,8 @@ type exchange struct {
 	route  string       // the pattern that matched, or ""
 	log    slog.Handler // has said the method and the route
 	client string       // the id of the client that asks or is asked about, once it is known
-	pooled   *buffer      // holds the answer's content, or nil
-	onEnd   func()       // is called at the end, however the exchange ends; or nil
+	pooled *buffer      // holds the answer's content, or nil
+	onEnd  func()       // is called at the end, however the exchange ends; or nil
 
 	values [8]string // of the answer's fields, so that none is allocated for itself
 	fields int       // how many there are
@@ -68,10 +68,6 @@ func (x *exchange) panicked(p any) {
 	}
 	x.fail(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
 }
-
-// context is for what is asked of the store. It does not end with the connection's: net/http
-// ends that when the client closes its side, after which it may well wait for the answer.
-func (x *exchange) context() context.Context { return context.Background() }
 
 // WriteHeader remembers the status, whoever answers.
 func (x *exchange) WriteHeader(status int) {

@@ -723,7 +723,7 @@ func FuzzAuthorization(f *testing.F) {
 		f.Fatal(err)
 	}
 	token.ClientCreated = clients[slices.IndexFunc(clients, func(c Client) bool { return c.ID == "demo" })].Created
-	if err := a.store.AddToken(f.Context(), hashOf(good), token); err != nil {
+	if err := a.store.AddToken(hashOf(good), token); err != nil {
 		f.Fatal(err)
 	}
 	bearer := regexp.MustCompile(`(?i)^bearer +` + good + ` *$`)
@@ -765,7 +765,7 @@ func FuzzAuthorization(f *testing.F) {
 func fuzzAPI(f *testing.F) *api {
 	f.Helper()
 	store, _ := openStore(f, newPath(f))
-	if err := loadDemo(f.Context(), store, time.Now()); err != nil {
+	if err := loadDemo(store, time.Now()); err != nil {
 		f.Fatal(err)
 	}
 	now := time.Now()

@@ -481,7 +481,7 @@ func refusals(t testing.TB) (a *api, ids map[string]oauthRequest) {
 		if i == 2 {
 			c.Previous, c.PreviousUntil, c.LastUsed = hashOf("previous"), now.Add(time.Hour), now
 		}
-		if err := s.AddClient(ctx, c); err != nil {
+		if err := s.AddClient(c); err != nil {
 			t.Fatal(err)
 		}
 	}

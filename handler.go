@@ -225,7 +225,7 @@ func (a *api) postContract(x *exchange, t target) (response, error) {
 	if key != "" {
 		once = &Idempotency{Client: t.client, Key: key, Body: hashOf(body.b)}
 	}
-	created, err := a.store.Create(x.context(), t.Key, doc, once)
+	created, err := a.store.Create(t.Key, doc, once)
 	if err != nil {
 		return response{}, err
 	}
@@ -253,7 +253,7 @@ func (a *api) putContract(x *exchange, t target) (response, error) {
 		return response{}, err
 	}
 	created := false
-	version, err := a.store.Put(x.context(), t.Key, doc, func(current Version, exists bool) error {
+	version, err := a.store.Put(t.Key, doc, func(current Version, exists bool) error {
 		if err := pre.check(current, exists); err != nil {
 			return err
 		}
@@ -306,7 +306,7 @@ func (a *api) patchContract(x *exchange, t target) (response, error) {
 		if err != nil {
 			return response{}, err
 		}
-		patched, err := a.store.Put(x.context(), t.Key, doc, func(current Version, exists bool) error {
+		patched, err := a.store.Put(t.Key, doc, func(current Version, exists bool) error {
 			if !exists || current != version {
 				return errChanged
 			}
@@ -326,7 +326,7 @@ func (a *api) deleteContract(x *exchange, t target) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	err = a.store.Delete(x.context(), t.Key, func(current Version, exists bool) error {
+	err = a.store.Delete(t.Key, func(current Version, exists bool) error {
 		if err := pre.check(current, exists); err != nil {
 			return err
 		}
@@ -343,7 +343,7 @@ func (a *api) getHealth(*exchange) (response, error) {
 }
 
 func (a *api) getReady(x *exchange) (response, error) {
-	return response{status: http.StatusOK, content: []byte(`{"status":"ready"}`)}, a.store.Ready(x.context())
+	return response{status: http.StatusOK, content: []byte(`{"status":"ready"}`)}, a.store.Ready()
 }
 
 // content reads a body of a media type. The caller frees it.

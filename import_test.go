@@ -432,7 +432,7 @@ func TestDecidedImportIsFinishedByTheNextStart(t *testing.T) {
 			}
 		}
 		if pieces > 0 && pieces < 5 { // written by a client since: not to be lost
-			if _, err := s.Put(ctx, key(0), []byte(`{"newer":1}`), always); err != nil {
+			if _, err := s.Put(key(0), []byte(`{"newer":1}`), always); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -81,8 +81,8 @@ func benchFile(t testing.TB, n int) string {
 	now := time.Now()
 	token := Token{Client: "bench", Org: demoOrg, Scopes: Scopes{true, true}, Expires: now.Add(24 * time.Hour), ClientCreated: now}
 	err = errors.Join(
-		s.AddClient(t.Context(), Client{ID: "bench", Org: demoOrg, Scopes: Scopes{true, true}, Secret: hashOf(benchSecret), Created: now}),
-		s.AddToken(t.Context(), hashOf(benchToken), token),
+		s.AddClient(Client{ID: "bench", Org: demoOrg, Scopes: Scopes{true, true}, Secret: hashOf(benchSecret), Created: now}),
+		s.AddToken(hashOf(benchToken), token),
 		s.Close())
 	if err != nil {
 		t.Fatal(err)

@@ -72,7 +72,7 @@ func (a *api) postToken(x *exchange) (_ response, err error) {
 	}
 	text := newSecret()
 	token := Token{Client: client.ID, ClientCreated: client.Created, Org: client.Org, Scopes: scopes, Expires: a.now().Add(a.tokenLifetime)}
-	if err := a.store.AddToken(x.context(), hashOf(text), token); err != nil {
+	if err := a.store.AddToken(hashOf(text), token); err != nil {
 		return response{}, oauthErrorOf(err)
 	}
 	content, err := json.Marshal(tokenResponse{text, int64(a.tokenLifetime / time.Second), "Bearer", scopes})
@@ -93,7 +93,7 @@ func (a *api) postRevocation(x *exchange) (response, error) {
 	if req.Token == nil {
 		return response{}, invalidRequest("token is missing; send the access token to revoke")
 	}
-	err = a.store.RevokeToken(x.context(), hashOf(*req.Token), client.ID)
+	err = a.store.RevokeToken(hashOf(*req.Token), client.ID)
 	switch {
 	case errors.Is(err, ErrForeign): // as RFC 6749 §5.2 has it for one "issued to another client"
 		return response{}, newOAuthError(http.StatusBadRequest, "invalid_grant", "the token was issued to another client, and stays as it is")

@@ -199,7 +199,7 @@ func TestEveryOperationRefusesContentThatIsTooLarge(t *testing.T) {
 func TestEveryOperationRefusesContentThatTakesTooLong(t *testing.T) {
 	t.Parallel() // all of it is to wait
 	store, _ := openStore(t, newPath(t))
-	if err := loadDemo(t.Context(), store, time.Now()); err != nil {
+	if err := loadDemo(store, time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	a, err := newAPI(store, time.Now, slog.New(slog.DiscardHandler), apiSettings{maxBody: 1000, builtInTokens: true, tokenLifetime: tokenLifetime})

@@ -818,8 +818,8 @@ func cells(tx *bbolt.Tx) map[cell][]byte {
 // faults is what is wrong with the file.
 func (j *judge) faults() (faults []string) {
 	e := Checker{
-		Report: func(fault string) { faults = append(faults, fault) },
-		Progress:  func(int64) {},
+		Report:   func(fault string) { faults = append(faults, fault) },
+		Progress: func(int64) {},
 		Contract: func(k Key, doc []byte) {
 			if j.valid[string(doc)] == k {
 				return

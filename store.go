@@ -83,7 +83,7 @@ type Store struct {
 	stopped chan struct{} // closed by the committer, as its last act
 
 	metrics *storeMetrics
-	cache  *tokenCache
+	cache   *tokenCache
 	// importing: there is an Import.
 	importing atomic.Bool
 	// decoy returns a sealed client that nobody is.
@@ -92,8 +92,8 @@ type Store struct {
 	// gate is held for reading by every read transaction, and for writing while
 	// db is closed and opened again.
 	reopenLock sync.RWMutex
-	db   *bbolt.DB // nil while the file cannot be opened
-	file *os.File  // db's own
+	db         *bbolt.DB // nil while the file cannot be opened
+	file       *os.File  // db's own
 	// wantGate: somebody waits to hold gate for writing.
 	reopenWanted atomic.Bool
 	// freeAtOpen is how many free pages the file had then: bbolt counts them from the

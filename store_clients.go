@@ -60,8 +60,8 @@ func (s *Store) HasClients() (has bool, err error) {
 }
 
 // AddClient stores a client under its id, in place of the one there was.
-func (s *Store) AddClient(ctx context.Context, c Client) error {
-	return s.update(ctx, func(tx *bbolt.Tx) error {
+func (s *Store) AddClient(c Client) error {
+	return s.update(func(tx *bbolt.Tx) error {
 		tx.OnCommit(func() { s.cache.forgetClient(c.ID) })
 		return putClient(tx, c)
 	})
@@ -69,8 +69,8 @@ func (s *Store) AddClient(ctx context.Context, c Client) error {
 
 // RotateClient gives a client a new secret. The one it had is good until graceEnds.
 // It returns ErrNotFound for an unknown id.
-func (s *Store) RotateClient(ctx context.Context, id string, secret Hash, graceEnds time.Time) error {
-	return s.update(ctx, func(tx *bbolt.Tx) error {
+func (s *Store) RotateClient(id string, secret Hash, graceEnds time.Time) error {
+	return s.update(func(tx *bbolt.Tx) error {
 		c, err := getClient(tx, id)
 		if err != nil {
 			return err
@@ -87,8 +87,8 @@ func (s *Store) RotateClient(ctx context.Context, id string, secret Hash, graceE
 // RemoveClient removes a client and with it all its tokens: they are not found any
 // more, though they stay in the file until they expire. It returns ErrNotFound for
 // an unknown id.
-func (s *Store) RemoveClient(ctx context.Context, id string) error {
-	return s.update(ctx, func(tx *bbolt.Tx) error {
+func (s *Store) RemoveClient(id string) error {
+	return s.update(func(tx *bbolt.Tx) error {
 		if tx.Bucket(bucketClients).Get([]byte(id)) == nil {
 			return ErrNotFound
 		}
@@ -131,8 +131,8 @@ type Samples struct {
 
 // AddSamples stores the samples in one transaction, unless the first of their
 // clients is there already.
-func (s *Store) AddSamples(ctx context.Context, samples Samples) error {
-	return s.update(ctx, func(tx *bbolt.Tx) error {
+func (s *Store) AddSamples(samples Samples) error {
+	return s.update(func(tx *bbolt.Tx) error {
 		if tx.Bucket(bucketClients).Get([]byte(samples.Clients[0].ID)) != nil {
 			return nil
 		}
@@ -185,7 +185,7 @@ func (s *Store) recordUses(least time.Duration) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), queueTimeout)
 	defer cancel()
-	err := s.update(ctx, func(tx *bbolt.Tx) error {
+	err := s.updateContext(ctx, func(tx *bbolt.Tx) error {
 		err := errUnchanged
 		for id, at := range uses {
 			c, broken := getClient(tx, id)

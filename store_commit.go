@@ -32,10 +32,13 @@ func (w *write) finish(err error) {
 	close(w.done)
 }
 
-// update makes a change and returns when it is on disk. do runs in one transaction
-// with others, in the order of arrival. When the caller's context ends first, the
-// change may yet be made.
-func (s *Store) update(ctx context.Context, do change) error {
+// update makes a change and returns when it is on disk. The transaction is shared with
+// other changes, which run in the order of their arrival.
+func (s *Store) update(do change) error { return s.updateContext(context.Background(), do) }
+
+// updateContext is update, but returns the context's error when the context ends first.
+// The change may still be made after that.
+func (s *Store) updateContext(ctx context.Context, do change) error {
 	if s.damaged.Load() {
 		return fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged)
 	}

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -159,10 +158,10 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 type Precondition func(current Version, exists bool) error
 
 // Put replaces a contract, or makes it, if check returns nil.
-func (s *Store) Put(ctx context.Context, k Key, doc []byte, check Precondition) (Version, error) {
+func (s *Store) Put(k Key, doc []byte, check Precondition) (Version, error) {
 	key := k.bytes()
 	value := withChecksum(key, doc)
-	return versionOf(value), s.update(ctx, func(tx *bbolt.Tx) error {
+	return versionOf(value), s.update(func(tx *bbolt.Tx) error {
 		if err := checkPrecondition(tx, key, check); err != nil {
 			return err
 		}
@@ -171,9 +170,9 @@ func (s *Store) Put(ctx context.Context, k Key, doc []byte, check Precondition) 
 }
 
 // Delete removes a contract, if check returns nil.
-func (s *Store) Delete(ctx context.Context, k Key, check Precondition) error {
+func (s *Store) Delete(k Key, check Precondition) error {
 	key := k.bytes()
-	return s.update(ctx, func(tx *bbolt.Tx) error {
+	return s.update(func(tx *bbolt.Tx) error {
 		if err := checkPrecondition(tx, key, check); err != nil {
 			return err
 		}
@@ -213,11 +212,11 @@ type Created struct {
 // Create makes a contract under a new id. With a key that made one in the last
 // 24 hours it returns that one as it was, or ErrKeyReused if the body was
 // another.
-func (s *Store) Create(ctx context.Context, k Key, doc []byte, once *Idempotency) (Created, error) {
+func (s *Store) Create(k Key, doc []byte, once *Idempotency) (Created, error) {
 	key := k.bytes()
 	value := withChecksum(key, doc)
 	created := Created{k.Contract, doc, versionOf(value)}
-	err := s.update(ctx, func(tx *bbolt.Tx) error {
+	err := s.update(func(tx *bbolt.Tx) error {
 		if once != nil {
 			record := slices.Concat(k.prefix(), []byte(once.Client), []byte{0}, []byte(once.Key))
 			now := s.now()
@@ -236,7 +235,7 @@ func (s *Store) Create(ctx context.Context, k Key, doc []byte, once *Idempotency
 		return put(tx, bucketContracts, key, value)
 	})
 	if err != nil {
-		return Created{}, err // when the caller left, the committer may yet be at created
+		return Created{}, err
 	}
 	return created, nil
 }

@@ -19,7 +19,7 @@ const readyInterval = time.Second
 // Ready tells whether the file can be written: it cannot if the last commit failed,
 // and one without changes is tried here, at most once in a readyInterval. Its error
 // wraps ErrUnavailable or ErrBusy.
-func (s *Store) Ready(ctx context.Context) error {
+func (s *Store) Ready() error {
 	s.ready.Lock()
 	defer s.ready.Unlock()
 	if time.Since(s.ready.at) < readyInterval {
@@ -28,10 +28,9 @@ func (s *Store) Ready(ctx context.Context) error {
 		}
 		return s.ready.err
 	}
-	// The answer is not only for the one who asked.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), queueTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), queueTimeout)
 	defer cancel()
-	err := s.update(ctx, func(*bbolt.Tx) error { return nil })
+	err := s.updateContext(ctx, func(*bbolt.Tx) error { return nil })
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = ErrUnavailable
 	}

@@ -7,7 +7,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	_ "embed"
 	"encoding/binary"
 	"errors"
@@ -52,7 +51,7 @@ func (s *Store) StartImport() (*Import, error) {
 		return nil, ErrImporting
 	}
 	i := &Import{s: s}
-	err := i.update(func(tx *bbolt.Tx) error {
+	err := i.s.update(func(tx *bbolt.Tx) error {
 		if err := dropStaged(tx); err != nil {
 			return err
 		}
@@ -68,9 +67,6 @@ func (s *Store) StartImport() (*Import, error) {
 	return i, nil
 }
 
-// update waits for the outcome whoever leaves, as the change has memory of its caller's.
-func (i *Import) update(do change) error { return i.s.update(context.Background(), do) }
-
 // ImportLine is a contract and the number of the line that it comes from.
 type ImportLine struct {
 	Key      Key
@@ -83,7 +79,7 @@ type ImportLine struct {
 // counts.
 func (i *Import) Stage(lines []ImportLine) (before []int64, err error) {
 	before = make([]int64, len(lines))
-	return before, i.update(func(tx *bbolt.Tx) error {
+	return before, i.s.update(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketImport)
 		b.FillPercent = importFill
 		for n, l := range lines {
@@ -103,7 +99,7 @@ func (i *Import) Stage(lines []ImportLine) (before []int64, err error) {
 
 // Decide makes it sure that all that is staged gets stored.
 func (i *Import) Decide() error {
-	err := i.update(func(tx *bbolt.Tx) error {
+	err := i.s.update(func(tx *bbolt.Tx) error {
 		return put(tx, bucketMeta, []byte(importKey), []byte(importAfter))
 	})
 	i.decided = err == nil
@@ -133,7 +129,7 @@ func (i *Import) Close() {
 		_, _, err = i.Apply()
 	}
 	if !i.decided {
-		err = i.update(dropStaged)
+		err = i.s.update(dropStaged)
 	}
 	if err != nil {
 		i.s.log.Warn("an import is left in the database; the next start sees to it", "decided", i.decided, "err", err)
@@ -154,7 +150,7 @@ func (s *Store) settleImport() error {
 	}
 	if !decided {
 		s.log.Info("dropping an import that was cut short")
-		return s.update(context.Background(), dropStaged)
+		return s.update(dropStaged)
 	}
 	s.log.Info("finishing an import that was cut short")
 	for done := false; !done && err == nil; {
@@ -165,7 +161,7 @@ func (s *Store) settleImport() error {
 
 // moveStaged stores what one transaction holds of a decided import.
 func (s *Store) moveStaged() (moved int, done bool, err error) {
-	err = s.update(context.Background(), func(tx *bbolt.Tx) error {
+	err = s.update(func(tx *bbolt.Tx) error {
 		moved = 0
 		start := bytes.TrimPrefix(tx.Bucket(bucketMeta).Get([]byte(importKey)), []byte(importAfter))
 		tx.Bucket(bucketContracts).FillPercent = importFill // which put's is too: it is one Bucket

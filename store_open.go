@@ -32,7 +32,7 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 		dead:    make(chan struct{}),
-		cache:  newTokenCache(),
+		cache:   newTokenCache(),
 	}
 	s.metrics = newStoreMetrics(s)
 	s.dummyClient = sync.OnceValues(func() ([]byte, error) {

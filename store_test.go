@@ -17,8 +17,6 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-var ctx = context.Background()
-
 // always and absent are what a write may ask for.
 func always(Version, bool) error { return nil }
 
@@ -71,7 +69,7 @@ func hold(t testing.TB, s *Store) (release func()) {
 	t.Helper()
 	held, let, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
 	go func() {
-		_, err := s.Put(ctx, key(0xffff), []byte("held"), func(Version, bool) error {
+		_, err := s.Put(key(0xffff), []byte("held"), func(Version, bool) error {
 			close(held)
 			<-let
 			return nil
@@ -100,15 +98,15 @@ func TestContractIsMadeReplacedAndDeleted(t *testing.T) {
 	if _, _, err := s.Get(nil, key(1)); !errors.Is(err, ErrNotFound) {
 		t.Errorf("before: %v", err)
 	}
-	first, err := s.Put(ctx, key(1), []byte(`{"a":1}`), absent)
+	first, err := s.Put(key(1), []byte(`{"a":1}`), absent)
 	if err != nil {
 		t.Fatal(err)
 	}
 	wantDocument(t, s, key(1), `{"a":1}`)
-	if _, err := s.Put(ctx, key(1), []byte(`{"a":2}`), absent); !errors.Is(err, errThere) {
+	if _, err := s.Put(key(1), []byte(`{"a":2}`), absent); !errors.Is(err, errThere) {
 		t.Errorf("made twice: %v", err)
 	}
-	second, err := s.Put(ctx, key(1), []byte(`{"a":2}`), func(current Version, exists bool) error {
+	second, err := s.Put(key(1), []byte(`{"a":2}`), func(current Version, exists bool) error {
 		if !exists || current != first {
 			t.Errorf("check was asked about %x, %v", current, exists)
 		}
@@ -118,10 +116,10 @@ func TestContractIsMadeReplacedAndDeleted(t *testing.T) {
 		t.Errorf("replaced: versions %x and %x, %v", first, second, err)
 	}
 	wantDocument(t, s, key(1), `{"a":2}`)
-	if back, err := s.Put(ctx, key(1), []byte(`{"a":1}`), always); err != nil || back != first {
+	if back, err := s.Put(key(1), []byte(`{"a":1}`), always); err != nil || back != first {
 		t.Errorf("an equal document has version %x, then %x, %v", first, back, err)
 	}
-	if err := s.Delete(ctx, key(1), always); err != nil {
+	if err := s.Delete(key(1), always); err != nil {
 		t.Error(err)
 	}
 	if _, _, err := s.Get(nil, key(1)); !errors.Is(err, ErrNotFound) {
@@ -142,7 +140,7 @@ func TestWritesThatWaitShareACommit(t *testing.T) {
 			if i%2 == 1 {
 				check = absent // of one contract, which all of these want to make
 			}
-			_, errs[i] = s.Put(ctx, key(i*((i+1)%2)+(i%2)), fmt.Appendf(nil, "%d", i), check)
+			_, errs[i] = s.Put(key(i*((i+1)%2)+(i%2)), fmt.Appendf(nil, "%d", i), check)
 		})
 	}
 	waitFor(t, "all writes wait", func() bool { return len(s.queue) == writers })
@@ -177,7 +175,7 @@ func TestRefusedWritesCommitNothing(t *testing.T) {
 	s, _ := openStore(t, newPath(t))
 	before := transaction(t, s)
 	no := errors.New("no")
-	if _, err := s.Put(ctx, key(1), []byte("a"), func(Version, bool) error { return no }); !errors.Is(err, no) {
+	if _, err := s.Put(key(1), []byte("a"), func(Version, bool) error { return no }); !errors.Is(err, no) {
 		t.Errorf("got %v", err)
 	}
 	if after := transaction(t, s); after != before {
@@ -194,7 +192,7 @@ func TestManyWritersAreAllThereAfterARestart(t *testing.T) {
 		for w := range writers {
 			wg.Go(func() {
 				for i := range each {
-					if _, err := s.Put(ctx, key(w*each+i), fmt.Appendf(nil, "%d of %d", i, w), absent); err != nil {
+					if _, err := s.Put(key(w*each+i), fmt.Appendf(nil, "%d of %d", i, w), absent); err != nil {
 						t.Errorf("write %d of %d: %v", i, w, err)
 					}
 				}
@@ -215,7 +213,7 @@ func TestListKeepsUsersApart(t *testing.T) {
 	last := strings.Repeat("f", 8) + demoUser[8:]
 	for _, o := range []Owner{{demoOrg, demoUser}, {demoOrg, ID(last)}, {demoOtherOrg, demoUser}} {
 		for _, n := range []int{3, 1, 2} {
-			if _, err := s.Put(ctx, Key{o, key(n).Contract}, fmt.Appendf(nil, `"%s %s %d"`, o.Org[:4], o.User[:4], n), absent); err != nil {
+			if _, err := s.Put(Key{o, key(n).Contract}, fmt.Appendf(nil, `"%s %s %d"`, o.Org[:4], o.User[:4], n), absent); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -256,11 +254,11 @@ func TestWhatExpiresLeavesTheFile(t *testing.T) {
 		for round := range 3 {
 			for i := range 20 {
 				once := &Idempotency{Client: "a", Key: fmt.Sprint(i), Body: hashOf("b")}
-				if _, err := s.Create(ctx, key(100*round+i), []byte("{}"), once); err != nil {
+				if _, err := s.Create(key(100*round+i), []byte("{}"), once); err != nil {
 					t.Fatal(err)
 				}
 				token := Token{Client: "a", Org: demoOrg, Scopes: Scopes{Read: true}, Expires: c.now().Add(tokenLifetime)}
-				if err := s.AddToken(ctx, hashOf(fmt.Sprint(round, i)), token); err != nil {
+				if err := s.AddToken(hashOf(fmt.Sprint(round, i)), token); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -293,7 +291,7 @@ func TestKeyBelongsToOneClientAndUser(t *testing.T) {
 		{"another user", other, Idempotency{"a", "k", hashOf("y")}, key(4).Contract, nil},
 		{"another key", key(5), Idempotency{"a", "l", hashOf("x")}, key(5).Contract, nil},
 	} {
-		got, err := s.Create(ctx, tt.key, fmt.Appendf(nil, `{"id":"%s"}`, tt.key.Contract), &tt.once)
+		got, err := s.Create(tt.key, fmt.Appendf(nil, `{"id":"%s"}`, tt.key.Contract), &tt.once)
 		if !errors.Is(err, tt.error) || err == nil && (got.ID != tt.want || !strings.Contains(string(got.Document), string(tt.want)) ||
 			got.Version != Version(checksum(Key{tt.key.Owner, tt.want}.bytes(), got.Document))) {
 			t.Errorf("%s: %+v, %v, want %s, %v", tt.name, got, err, tt.want, tt.error)
@@ -313,7 +311,7 @@ func TestClientsAndTokensSurviveARestart(t *testing.T) {
 		if has, err := s.HasClients(); has || err != nil {
 			t.Errorf("a new store has clients: %v, %v", has, err)
 		}
-		if err := errors.Join(s.AddClient(ctx, c), s.AddToken(ctx, hashOf("token"), token)); err != nil {
+		if err := errors.Join(s.AddClient(c), s.AddToken(hashOf("token"), token)); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -365,19 +363,19 @@ func TestWriteThatCannotGetIntoTheQueueIsRefused(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range queueLength {
 		wg.Go(func() {
-			if _, err := s.Put(ctx, key(i), []byte("waits"), always); err != nil {
+			if _, err := s.Put(key(i), []byte("waits"), always); err != nil {
 				t.Errorf("a write that waited: %v", err)
 			}
 		})
 	}
 	waitFor(t, "the queue is full", func() bool { return len(s.queue) == queueLength })
-	gone, cancel := context.WithCancel(ctx)
+	gone, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := s.Put(gone, key(0x8000), []byte("gone"), always); !errors.Is(err, context.Canceled) {
-		t.Errorf("of a client that left: %v", err)
+	if err := s.updateContext(gone, func(*bbolt.Tx) error { return nil }); !errors.Is(err, context.Canceled) {
+		t.Errorf("of a caller that left: %v", err)
 	}
 	started := time.Now()
-	_, err := s.Put(ctx, key(0x8001), []byte("one too many"), always)
+	_, err := s.Put(key(0x8001), []byte("one too many"), always)
 	if d := time.Since(started); !errors.Is(err, ErrBusy) || d < queueTimeout {
 		t.Errorf("after %s: %v", d, err)
 	}
@@ -393,7 +391,7 @@ func TestReadyCommitsOnceForManyWhoAsk(t *testing.T) {
 	before := transaction(t, s)
 	started := time.Now()
 	for range 100 {
-		if err := s.Ready(ctx); err != nil {
+		if err := s.Ready(); err != nil {
 			t.Error(err)
 		}
 	}
@@ -425,10 +423,10 @@ func TestWritesOfACommitSeeEachOtherInOrder(t *testing.T) {
 		}
 	}
 	put := func(doc []byte, check Precondition) func() error {
-		return func() error { _, err := s.Put(ctx, key(1), doc, check); return err }
+		return func() error { _, err := s.Put(key(1), doc, check); return err }
 	}
 	remove := func(check Precondition) func() error {
-		return func() error { return s.Delete(ctx, key(1), check) }
+		return func() error { return s.Delete(key(1), check) }
 	}
 	steps := []struct {
 		name string
@@ -508,7 +506,7 @@ func TestListIsEachContractOnceInOrder(t *testing.T) {
 	for _, user := range []string{demoUser[:35], demoUser[:35] + "1", demoUser + "0"} {
 		samples.Documents[Key{Owner{demoOrg, ID(user)}, id(0)}] = []byte(`"another user's"`)
 	}
-	if err := s.AddSamples(ctx, samples); err != nil {
+	if err := s.AddSamples(samples); err != nil {
 		t.Fatal(err)
 	}
 	first, err := s.List(nil, owner, Range{})
@@ -570,7 +568,7 @@ func TestDocumentLargerThanAPageIsListedWhole(t *testing.T) {
 	var want []string
 	for i := range 3 {
 		want = append(want, fmt.Sprintf(`{"n":%0*d}`, pageBytes+i, i))
-		if _, err := s.Put(ctx, key(i), []byte(want[i]), absent); err != nil {
+		if _, err := s.Put(key(i), []byte(want[i]), absent); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -588,18 +586,18 @@ func TestFirstAnswerIsRepeatedWhateverBecameOfTheContract(t *testing.T) {
 	// create sends the request once more; the handler has made a new id each time.
 	create := func(when string, n int, want Key, wantVersion Version) {
 		t.Helper()
-		got, err := s.Create(ctx, key(n), []byte(doc), once)
+		got, err := s.Create(key(n), []byte(doc), once)
 		if err != nil || got.ID != want.Contract || string(got.Document) != doc || got.Version != wantVersion {
 			t.Errorf("%s: %+v, %v; want %s of contract %s", when, got, err, doc, want.Contract)
 		}
 	}
 	create("first", 1, key(1), version)
-	if _, err := s.Put(ctx, key(1), []byte(`{"n":2}`), always); err != nil {
+	if _, err := s.Put(key(1), []byte(`{"n":2}`), always); err != nil {
 		t.Fatal(err)
 	}
 	create("after it was replaced", 2, key(1), version)
 	wantDocument(t, s, key(1), `{"n":2}`)
-	if err := s.Delete(ctx, key(1), always); err != nil {
+	if err := s.Delete(key(1), always); err != nil {
 		t.Fatal(err)
 	}
 	create("after it was deleted", 3, key(1), version)
@@ -664,7 +662,7 @@ func threeContracts(t testing.TB) (path string, at, size int64) {
 	for i := range 3 {
 		samples.Documents[key(i)] = []byte(someDocument(i))
 	}
-	if err := errors.Join(s.AddSamples(ctx, samples), s.Close()); err != nil {
+	if err := errors.Join(s.AddSamples(samples), s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	file, sealed := readFile(t, path), string(withChecksum(key(1).bytes(), []byte(someDocument(1))))
@@ -695,10 +693,10 @@ func TestWriteHealsACorruptContract(t *testing.T) {
 		heal func(*Store) error
 		want string // "" is gone
 	}{
-		{"replaced", 100, func(s *Store) error { _, err := s.Put(ctx, key(1), []byte("new"), always); return err }, "new"},
+		{"replaced", 100, func(s *Store) error { _, err := s.Put(key(1), []byte("new"), always); return err }, "new"},
 		{"replaced by what it was", 100, func(s *Store) error {
 			// The sum is whole, and so is what a client knows by it.
-			_, err := s.Put(ctx, key(1), []byte(someDocument(1)), func(current Version, exists bool) error {
+			_, err := s.Put(key(1), []byte(someDocument(1)), func(current Version, exists bool) error {
 				if want := Version(checksum(key(1).bytes(), []byte(someDocument(1)))); !exists || current != want {
 					return fmt.Errorf("found %x, %v, want %x", current, exists, want)
 				}
@@ -706,8 +704,8 @@ func TestWriteHealsACorruptContract(t *testing.T) {
 			})
 			return err
 		}, someDocument(1)},
-		{"replaced, its sum being what is broken", 3, func(s *Store) error { _, err := s.Put(ctx, key(1), []byte("new"), always); return err }, "new"},
-		{"deleted", 100, func(s *Store) error { return s.Delete(ctx, key(1), always) }, ""},
+		{"replaced, its sum being what is broken", 3, func(s *Store) error { _, err := s.Put(key(1), []byte("new"), always); return err }, "new"},
+		{"deleted", 100, func(s *Store) error { return s.Delete(key(1), always) }, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path, at, _ := threeContracts(t)
@@ -762,8 +760,8 @@ func TestCorruptClientTokenAndKeyAreRefusedAndExpireAsOthersDo(t *testing.T) {
 	t.Run("write", func(t *testing.T) {
 		s, clock := openStore(t, path)
 		token := Token{Client: "a", Org: demoOrg, Scopes: Scopes{Read: true}, Expires: clock.now().Add(tokenLifetime)}
-		_, err := s.Create(ctx, key(1), []byte("{}"), once)
-		if err := errors.Join(err, s.AddClient(ctx, c), s.AddToken(ctx, hashOf("t"), token)); err != nil {
+		_, err := s.Create(key(1), []byte("{}"), once)
+		if err := errors.Join(err, s.AddClient(c), s.AddToken(hashOf("t"), token)); err != nil {
 			t.Fatal(err)
 		}
 	})
@@ -786,20 +784,20 @@ func TestCorruptClientTokenAndKeyAreRefusedAndExpireAsOthersDo(t *testing.T) {
 		if got, err := s.Token(hashOf("t")); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("token: %+v, %v", got, err)
 		}
-		if got, err := s.Create(ctx, key(2), []byte("{}"), once); !errors.Is(err, ErrCorrupt) {
+		if got, err := s.Create(key(2), []byte("{}"), once); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("create with the key: %+v, %v", got, err)
 		}
 		if _, _, err := s.Get(nil, key(2)); !errors.Is(err, ErrNotFound) {
 			t.Errorf("refused, and there: %v", err)
 		}
 		clock.move(idempotencyLifetime + expiredKept + time.Minute)
-		if err := s.AddClient(ctx, c); err != nil { // heals the client; its commit removes the others
+		if err := s.AddClient(c); err != nil { // heals the client; its commit removes the others
 			t.Fatal(err)
 		}
 		if got, err := s.Client("a"); got != c || err != nil {
 			t.Errorf("client, stored again: %+v, %v", got, err)
 		}
-		if got, err := s.Create(ctx, key(3), []byte("{}"), once); err != nil || got.ID != key(3).Contract {
+		if got, err := s.Create(key(3), []byte("{}"), once); err != nil || got.ID != key(3).Contract {
 			t.Errorf("create with the key a day later: %+v, %v", got, err)
 		}
 	})
@@ -807,31 +805,5 @@ func TestCorruptClientTokenAndKeyAreRefusedAndExpireAsOthersDo(t *testing.T) {
 		if n := count(t, path, []byte(bucket)); n != want {
 			t.Errorf("%s has %d keys, want %d", bucket, n, want)
 		}
-	}
-}
-
-// A client that leaves while its repeated request is answered.
-func TestCreateOfAClientThatLeavesIsNoRace(t *testing.T) {
-	s, _ := openStore(t, newPath(t))
-	once := &Idempotency{Client: "a", Key: "k", Body: hashOf("b")}
-	if _, err := s.Create(ctx, key(1), []byte("{}"), once); err != nil {
-		t.Fatal(err)
-	}
-	for range 100 {
-		gone, leave := context.WithCancel(ctx)
-		held, let := make(chan struct{}), make(chan struct{})
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			_, _ = s.Put(ctx, key(2), []byte("x"), func(Version, bool) error { close(held); <-let; leave(); return nil })
-		})
-		<-held
-		wg.Go(func() {
-			if got, err := s.Create(gone, key(3), []byte("{}"), once); err != nil && !errors.Is(err, context.Canceled) {
-				t.Errorf("%+v, %v", got, err)
-			}
-		})
-		waitFor(t, "it waits", func() bool { return len(s.queue) == 1 })
-		close(let)
-		wg.Wait()
 	}
 }

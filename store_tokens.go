@@ -3,7 +3,6 @@ package main
 // The store's methods for access tokens.
 
 import (
-	"context"
 	_ "embed"
 	"fmt"
 	"time"
@@ -13,12 +12,12 @@ import (
 )
 
 // AddToken stores a token under the hash of its text.
-func (s *Store) AddToken(ctx context.Context, h Hash, t Token) error {
+func (s *Store) AddToken(h Hash, t Token) error {
 	b, err := json.Marshal(t)
 	if err != nil {
 		return fmt.Errorf("encode token: %w", err)
 	}
-	return s.update(ctx, func(tx *bbolt.Tx) error {
+	return s.update(func(tx *bbolt.Tx) error {
 		return putExpiring(tx, bucketTokens, h[:], t.Expires, b)
 	})
 }
@@ -60,8 +59,8 @@ func (s *Store) readToken(h Hash) (t Token, err error) {
 
 // RevokeToken removes a token of a client. It returns ErrNotFound for an unknown
 // token and ErrForeign for another client's.
-func (s *Store) RevokeToken(ctx context.Context, h Hash, client string) error {
-	return s.update(ctx, func(tx *bbolt.Tx) error {
+func (s *Store) RevokeToken(h Hash, client string) error {
+	return s.update(func(tx *bbolt.Tx) error {
 		t, expiry, err := getToken(tx, h)
 		switch {
 		case err != nil:

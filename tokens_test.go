@@ -17,7 +17,7 @@ func tokenStore(t testing.TB, texts ...string) (*Store, *clock, Client) {
 	t.Helper()
 	s, clock := openStore(t, newPath(t))
 	c := Client{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}, Secret: hashOf("secret"), Created: time.Unix(1700000000, 0).UTC()}
-	if err := s.AddClient(ctx, c); err != nil {
+	if err := s.AddClient(c); err != nil {
 		t.Fatal(err)
 	}
 	for _, text := range texts {
@@ -29,7 +29,7 @@ func tokenStore(t testing.TB, texts ...string) (*Store, *clock, Client) {
 func addToken(t testing.TB, s *Store, clock *clock, c Client, text string) {
 	t.Helper()
 	token := Token{Client: c.ID, ClientCreated: c.Created, Org: c.Org, Scopes: c.Scopes, Expires: clock.now().Add(tokenLifetime)}
-	if err := s.AddToken(ctx, hashOf(text), token); err != nil {
+	if err := s.AddToken(hashOf(text), token); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -52,34 +52,34 @@ func TestTokenIsGoodUntil(t *testing.T) {
 	}{
 		{"nothing happens", func(*testing.T, *Store, *clock, Client) {}, nil},
 		{"it is revoked", func(t *testing.T, s *Store, _ *clock, c Client) {
-			if err := s.RevokeToken(ctx, hashOf("t"), c.ID); err != nil {
+			if err := s.RevokeToken(hashOf("t"), c.ID); err != nil {
 				t.Error(err)
 			}
 		}, ErrNotFound},
 		{"another client would revoke it, which is refused", func(t *testing.T, s *Store, _ *clock, c Client) {
-			if err := s.RevokeToken(ctx, hashOf("t"), "b"); !errors.Is(err, ErrForeign) {
+			if err := s.RevokeToken(hashOf("t"), "b"); !errors.Is(err, ErrForeign) {
 				t.Error(err)
 			}
 		}, nil},
 		{"its client is removed", func(t *testing.T, s *Store, _ *clock, c Client) {
-			if err := s.RemoveClient(ctx, c.ID); err != nil {
+			if err := s.RemoveClient(c.ID); err != nil {
 				t.Error(err)
 			}
 		}, ErrNotFound},
 		{"its client is removed, and another one has the id", func(t *testing.T, s *Store, _ *clock, c Client) {
 			c.Created = c.Created.Add(time.Nanosecond)
-			if err := errors.Join(s.RemoveClient(ctx, c.ID), s.AddClient(ctx, c)); err != nil {
+			if err := errors.Join(s.RemoveClient(c.ID), s.AddClient(c)); err != nil {
 				t.Error(err)
 			}
 		}, ErrNotFound},
 		{"another client takes its client's place", func(t *testing.T, s *Store, _ *clock, c Client) {
 			c.Created = c.Created.Add(time.Nanosecond)
-			if err := s.AddClient(ctx, c); err != nil {
+			if err := s.AddClient(c); err != nil {
 				t.Error(err)
 			}
 		}, ErrNotFound},
 		{"its client gets a new secret, which changes nothing", func(t *testing.T, s *Store, clock *clock, c Client) {
-			if err := s.RotateClient(ctx, c.ID, hashOf("new"), clock.now()); err != nil {
+			if err := s.RotateClient(c.ID, hashOf("new"), clock.now()); err != nil {
 				t.Error(err)
 			}
 		}, nil},
@@ -139,7 +139,7 @@ func TestRevokedTokenIsNeverGoodAgain(t *testing.T) {
 				}
 			})
 		}
-		if err := s.RevokeToken(ctx, hashOf(text), c.ID); err != nil {
+		if err := s.RevokeToken(hashOf(text), c.ID); err != nil {
 			t.Error(err)
 		}
 		revoked.Store(true)
@@ -149,10 +149,10 @@ func TestRevokedTokenIsNeverGoodAgain(t *testing.T) {
 
 func TestRevokedTokenLeavesTheFileAtOnce(t *testing.T) {
 	s, _, c := tokenStore(t, "t")
-	if err := s.RevokeToken(ctx, hashOf("t"), c.ID); err != nil {
+	if err := s.RevokeToken(hashOf("t"), c.ID); err != nil {
 		t.Error(err)
 	}
-	if err := s.RevokeToken(ctx, hashOf("t"), c.ID); !errors.Is(err, ErrNotFound) {
+	if err := s.RevokeToken(hashOf("t"), c.ID); !errors.Is(err, ErrNotFound) {
 		t.Errorf("again: %v", err)
 	}
 	_ = s.view(func(r *reader) error {
@@ -230,7 +230,7 @@ func TestLastUseIsWrittenAtTheEndIfItWasNotJustBefore(t *testing.T) {
 			clock.move(after)
 			before := transaction(t, s)
 			if after == 0 {
-				if err := s.AddClient(ctx, c); err != nil {
+				if err := s.AddClient(c); err != nil {
 					t.Fatal(err)
 				}
 				before++
