@@ -3,7 +3,6 @@ package main
 // The state that the endpoints of the API share.
 
 import (
-	_ "embed"
 	"time"
 )
 

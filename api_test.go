@@ -522,3 +522,52 @@ func TestPanicOfAHandlerIsA500ThatTheLogExplains(t *testing.T) {
 		t.Errorf("the next request: %s\n%s", resp.Status, got)
 	}
 }
+
+// countingWriter is a middleware's: it hides the methods of the writer below.
+type countingWriter struct {
+	http.ResponseWriter
+	status, bytes int
+}
+
+func (w *countingWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *countingWriter) Write(b []byte) (int, error) {
+	w.bytes += len(b)
+	return w.ResponseWriter.Write(b)
+}
+
+func TestMiddlewareSeesTheWholeResponse(t *testing.T) {
+	store, _ := openStore(t, newPath(t))
+	a, err := newAPI(store, time.Now, slog.New(slog.DiscardHandler), apiSettings{builtInTokens: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(chan countingWriter, 1)
+	next := a.handler
+	a.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		counting := &countingWriter{ResponseWriter: w}
+		next.ServeHTTP(counting, r)
+		seen <- *counting
+	})
+	server := httptest.NewServer(a)
+	defer server.Close()
+	for _, tt := range []struct {
+		method, path string
+		status       int
+	}{
+		{http.MethodGet, "/healthz", http.StatusOK},
+		{http.MethodGet, openAPIPath, http.StatusOK},
+		{http.MethodGet, "/nothing", http.StatusNotFound},
+		{http.MethodPut, "/healthz", http.StatusMethodNotAllowed},
+		{http.MethodOptions, "/healthz", http.StatusNoContent},
+	} {
+		resp, body := do(t, http.DefaultClient, tt.method, server.URL+tt.path, nil, "")
+		got := <-seen
+		if resp.StatusCode != tt.status || got.status != tt.status || got.bytes != len(body) {
+			t.Errorf("%s %s: status %d and %d bytes, of which the middleware saw %d and %d", tt.method, tt.path, resp.StatusCode, len(body), got.status, got.bytes)
+		}
+	}
+}

@@ -4,7 +4,6 @@ package main
 // place, so that a crash leaves either all of it or nothing.
 
 import (
-	_ "embed"
 	"errors"
 	"fmt"
 	"io/fs"

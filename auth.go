@@ -3,7 +3,6 @@ package main
 // Authorization: the check of the bearer token on every request (RFC 6750).
 
 import (
-	_ "embed"
 	"errors"
 	"fmt"
 	"net/http"

@@ -6,7 +6,6 @@ package main
 // the file.
 
 import (
-	_ "embed"
 	"encoding/binary"
 	"errors"
 	"fmt"

@@ -4,7 +4,6 @@ package main
 
 import (
 	"crypto/tls"
-	_ "embed"
 	"fmt"
 	"log/slog"
 	"os"

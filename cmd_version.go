@@ -3,7 +3,6 @@ package main
 // The command version.
 
 import (
-	_ "embed"
 	"fmt"
 )
 

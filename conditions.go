@@ -3,7 +3,6 @@ package main
 // Conditional requests: If-Match and If-None-Match (RFC 9110 §13).
 
 import (
-	_ "embed"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"

@@ -3,7 +3,6 @@ package main
 // The control endpoint that sends a copy of the database.
 
 import (
-	_ "embed"
 	"errors"
 	"io"
 	"net/http"

@@ -3,7 +3,6 @@ package main
 // The control endpoints that manage clients.
 
 import (
-	_ "embed"
 	"errors"
 	"net/http"
 	"time"

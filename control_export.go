@@ -3,7 +3,6 @@ package main
 // The control endpoint that sends contracts as JSON Lines.
 
 import (
-	_ "embed"
 	"net/http"
 )
 

@@ -7,7 +7,6 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
-	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -43,7 +42,7 @@ type importEnd struct {
 type importControl struct{ store *Store }
 
 func (c importControl) post(x *exchange) (response, error) {
-	connection := http.NewResponseController(x.ResponseWriter)
+	connection := http.NewResponseController(x.w)
 	if err := connection.EnableFullDuplex(); err != nil {
 		return response{}, err
 	}

@@ -3,7 +3,6 @@ package main
 // Cross-origin requests from browsers: which origins may use the API (Fetch standard, §3.3).
 
 import (
-	_ "embed"
 	"errors"
 	"net/http"
 	"net/url"

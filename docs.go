@@ -5,7 +5,6 @@ package main
 
 import (
 	"embed"
-	_ "embed"
 	"errors"
 	"io/fs"
 	"net/http"

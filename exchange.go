@@ -6,7 +6,6 @@ package main
 import (
 	"bytes"
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -17,13 +16,14 @@ import (
 	"strconv"
 	"sync"
 	"time"
+	"github.com/google/uuid"
 
 	"github.com/go-json-experiment/json"
 )
 
 // exchange is one request and what became of it.
 type exchange struct {
-	http.ResponseWriter
+	w http.ResponseWriter // sent, or what a middleware made of it
 	r *http.Request
 
 	id     string       // the request id
@@ -36,10 +36,44 @@ type exchange struct {
 	values [8]string // of the answer's fields, so that none is allocated for itself
 	fields int       // how many there are
 
-	status int   // of the answer; 0: none was sent
-	bytes  int64 // of the answer's content
-	err    error // why the answer is a 5xx, or broke off
+	sent  statusWriter
+	bytes int64 // of the response's content
+	err   error // why the response is a 5xx, or was cut off
 }
+
+// newExchange returns the exchange of a request, which exchangeOf finds from then on.
+func newExchange(w http.ResponseWriter, r *http.Request, log slog.Handler) *exchange {
+	x := &exchange{id: uuid.New().String(), log: log, sent: statusWriter{ResponseWriter: w}}
+	x.w = &x.sent
+	x.r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+	return x
+}
+
+// exchangeKey is the key of an exchange in the context of its request.
+type exchangeKey struct{}
+
+// exchangeOf returns the exchange of a request. The response is written to w, which may
+// be a middleware's.
+func exchangeOf(w http.ResponseWriter, r *http.Request) *exchange {
+	x := r.Context().Value(exchangeKey{}).(*exchange)
+	x.w = w
+	return x
+}
+
+// statusWriter records the status of a response, which a middleware may write too.
+type statusWriter struct {
+	http.ResponseWriter
+	status int // 0 until a status is written
+}
+
+// WriteHeader records the status and writes it.
+func (w *statusWriter) WriteHeader(status int) {
+	w.status = status
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap returns the connection's own writer to http.ResponseController.
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // answer is a success.
 type response struct {
@@ -69,30 +103,24 @@ func (x *exchange) panicked(p any) {
 	x.fail(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
 }
 
-// WriteHeader remembers the status, whoever answers.
-func (x *exchange) WriteHeader(status int) {
-	x.status = status
-	x.ResponseWriter.WriteHeader(status)
-}
-
 // set adds a field with a name in its canonical form, unless its value is empty.
 func (x *exchange) set(name, value string) {
 	if value == "" {
 		return
 	}
 	if x.fields == len(x.values) {
-		x.Header()[name] = []string{value}
+		x.w.Header()[name] = []string{value}
 		return
 	}
 	at := x.fields
 	x.fields++
 	x.values[at] = value
-	x.Header()[name] = x.values[at : at+1 : at+1]
+	x.w.Header()[name] = x.values[at : at+1 : at+1]
 }
 
 // send writes an answer.
 func (x *exchange) send(a response) {
-	h := x.Header()
+	h := x.w.Header()
 	x.set("Etag", a.etag)
 	x.set("Location", a.location)
 	x.set("Link", a.link)
@@ -116,7 +144,7 @@ func (x *exchange) send(a response) {
 			x.set("Content-Length", strconv.FormatInt(a.size, 10))
 		}
 	}
-	x.WriteHeader(a.status)
+	x.w.WriteHeader(a.status)
 	if x.r.Method == http.MethodHead {
 		return
 	}
@@ -146,9 +174,9 @@ func (x *exchange) write(b []byte) {
 	long := len(b) > writePiece || x.bytes > 0
 	for len(b) > 0 {
 		if long {
-			_ = http.NewResponseController(x.ResponseWriter).SetWriteDeadline(time.Now().Add(pieceTimeout)) // HTTP has them
+			_ = http.NewResponseController(x.w).SetWriteDeadline(time.Now().Add(pieceTimeout)) // HTTP has them
 		}
-		n, err := x.Write(b[:min(len(b), writePiece)])
+		n, err := x.w.Write(b[:min(len(b), writePiece)])
 		x.bytes += int64(n)
 		if err != nil {
 			x.abort(fmt.Errorf("%w: %w", errClientGone, err))
@@ -169,7 +197,7 @@ func (x *exchange) abort(err error) {
 
 // fail writes an error as the answer.
 func (x *exchange) fail(err error) {
-	if x.status != 0 {
+	if x.sent.status != 0 {
 		x.abort(err)
 	}
 	if errors.Is(err, context.Canceled) {
@@ -207,7 +235,7 @@ func (x *exchange) body(maxBytes int64) (*buffer, error) {
 	}
 	b := buffers.Get().(*buffer)
 	w := bytes.NewBuffer(b.b[:0])
-	_, err := w.ReadFrom(http.MaxBytesReader(x.ResponseWriter, x.r.Body, maxBytes))
+	_, err := w.ReadFrom(http.MaxBytesReader(x.sent.ResponseWriter, x.r.Body, maxBytes))
 	b.b = w.Bytes()
 	var exceeded *http.MaxBytesError
 	switch {

@@ -4,7 +4,6 @@ package main
 // that a person can act on.
 
 import (
-	_ "embed"
 	"errors"
 	"fmt"
 	"net/url"

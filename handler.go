@@ -4,7 +4,6 @@ package main
 // specification and returns a response or an error.
 
 import (
-	_ "embed"
 	"errors"
 	"log/slog"
 	"mime"

@@ -4,7 +4,6 @@ package main
 // the set of keys whose request is in flight. The store keeps the first response to a key.
 
 import (
-	_ "embed"
 	"net/http"
 	"strings"
 	"sync"

@@ -5,7 +5,6 @@ package main
 
 import (
 	"bytes"
-	_ "embed"
 	"fmt"
 	"net/http"
 	"strconv"

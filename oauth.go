@@ -4,7 +4,6 @@ package main
 // revocation (RFC 7009) and the metadata document (RFC 8414).
 
 import (
-	_ "embed"
 	"errors"
 	"fmt"
 	"math"

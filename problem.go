@@ -4,7 +4,6 @@ package main
 // error (RFC 6749 §5.2) under /oauth2/, and nowhere else.
 
 import (
-	_ "embed"
 	"errors"
 	"fmt"
 	"net/http"

@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/julienschmidt/httprouter"
 )
 
@@ -46,7 +44,7 @@ func newEndpoints(log *slog.Logger, notFound string) *endpoints {
 	e.router.NotFound = failWith(newProblem(http.StatusNotFound, notFound))
 	e.router.MethodNotAllowed = failWith(newProblem(http.StatusMethodNotAllowed, "This path has no such method; Allow names those that it has."))
 	e.router.GlobalOPTIONS = http.HandlerFunc(options)
-	e.router.PanicHandler = func(w http.ResponseWriter, _ *http.Request, p any) { w.(*exchange).panicked(p) }
+	e.router.PanicHandler = func(w http.ResponseWriter, r *http.Request, p any) { exchangeOf(w, r).panicked(p) }
 	return e
 }
 
@@ -54,8 +52,8 @@ func newEndpoints(log *slog.Logger, notFound string) *endpoints {
 func (e *endpoints) handle(method, pattern string, serve func(*exchange, params) (response, error)) {
 	e.routes = append(e.routes, route{method: method, pattern: pattern})
 	log := e.log.Handler().WithAttrs([]slog.Attr{slog.String("method", method), slog.String("route", pattern)})
-	e.router.Handle(method, pattern, func(w http.ResponseWriter, _ *http.Request, ps httprouter.Params) {
-		x := w.(*exchange)
+	e.router.Handle(method, pattern, func(w http.ResponseWriter, r *http.Request, ps httprouter.Params) {
+		x := exchangeOf(w, r)
 		x.route, x.log = pattern, log
 		ans, err := serve(x, ps)
 		if err != nil {
@@ -73,16 +71,16 @@ func (e *endpoints) public(method, pattern string, serve func(*exchange) (respon
 }
 
 func failWith(p *problem) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.(*exchange).fail(p) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { exchangeOf(w, r).fail(p) })
 }
 
 // options answers OPTIONS; the router has set Allow.
-func options(w http.ResponseWriter, _ *http.Request) {
+func options(w http.ResponseWriter, r *http.Request) {
 	a := response{status: http.StatusNoContent}
 	if strings.Contains(w.Header().Get("Allow"), http.MethodPatch) {
 		a.acceptPatch = mergePatchType // RFC 5789 §3.1
 	}
-	w.(*exchange).send(a)
+	exchangeOf(w, r).send(a)
 }
 
 // routed gives the router a path in which an encoded slash is part of an id, and
@@ -95,7 +93,7 @@ func keepEncodedSlash(u *url.URL) {
 
 // ServeHTTP lets an endpoint answer, and logs one line.
 func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := &exchange{ResponseWriter: w, r: r, id: uuid.New().String(), log: e.log.Handler()}
+	x := newExchange(w, r, e.log.Handler())
 	start := time.Now()
 	defer e.ended(x, start)
 	x.set("X-Request-Id", x.id)
@@ -111,7 +109,7 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	keepEncodedSlash(r.URL)
-	e.handler.ServeHTTP(x, r)
+	e.handler.ServeHTTP(x.w, x.r)
 	if x.pooled != nil {
 		x.pooled.free()
 	}
@@ -122,7 +120,7 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 	if x.onEnd != nil {
 		x.onEnd()
 	}
-	if x.err == nil && x.status == 0 {
+	if x.err == nil && x.sent.status == 0 {
 		x.err = errors.New("no answer")
 	}
 	end := time.Now()
@@ -138,7 +136,7 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 			line.AddAttrs(slog.String("method", x.r.Method), slog.String("route", ""))
 		}
 		line.AddAttrs(
-			slog.Int("status", x.status),
+			slog.Int("status", x.sent.status),
 			slog.Int64("bytes", x.bytes),
 			slog.Duration("duration", took),
 			slog.String("request", x.id),
@@ -150,7 +148,7 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 		_ = x.log.Handle(context.Background(), line) // where it could be said that it fails, it fails
 	}
 	if e.metrics != nil {
-		e.metrics.request(x.route, x.r.Method, x.status, took)
+		e.metrics.request(x.route, x.r.Method, x.sent.status, took)
 	}
 }
 

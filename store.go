@@ -4,7 +4,6 @@ package main
 // bbolt file. The other files named store_*.go have its methods.
 
 import (
-	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"

@@ -3,7 +3,6 @@ package main
 // Opening the store's bbolt file: creating it, checking its format, mapping it.
 
 import (
-	_ "embed"
 	"errors"
 	"fmt"
 	"io/fs"

@@ -3,7 +3,6 @@ package main
 // Opening and closing the store.
 
 import (
-	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"

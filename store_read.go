@@ -3,7 +3,6 @@ package main
 // Read transactions of the store.
 
 import (
-	_ "embed"
 	"fmt"
 	"runtime/debug"
 

@@ -4,7 +4,6 @@ package main
 // no transaction, and when each client was last used, so that recording it can wait.
 
 import (
-	_ "embed"
 	"sync"
 	"time"
 

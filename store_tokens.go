@@ -3,7 +3,6 @@ package main
 // The store's methods for access tokens.
 
 import (
-	_ "embed"
 	"fmt"
 	"time"
 

@@ -3,7 +3,6 @@ package main
 // The login throttle: how often a client may fail to authenticate before it must wait.
 
 import (
-	_ "embed"
 	"net/netip"
 	"sync"
 	"time"

@@ -4,7 +4,6 @@ package main
 // a member that breaks it. One entry of the table is one rule.
 
 import (
-	_ "embed"
 	"errors"
 	"fmt"
 	"reflect"

@@ -3,7 +3,6 @@ package main
 // The version of this program, as the Go toolchain recorded it in the binary.
 
 import (
-	_ "embed"
 	"fmt"
 	"runtime"
 	"runtime/debug"
