@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/google/uuid"
 	"io"
 	"log/slog"
 	"net/http"
@@ -16,7 +17,6 @@ import (
 	"strconv"
 	"sync"
 	"time"
-	"github.com/google/uuid"
 
 	"github.com/go-json-experiment/json"
 )
@@ -32,9 +32,6 @@ type exchange struct {
 	client string       // the id of the client that asks or is asked about, once it is known
 	pooled *buffer      // holds the answer's content, or nil
 	onEnd  func()       // is called at the end, however the exchange ends; or nil
-
-	values [8]string // of the answer's fields, so that none is allocated for itself
-	fields int       // how many there are
 
 	sent  statusWriter
 	bytes int64 // of the response's content
@@ -108,14 +105,7 @@ func (x *exchange) set(name, value string) {
 	if value == "" {
 		return
 	}
-	if x.fields == len(x.values) {
-		x.w.Header()[name] = []string{value}
-		return
-	}
-	at := x.fields
-	x.fields++
-	x.values[at] = value
-	x.w.Header()[name] = x.values[at : at+1 : at+1]
+	x.w.Header()[name] = []string{value}
 }
 
 // send writes an answer.
