@@ -14,7 +14,7 @@ type api struct {
 	validator *Validator
 	now       func() time.Time
 	inFlight  inFlightKeys
-	guesses   *guesses
+	throttle  *loginThrottle
 }
 
 // apiSettings is what the command line says of the API.

@@ -21,7 +21,7 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 	}
 	a := &api{
 		endpoints:   newEndpoints(log, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and "+docsPath+" describes all."),
-		apiSettings: settings, store: store, validator: v, now: now, guesses: newGuesses(),
+		apiSettings: settings, store: store, validator: v, now: now, throttle: newLoginThrottle(),
 	}
 	a.metrics = newAPIMetrics()
 	if len(a.origins) > 0 {

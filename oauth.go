@@ -180,8 +180,8 @@ func (a *api) authenticate(x *exchange, req oauthRequest) (Client, error) {
 		return Client{}, refused
 	}
 	from, now := addressOf(x.r), a.now()
-	if wait := a.guesses.wait(id, from, now); wait > 0 {
-		return Client{}, tooManyGuesses(wait)
+	if wait := a.throttle.wait(id, from, now); wait > 0 {
+		return Client{}, tooManyFailures(wait)
 	}
 	client, err := a.store.Client(id)
 	if err != nil && !errors.Is(err, ErrNotFound) {
@@ -189,29 +189,28 @@ func (a *api) authenticate(x *exchange, req oauthRequest) (Client, error) {
 	}
 	// Of an unknown client too, so that it takes the same time.
 	if known := client.HasSecret(hashOf(secret), now); !known || err != nil {
-		if wait := a.guesses.failed(id, from, now); wait > 0 {
-			return Client{}, tooManyGuesses(wait)
+		if wait := a.throttle.failed(id, from, now); wait > 0 {
+			return Client{}, tooManyFailures(wait)
 		}
 		return Client{}, refused
 	}
-	a.guesses.succeeded(id, from)
 	return client, nil
 }
 
-// addressOf is whom a request comes from: another proxy than the last is not
-// believed.
+// addressOf returns the address that a request comes from. X-Forwarded-For is ignored,
+// since a client can forge it.
 func addressOf(r *http.Request) netip.Addr {
 	from, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
-		return netip.Addr{} // all of these share their guesses
+		return netip.Addr{} // not TCP: these requests share one address
 	}
 	return from.Addr().Unmap()
 }
 
-func tooManyGuesses(wait time.Duration) *oauthError {
+func tooManyFailures(wait time.Duration) *oauthError {
 	seconds := strconv.Itoa(int(math.Ceil(wait.Seconds())))
 	e := newOAuthError(http.StatusTooManyRequests, "temporarily_unavailable",
-		fmt.Sprintf("too many wrong client ids or secrets came from here; send the right ones in %s seconds", seconds))
+		fmt.Sprintf("this client failed to authenticate from this address too often; try again in %s seconds", seconds))
 	e.header = [2]string{"Retry-After", seconds}
 	return e
 }

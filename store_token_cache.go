@@ -37,7 +37,11 @@ type use struct {
 }
 
 func newTokenCache() *tokenCache {
-	return &tokenCache{tokens: newLRU[Hash, cachedToken](maxCachedTokens), uses: make(map[string]*use)}
+	tokens, err := simplelru.NewLRU[Hash, cachedToken](maxCachedTokens, nil)
+	if err != nil {
+		panic(err) // only a size below one is an error
+	}
+	return &tokenCache{tokens: tokens, uses: make(map[string]*use)}
 }
 
 // token returns a token that is remembered, and counts as a use of its client

@@ -12,89 +12,70 @@ import (
 )
 
 const (
-	// guessBurst is how many failures in a row are free, of an id or an address.
-	guessBurst = 10
-	// guessInterval is the time after which one more is.
-	guessInterval = 6 * time.Second
-	// maxGuessers bounds each of the lists below, about 200 bytes an entry; the
-	// one that failed the longest ago makes room.
-	maxGuessers = 1 << 14
+	// loginBurst is how many failures in a row a source may have without waiting.
+	loginBurst = 10
+	// loginInterval is the time after which a source may fail once more.
+	loginInterval = 6 * time.Second
+	// maxLoginSources is the most sources that are remembered, about 250 bytes each.
+	// The one whose last failure is the longest ago is forgotten first.
+	maxLoginSources = 1 << 14
 )
 
-// guesses counts failed authentications. An id is counted whether it exists or
-// not, so that the count tells nothing. The times that it is told have a monotonic
-// reading, as time.Now's: that a clock is set back changes nothing.
-type guesses struct {
-	mu        sync.Mutex
-	clients   *simplelru.LRU[Hash, *rate.Limiter] // by the hash of an id, which may be long
-	addresses *simplelru.LRU[netip.Prefix, *rate.Limiter]
-	// places tells whether the last attempt of an id from an address succeeded. Then
-	// it may go on whatever others do: behind a proxy all come from one address.
-	places *simplelru.LRU[place, bool]
+// loginThrottle counts failed authentications by source. A client id is counted whether
+// it exists or not, so that the count does not reveal which ids exist. The times passed
+// to its methods have a monotonic reading, so that setting the clock back changes nothing.
+type loginThrottle struct {
+	mu       sync.Mutex
+	failures *simplelru.LRU[loginSource, *rate.Limiter]
 }
 
-// place is a client id and whom it came from.
-type place struct {
-	client  Hash
-	address netip.Prefix
+// loginSource is a client id together with the network that it authenticates from.
+// Neither alone would do: clients behind one proxy share an address, and anybody may
+// send anybody's id.
+type loginSource struct {
+	client  Hash // of the id, which may be long
+	network netip.Prefix
 }
 
-func newGuesses() *guesses {
-	return &guesses{
-		clients:   newLRU[Hash, *rate.Limiter](maxGuessers),
-		addresses: newLRU[netip.Prefix, *rate.Limiter](maxGuessers),
-		places:    newLRU[place, bool](maxGuessers),
-	}
-}
-
-// newLRU panics if size is below one.
-func newLRU[K comparable, V any](size int) *simplelru.LRU[K, V] {
-	l, err := simplelru.NewLRU[K, V](size, nil)
+func newLoginThrottle() *loginThrottle {
+	failures, err := simplelru.NewLRU[loginSource, *rate.Limiter](maxLoginSources, nil)
 	if err != nil {
-		panic(err)
+		panic(err) // only a size below one is an error
 	}
-	return l
+	return &loginThrottle{failures: failures}
 }
 
-func placeOf(client string, from netip.Addr) place {
+func loginSourceOf(client string, from netip.Addr) loginSource {
 	bits := from.BitLen()
 	if from.Is6() {
-		bits = 64 // what one subscriber gets (RFC 6177), and can change within at will
+		bits = 64 // one subscriber's network (RFC 6177), who may use any address in it
 	}
-	prefix, _ := from.Prefix(bits) // has no error for so many bits
-	return place{hashOf(client), prefix}
+	network, _ := from.Prefix(bits) // cannot fail for these lengths
+	return loginSource{hashOf(client), network}
 }
 
-// wait returns how long an address must not authenticate as a client; 0 is now.
-// Failures elsewhere do not keep a client out that has not failed here.
-func (g *guesses) wait(client string, from netip.Addr, now time.Time) (wait time.Duration) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	p := placeOf(client, from)
-	good, known := g.places.Peek(p)
-	if l, ok := g.clients.Peek(p.client); ok && known && !good {
-		wait = waitOf(l, now)
-	}
-	if l, ok := g.addresses.Peek(p.address); ok && !good {
-		wait = max(wait, waitOf(l, now))
-	}
-	return wait
-}
-
-// failed counts a failure, and returns how long to wait if it was one too many.
-func (g *guesses) failed(client string, from netip.Addr, now time.Time) (wait time.Duration) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	p := placeOf(client, from)
-	g.places.Add(p, false)
-	return max(countFailure(g.clients, p.client, now), countFailure(g.addresses, p.address, now))
-}
-
-func countFailure[K comparable](failures *simplelru.LRU[K, *rate.Limiter], key K, now time.Time) time.Duration {
-	l, ok := failures.Get(key)
+// wait returns how long a client must wait before it may authenticate from an address,
+// or 0.
+func (t *loginThrottle) wait(client string, from netip.Addr, now time.Time) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l, ok := t.failures.Peek(loginSourceOf(client, from))
 	if !ok {
-		l = rate.NewLimiter(rate.Every(guessInterval), guessBurst)
-		failures.Add(key, l)
+		return 0
+	}
+	return waitOf(l, now)
+}
+
+// failed counts a failure. It returns how long the client must wait if this failure
+// exceeds the limit, else 0.
+func (t *loginThrottle) failed(client string, from netip.Addr, now time.Time) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	source := loginSourceOf(client, from)
+	l, ok := t.failures.Get(source)
+	if !ok {
+		l = rate.NewLimiter(rate.Every(loginInterval), loginBurst)
+		t.failures.Add(source, l)
 	}
 	if l.AllowN(now, 1) {
 		return 0
@@ -102,14 +83,8 @@ func countFailure[K comparable](failures *simplelru.LRU[K, *rate.Limiter], key K
 	return waitOf(l, now)
 }
 
+// waitOf returns the time until l allows one more failure.
 func waitOf(l *rate.Limiter, now time.Time) time.Duration {
 	missing := 1 - l.TokensAt(now)
-	return max(0, time.Duration(missing*float64(guessInterval)))
-}
-
-// succeeded remembers that a client has authenticated.
-func (g *guesses) succeeded(client string, from netip.Addr) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.places.Add(placeOf(client, from), true)
+	return max(0, time.Duration(missing*float64(loginInterval)))
 }
