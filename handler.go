@@ -294,7 +294,7 @@ func (a *api) patchContract(x *exchange, t target) (response, error) {
 		if err != nil {
 			return response{}, err
 		}
-		c, err := decodeDocument(old)
+		c, err := parseDocument(old)
 		if err != nil {
 			return response{}, err
 		}

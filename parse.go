@@ -69,6 +69,17 @@ func parseOver(c *Contract, body []byte, f form) (invalid, error) {
 	return p.faults, err
 }
 
+// parseDocument returns the contract that a document was encoded from. The contract keeps
+// slices of the document.
+func parseDocument(doc []byte) (*Contract, error) {
+	c := &Contract{}
+	faults, err := parseOver(c, doc, exported)
+	if err := errors.Join(err, faults.err()); err != nil {
+		return nil, fmt.Errorf("decode stored contract: %w", err)
+	}
+	return c, nil
+}
+
 func newParser(body []byte, f form) parser {
 	return parser{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), body: body, form: f}
 }
@@ -98,12 +109,7 @@ func (p *parser) contract(c *Contract) error {
 		if err != nil {
 			return err
 		}
-		if p.form == exported {
-			err = p.exportedMember(c, name)
-		} else {
-			err = p.member(c, name)
-		}
-		if err != nil {
+		if err := p.member(c, name); err != nil {
 			return err
 		}
 	}
@@ -111,66 +117,53 @@ func (p *parser) contract(c *Contract) error {
 	return err
 }
 
-// member reads the value of a member of a contract.
+// member reads the value of the member called name.
 func (p *parser) member(c *Contract, name []byte) error {
-	switch string(name) {
-	case "energy_contract_type":
-		return p.string(&c.EnergyContractType)
-	case "energy_prices":
-		return p.prices(&c.EnergyPrices)
-	case "building_id":
-		return p.string(&c.BuildingID)
-	case "meter_id":
-		return p.string(&c.MeterID)
-	case "supplier":
-		return p.string(&c.Supplier)
-	case "currency_energy_price":
-		return p.string(&c.CurrencyEnergyPrice)
-	case "energy_price_includes_external_components":
-		return p.bool(&c.EnergyPriceIncludesExternalComponents)
-	default:
-		return p.unknown(string(name), p.known())
+	for _, m := range members {
+		if m.field != nil && p.nameOf(m) == string(name) {
+			switch field := m.field(c).(type) {
+			case *[]Price:
+				return p.prices(field)
+			case **string:
+				return p.string(field)
+			case **bool:
+				return p.bool(field)
+			}
+		}
 	}
-}
-
-// exportedMember reads the value of a member of a line: what an answer calls otherwise
-// than a request, and what says where the contract belongs.
-func (p *parser) exportedMember(c *Contract, name []byte) error {
-	switch string(name) {
-	case "org_id":
-		return p.uuid(&p.org)
-	case "user_id":
-		return p.uuid(&p.user)
-	case "id":
-		return p.uuid(&p.id)
-	case "building":
-		return p.string(&c.BuildingID)
-	case "building_id":
-		return p.unknown("building_id", p.known())
-	default:
-		return p.member(c, name)
-	}
-}
-
-func (p *parser) known() []string {
 	if p.form == exported {
-		return exportedMembers
+		switch string(name) {
+		case "org_id":
+			return p.uuid(&p.org)
+		case "user_id":
+			return p.uuid(&p.user)
+		case "id":
+			return p.uuid(&p.id)
+		}
 	}
-	return contractMembers
+	return p.unknown(string(name), p.known)
 }
 
-// The members that a typing error is compared with.
-var (
-	exportedMembers = []string{
-		"org_id", "user_id", "energy_contract_type", "energy_prices", "id", "building", "meter_id", "supplier",
-		"currency_energy_price", "energy_price_includes_external_components",
+// nameOf returns the name of a member in the form that is parsed, or "" if it has none.
+func (p *parser) nameOf(m member) string {
+	if p.form == exported {
+		return m.response
 	}
-	contractMembers = []string{
-		"energy_contract_type", "energy_prices", "building_id", "meter_id", "supplier",
-		"currency_energy_price", "energy_price_includes_external_components",
+	return m.request
+}
+
+// known returns the names of all members in the form that is parsed.
+func (p *parser) known() (names []string) {
+	if p.form == exported {
+		names = append(names, "org_id", "user_id")
 	}
-	priceMembers = []string{"price", "timestamp"}
-)
+	for _, m := range members {
+		if name := p.nameOf(m); name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
 
 func (p *parser) prices(into *[]Price) error {
 	*into = nil
@@ -226,7 +219,7 @@ func (p *parser) price(i int) (price Price, err error) {
 		case "timestamp":
 			price.Timestamp, err = p.raw()
 		default:
-			err = p.unknown(string(name), priceMembers)
+			err = p.unknown(string(name), func() []string { return []string{"price", "timestamp"} })
 		}
 		if err != nil {
 			return price, err
@@ -334,10 +327,11 @@ func (p *parser) wrong(at jsontext.Pointer, is jsontext.Kind, want string) error
 	return p.skip()
 }
 
-func (p *parser) unknown(name string, known []string) error {
+func (p *parser) unknown(name string, names func() []string) error {
 	if p.faults.countIfFull() {
 		return p.skip()
 	}
+	known := names()
 	at := p.dec.StackPointer()
 	if len(name) > maxNameShown {
 		p.faults.add(pointer(at.Parent()), fmt.Sprintf("unknown member, with a name of %d bytes; known are %s", len(name), strings.Join(known, ", ")))
