@@ -12,13 +12,21 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// fault is one thing that is wrong with a request, for a person to act on.
+// maxFaults is the most faults that one response lists. One more entry says how many
+// faults there are beyond them.
+const maxFaults = 100
+
+// fault is one error in a request. Either Pointer or Parameter is set.
 type fault struct {
-	Pointer   string `json:"pointer,omitzero"`   // into the body, as a URI fragment
-	Parameter string `json:"parameter,omitzero"` // or of the path, the query or the header
-	Detail    string `json:"detail"`
+	// Pointer is the JSON Pointer of the faulty value in the body, as a URI fragment.
+	Pointer string `json:"pointer,omitzero"`
+	// Parameter is the name of a path or query parameter, or of a header field.
+	Parameter string `json:"parameter,omitzero"`
+	// Detail says what is wrong and what would be right.
+	Detail string `json:"detail"`
 }
 
+// String returns the place and the detail in one line, for commands and logs.
 func (f fault) String() string {
 	if f.Pointer == "" {
 		return f.Parameter + " " + f.Detail
@@ -26,34 +34,36 @@ func (f fault) String() string {
 	return f.Pointer + " " + f.Detail
 }
 
-// malformed is the error of a request that cannot be read (400).
+// malformed is the error for a request that cannot be parsed (400).
 type malformed struct{ fault }
 
 func (m *malformed) Error() string { return "malformed request: " + m.Detail }
 
-// invalid is the error of a request that can be read but breaks rules (422).
+// invalid is the error for a request that can be parsed but breaks rules (422).
 type invalid struct {
 	faults []fault // at most maxFaults
-	more   int     // how many faults are not in the list
+	more   int     // the number of further faults
 }
 
 func (v *invalid) Error() string {
 	return fmt.Sprintf("invalid request: %d faults", len(v.faults)+v.more)
 }
 
+// add adds a fault of the body, or counts it if the list is full.
 func (v *invalid) add(pointer, detail string) {
 	if !v.countIfFull() {
 		v.faults = append(v.faults, fault{Pointer: pointer, Detail: detail})
 	}
 }
 
-// addParameter is for the few of a path or a query.
+// addParameter adds a fault of a path or query parameter. There are few, so the list
+// cannot overflow.
 func (v *invalid) addParameter(name, detail string) {
 	v.faults = append(v.faults, fault{Parameter: name, Detail: detail})
 }
 
-// onlyCount counts a fault if the list is full, and tells so. To ask before a
-// fault is put into words keeps a body of a million faults cheap.
+// countIfFull counts a fault if the list is full, and reports whether it did. Callers ask
+// before they format a detail, which keeps a body with a million faults cheap.
 func (v *invalid) countIfFull() bool {
 	if len(v.faults) < maxFaults {
 		return false
@@ -62,12 +72,12 @@ func (v *invalid) countIfFull() bool {
 	return true
 }
 
-// has tells whether there is a fault of what a pointer points to.
+// has reports whether the list has a fault at pointer.
 func (v *invalid) has(pointer string) bool {
 	return slices.ContainsFunc(v.faults, func(f fault) bool { return f.Pointer == pointer })
 }
 
-// err is nil when there is no fault.
+// err returns v as an error, or nil if there are no faults.
 func (v *invalid) err() error {
 	if len(v.faults) == 0 {
 		return nil
@@ -75,7 +85,7 @@ func (v *invalid) err() error {
 	return v
 }
 
-// list returns the faults as an answer lists them.
+// list returns the faults as a response lists them.
 func (v *invalid) list() []fault {
 	if v.more == 0 {
 		return v.faults
@@ -83,7 +93,7 @@ func (v *invalid) list() []fault {
 	return append(v.faults[:len(v.faults):len(v.faults)], fault{Pointer: "#", Detail: fmt.Sprintf("and %d more", v.more)})
 }
 
-// faultsOf is what is wrong with a body or a line, of which err is what was returned.
+// faultsOf returns the faults that err, the error of a parser or a validator, stands for.
 func faultsOf(err error) []fault {
 	var bad *malformed
 	var inv *invalid
@@ -97,11 +107,7 @@ func faultsOf(err error) []fault {
 	}
 }
 
-// maxFaults is how many faults one answer lists; one more entry says how many
-// there are beyond.
-const maxFaults = 100
-
-// shown quotes a value that a client sent, cut to a length that a line can hold.
+// quoted returns the value of a client in quotes, cut to a length that fits in a line.
 func quoted(v any) string {
 	const longest = 40 // characters
 	r := []rune(fmt.Sprint(v))
@@ -111,7 +117,7 @@ func quoted(v any) string {
 	return fmt.Sprintf("%q", string(r))
 }
 
-// pointer writes a JSON Pointer as a URI fragment (RFC 6901 §6).
+// pointer returns a JSON Pointer as a URI fragment (RFC 6901 §6).
 func pointer(p jsontext.Pointer) string {
 	return "#" + (&url.URL{Fragment: string(p)}).EscapedFragment()
 }

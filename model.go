@@ -20,12 +20,12 @@ import (
 	"github.com/google/uuid"
 )
 
-// ID is a UUID in the form it is stored, keyed and answered in: 36 characters,
-// lower case (RFC 9562 §4). Only parseID and newID make one.
+// ID is a UUID of 36 characters in lower case (RFC 9562 §4), the form in which it is
+// stored, used as a key and returned. Only parseID and newID make one.
 type ID string
 
-// parseID accepts the 36-character form in either case, and nothing else:
-// uuid.Parse alone would also take braces, URNs and the form without dashes.
+// parseID accepts the 36-character form in either case. It refuses braces, URNs and the
+// form without dashes, which uuid.Parse alone would accept.
 func parseID(s string) (ID, error) {
 	if len(s) != 36 {
 		return "", fmt.Errorf("must be a UUID of 36 characters, has %d", len([]rune(s)))
@@ -36,13 +36,13 @@ func parseID(s string) (ID, error) {
 	return ID(strings.ToLower(s)), nil
 }
 
-// newID returns a UUIDv7: ids made later sort later, so the order by id is the
-// order of registration.
+// newID returns a UUIDv7. A later id sorts after an earlier one, so that the order by id
+// is the order of registration.
 func newID() ID {
-	return ID(uuid.Must(uuid.NewV7()).String()) // fails with crypto/rand only, which never does
+	return ID(uuid.Must(uuid.NewV7()).String()) // NewV7 fails only if crypto/rand does, which never fails
 }
 
-// Owner is the user of an organization whom contracts belong to.
+// Owner is a user of an organization. Contracts belong to an owner.
 type Owner struct {
 	Org, User ID
 }
@@ -53,19 +53,21 @@ type Key struct {
 	Contract ID
 }
 
-// Version identifies what a document says: it is the checksum that the store
-// keeps beside it, so equal documents of a contract have equal versions.
+// Version identifies the content of a document. It is the checksum that the store keeps
+// beside the document, so equal documents of a contract have equal versions.
 type Version uint64
 
-// Scopes is what a client or a token may do. Its text form is RFC 6749 §3.3's.
+// Scopes are the permissions of a client or a token. Their text form is that of RFC 6749
+// §3.3: names separated by spaces.
 type Scopes struct {
 	Read, Write bool
 }
 
+// errUnknownScope is returned for a text that is not a list of scopes.
 var errUnknownScope = errors.New("the scopes are read and write, separated by a space")
 
-// UnmarshalText accepts at least one scope, in any order, with any number of spaces
-// around each.
+// UnmarshalText accepts one scope or more, in any order, with any number of spaces around
+// each.
 func (s *Scopes) UnmarshalText(text []byte) error {
 	var got Scopes
 	for name := range strings.SplitSeq(string(text), " ") {
@@ -86,9 +88,10 @@ func (s *Scopes) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// MarshalText writes the scopes in one order, always the same.
+// MarshalText returns the same text as String.
 func (s Scopes) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
+// String returns the names of the scopes, always in the same order.
 func (s Scopes) String() string {
 	switch {
 	case s.Read && s.Write:
@@ -102,54 +105,58 @@ func (s Scopes) String() string {
 	}
 }
 
-// Within tells whether other allows all that s allows.
+// Within reports whether other has every scope of s.
 func (s Scopes) Within(other Scopes) bool {
 	return (!s.Read || other.Read) && (!s.Write || other.Write)
 }
 
-// Client is a program that acts for one organization (RFC 6749 §1.1). The JSON of each
-// has all members, so that the time to read it tells nothing of the client.
+// Client is a program that acts for one organization (RFC 6749 §1.1). Its JSON always has
+// every member, so that the time it takes to decode reveals nothing about the client.
 type Client struct {
 	ID      string    `json:"-"`
 	Org     ID        `json:"org_id"`
 	Scopes  Scopes    `json:"scope"`
 	Secret  Hash      `json:"secret_sha256"`
 	Created time.Time `json:"created"`
-	// Previous is the secret before the last rotation, good until PreviousUntil.
+	// Previous is the secret before the last rotation, accepted until PreviousUntil.
 	Previous      Hash      `json:"previous_sha256"`
 	PreviousUntil time.Time `json:"previous_until"`
-	LastUsed      time.Time `json:"last_used"` // to a minute
+	LastUsed      time.Time `json:"last_used"` // accurate to a minute
 }
 
-// Knows tells whether a secret is the client's. It takes the same time whatever
-// differs.
+// HasSecret reports whether secret authenticates the client at the time now. It takes the
+// same time for every secret.
 func (c *Client) HasSecret(secret Hash, now time.Time) bool {
 	current, previous := c.Secret.Equal(secret), c.Previous.Equal(secret)
 	return current || previous && now.Before(c.PreviousUntil)
 }
 
-// Token is what a client was granted. The store knows it by its Hash only.
+// Token is an access token of a client. The store does not keep its text, only the Hash of
+// its text.
 type Token struct {
 	Client  string    `json:"client_id"`
 	Org     ID        `json:"org_id"`
 	Scopes  Scopes    `json:"scope"`
 	Expires time.Time `json:"expires"`
-	// ClientCreated is when the client was made: another client may get its id.
+	// ClientCreated is Client.Created. It tells the client apart from a later one with the
+	// same id.
 	ClientCreated time.Time `json:"client_created"`
 }
 
-// Hash is the SHA-256 of a body, or of a secret of at least 256 random bits, which
-// needs no slow hash.
+// Hash is a SHA-256: of a body, or of a secret. A secret here has 256 random bits, so
+// that it needs no slow password hash.
 type Hash [sha256.Size]byte
 
+// hashOf returns the hash of a text.
 func hashOf[T string | []byte](text T) Hash { return sha256.Sum256([]byte(text)) }
 
-// Equal takes the same time whatever differs.
+// Equal reports whether the hashes are equal, in constant time.
 func (h Hash) Equal(other Hash) bool { return subtle.ConstantTimeCompare(h[:], other[:]) == 1 }
 
-// MarshalText and UnmarshalText use hexadecimal.
+// MarshalText returns the hash in hexadecimal.
 func (h Hash) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
 
+// UnmarshalText accepts the text of MarshalText.
 func (h *Hash) UnmarshalText(text []byte) error {
 	if n, err := hex.Decode(h[:], text); err != nil || n != len(h) {
 		return fmt.Errorf("hash of %d characters: %w", len(text), errBadHash)
@@ -157,11 +164,12 @@ func (h *Hash) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// errBadHash is returned for a text that is not a Hash.
 var errBadHash = errors.New("not the hexadecimal form of a SHA-256")
 
-// Contract is an energy contract as a client sends it. A nil member was absent
-// or null. The validate tags are the rules of the specification's "Resource"
-// table; validate.go says what each tag means.
+// Contract is an energy contract as a client sends it. A nil field was absent or null in
+// the request. The validate tags are the rules of the specification's "Resource" table;
+// validate.go says what each tag means.
 type Contract struct {
 	EnergyContractType                    *string `json:"energy_contract_type" validate:"omitnil,oneof=spot_hourly monthly yearly"`
 	EnergyPrices                          []Price `json:"energy_prices" validate:"-"` // checked by checkPrices, in one loop
@@ -172,16 +180,15 @@ type Contract struct {
 	EnergyPriceIncludesExternalComponents *bool   `json:"energy_price_includes_external_components"`
 }
 
-// Price is what a kilowatt-hour costs from an instant on. Both members keep the
-// JSON text that was sent, so that a price comes back as the same number however
-// many digits it has; nil is absent.
+// Price is the price of a kilowatt-hour from an instant on. Both members keep the JSON text
+// that was sent, so that a price is returned digit for digit; nil means absent.
 type Price struct {
-	// Price is a number in currency/kWh; spot markets go below zero.
+	// Price is a number in currency/kWh. It may be negative, as on spot markets.
 	Price jsontext.Value `json:"price"`
-	// Timestamp is the start of the interval, RFC 3339 with an offset.
+	// Timestamp is the start of the interval: RFC 3339 with an offset.
 	Timestamp jsontext.Value `json:"timestamp"`
 
-	// notObject: the entry was something else, which the parser has reported.
+	// notObject is set if the entry is no object, which the parser has reported.
 	notObject bool
 }
 
@@ -269,6 +276,7 @@ func (e *encoder) value(field any) {
 	}
 }
 
+// quote appends a JSON string.
 func (e *encoder) quote(s string) {
 	b, err := jsontext.AppendQuote(e.b, s)
 	if e.err == nil {
@@ -277,6 +285,7 @@ func (e *encoder) quote(s string) {
 	e.b = b
 }
 
+// prices appends the array of prices.
 func (e *encoder) prices(prices []Price) {
 	e.b = append(e.b, '[')
 	for i, p := range prices {
@@ -298,8 +307,8 @@ func (e *encoder) prices(prices []Price) {
 	e.b = append(e.b, ']')
 }
 
-// appendLine appends a contract as a line of an export: the document as it is
-// answered, with its organization and user before all else.
+// appendLine appends a contract as a line of an export: its document, with the
+// organization and the user as the first two members.
 func appendLine(buf []byte, k Key, doc []byte) []byte {
 	buf = append(buf, `{"org_id":"`...)
 	buf = append(buf, k.Org...)
@@ -310,6 +319,7 @@ func appendLine(buf []byte, k Key, doc []byte) []byte {
 	return append(buf, '\n')
 }
 
+// unquoted returns the text of a JSON string.
 func unquoted(s jsontext.Value) string {
 	b, err := jsontext.AppendUnquote(nil, s)
 	if err != nil {
@@ -318,16 +328,17 @@ func unquoted(s jsontext.Value) string {
 	return string(b)
 }
 
-// newSecret returns 256 random bits as 43 characters of base64url, for a token
-// or a client's secret.
+// newSecret returns a token or a client's secret: 256 random bits as 43 characters of
+// base64url.
 func newSecret() string {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails
 	return base64.RawURLEncoding.EncodeToString(b[:])
 }
 
-// maxLifetime is a year.
+// maxLifetime is the longest lifetime of a token, and the longest time for which the old
+// secret of a client stays valid: one year.
 const maxLifetime = 365 * 24 * time.Hour
 
-// idempotencyLifetime is how long the first answer to a key is repeated.
+// idempotencyLifetime is how long the first response to an Idempotency-Key is repeated.
 const idempotencyLifetime = 24 * time.Hour

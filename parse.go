@@ -16,53 +16,57 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// maxDepth is how deep a body may nest: a contract, its prices, one price, and
-// one more so that an object for a number is told to be just that.
+// maxDepth is how deeply a body may nest: a contract, its prices, one price, and one level
+// more, so that an object in place of a number is reported as a wrong type.
 const maxDepth = 4
 
 const (
-	// minPriceBytes is what each of several prices takes at least:
+	// minPriceBytes is the size of the shortest valid price beside another one:
 	// {"price":1,"timestamp":"2023-11-01T00:00:00Z"}.
 	minPriceBytes = 46
-	// fewPrices are kept whatever they are, to be told apart fault by fault.
+	// fewPrices is the number of entries that are always kept, valid or not, so that each
+	// of their faults is reported.
 	fewPrices = 1000
 )
 
-// maxNameShown is the longest member name that an answer repeats, in bytes.
+// maxNameShown is the longest member name that a response repeats, in bytes.
 const maxNameShown = 100
 
+// errTooDeep is returned for a body that nests more than maxDepth levels.
 var errTooDeep = errors.New("nested deeper than a contract ever is")
 
-// form is the kind of body.
+// form is a form in which a contract arrives.
 type form int
 
 const (
+	// wholeContract is the body of a PUT or POST.
 	wholeContract form = iota
-	// mergePatch: a null removes the member (RFC 7396 §2), energy_prices too.
+	// mergePatch is the body of a PATCH. A null removes a member (RFC 7396 §2),
+	// energy_prices included.
 	mergePatch
-	// exported: a line of an export, which is a contract as it is answered, with its
+	// exported is a line of an export: a contract as responses have it, with its
 	// organization and user.
 	exported
 )
 
-// parser reads one body. Its methods return an error only when the body is not
-// JSON; everything else it finds is collected in faults.
+// parser parses one body. Its methods return an error only if the body is not JSON; they
+// collect all other faults in faults.
 type parser struct {
 	dec    *jsontext.Decoder
 	body   []byte
 	form   form
 	faults invalid
-	// org, user and id are what a line of an export says; nil where it does not.
+	// org, user and id are members of an exported line; nil if the line lacks them.
 	org, user, id *string
 }
 
-// parseOver reads body and sets the members that it names in c. It returns the
-// faults of its shape, and a *malformed when it is not JSON. The rules of the
-// members are validate.go's. c keeps slices of body.
+// parseOver parses body and sets the members of c that it names. It returns the faults of
+// the body's types and names, and a *malformed if it is not JSON. The rules for the values
+// are in validate.go. c keeps slices of body.
 //
-// As a contract has no objects as members, that is all that a merge patch does
-// (RFC 7396 §2), and more exactly so than evanphx/json-patch, which also removes
-// nulls inside of arrays.
+// Since no member of a contract is an object, this is all that a merge patch does (RFC
+// 7396 §2). The library evanphx/json-patch is less exact: it also removes nulls inside
+// arrays.
 func parseOver(c *Contract, body []byte, f form) (invalid, error) {
 	p := newParser(body, f)
 	err := p.all(c)
@@ -80,11 +84,12 @@ func parseDocument(doc []byte) (*Contract, error) {
 	return c, nil
 }
 
+// newParser returns a parser of a body in form f.
 func newParser(body []byte, f form) parser {
 	return parser{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), body: body, form: f}
 }
 
-// all reads the body to its end. It returns a *malformed.
+// all parses the whole body. It returns a *malformed.
 func (p *parser) all(c *Contract) error {
 	err := p.contract(c)
 	if err == nil {
@@ -97,6 +102,7 @@ func (p *parser) all(c *Contract) error {
 	return nil
 }
 
+// contract parses the object and its members.
 func (p *parser) contract(c *Contract) error {
 	if k := p.dec.PeekKind(); k != jsontext.KindBeginObject {
 		return p.wrong("", k, "an object")
@@ -117,7 +123,7 @@ func (p *parser) contract(c *Contract) error {
 	return err
 }
 
-// member reads the value of the member called name.
+// member parses the value of the member called name.
 func (p *parser) member(c *Contract, name []byte) error {
 	for _, m := range members {
 		if m.field != nil && p.nameOf(m) == string(name) {
@@ -165,6 +171,7 @@ func (p *parser) known() (names []string) {
 	return names
 }
 
+// prices parses the value of energy_prices.
 func (p *parser) prices(into *[]Price) error {
 	*into = nil
 	switch k := p.dec.PeekKind(); {
@@ -179,8 +186,8 @@ func (p *parser) prices(into *[]Price) error {
 	if _, err := p.dec.ReadToken(); err != nil {
 		return err
 	}
-	// What is more than a body of this size could hold in good order is counted
-	// and not kept, so that a flood of faults does not cost many times its size.
+	// Entries beyond the number of valid ones that fit in a body of this size are checked
+	// and not kept, so that a flood of invalid entries costs no multiple of its size.
 	most := max(fewPrices, len(p.body)/minPriceBytes)
 	*into = make([]Price, 0, min(bytes.Count(p.body, []byte("{")), most))
 	for n := 0; p.dec.PeekKind() != jsontext.KindEndArray; n++ {
@@ -198,8 +205,8 @@ func (p *parser) prices(into *[]Price) error {
 	return err
 }
 
-// price reads the entry at index i. What stands in its members is checked with
-// the rules, whatever its type.
+// price parses the entry at index i. The values of its members may have any type; the
+// rules check them later.
 func (p *parser) price(i int) (price Price, err error) {
 	if k := p.dec.PeekKind(); k != jsontext.KindBeginObject {
 		price.notObject = true
@@ -229,7 +236,7 @@ func (p *parser) price(i int) (price Price, err error) {
 	return price, err
 }
 
-// name reads a member's name. It dies with the next read.
+// name parses a member's name, which is valid until the next read.
 func (p *parser) name() ([]byte, error) {
 	raw, err := p.dec.ReadValue()
 	if err != nil {
@@ -241,6 +248,7 @@ func (p *parser) name() ([]byte, error) {
 	return jsontext.AppendUnquote(nil, raw)
 }
 
+// string parses a string or null.
 func (p *parser) string(into **string) error {
 	*into = nil
 	switch k := p.dec.PeekKind(); k {
@@ -259,7 +267,7 @@ func (p *parser) string(into **string) error {
 	}
 }
 
-// uuid is for what a line must have.
+// uuid parses a string that an exported line requires. A null counts as a missing member.
 func (p *parser) uuid(into **string) error {
 	if k := p.dec.PeekKind(); k != jsontext.KindString && k != jsontext.KindNull {
 		return p.wrong(p.dec.StackPointer(), k, "a UUID")
@@ -267,6 +275,7 @@ func (p *parser) uuid(into **string) error {
 	return p.string(into)
 }
 
+// bool parses a boolean or null.
 func (p *parser) bool(into **bool) error {
 	*into = nil
 	switch k := p.dec.PeekKind(); k {
@@ -285,8 +294,8 @@ func (p *parser) bool(into **bool) error {
 	}
 }
 
-// raw reads a value as it stands in the body. Of an object or an array it gives
-// an empty one: its kind is all that the rules look at.
+// raw returns the bytes of a value. For an object or an array it returns an empty one,
+// since the rules look only at its kind.
 func (p *parser) raw() (jsontext.Value, error) {
 	switch p.dec.PeekKind() {
 	case jsontext.KindBeginObject:
@@ -298,13 +307,12 @@ func (p *parser) raw() (jsontext.Value, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The decoder's own slice dies with the next read.
+	// v is valid only until the next read, so return the same bytes of the body.
 	end := p.dec.InputOffset()
 	return p.body[end-int64(len(v)) : end : end], nil
 }
 
-// skip passes over a value that is of no use, however large, and holds it to the
-// grammar all the same.
+// skip reads a value of any size and discards it, but checks its grammar and depth.
 func (p *parser) skip() error {
 	base := p.dec.StackDepth()
 	for {
@@ -320,13 +328,15 @@ func (p *parser) skip() error {
 	}
 }
 
+// wrong reports a value of the wrong type and skips it.
 func (p *parser) wrong(at jsontext.Pointer, is jsontext.Kind, want string) error {
-	if is != jsontext.KindInvalid && !p.faults.countIfFull() { // invalid: it is not JSON, as skip will say
+	if is != jsontext.KindInvalid && !p.faults.countIfFull() { // an invalid kind is no JSON, which skip reports
 		p.faults.add(pointer(at), "must be "+want+", is "+kindName(is))
 	}
 	return p.skip()
 }
 
+// unknown reports a member that does not exist, with a suggestion, and skips its value.
 func (p *parser) unknown(name string, names func() []string) error {
 	if p.faults.countIfFull() {
 		return p.skip()
@@ -347,7 +357,7 @@ func (p *parser) unknown(name string, names func() []string) error {
 	return p.skip()
 }
 
-// end makes sure that nothing follows the contract.
+// end returns an error if anything follows the contract.
 func (p *parser) end() error {
 	_, err := p.dec.ReadToken()
 	switch {
@@ -359,7 +369,7 @@ func (p *parser) end() error {
 	return errors.New("something follows the end of the JSON; send one JSON value")
 }
 
-// malformed says where and why the body is not JSON (or not for us).
+// malformed returns the place and the reason of an error of the decoder or of skip.
 func (p *parser) malformed(err error) error {
 	at, offset := p.dec.StackPointer(), p.dec.InputOffset()
 	var syntax *jsontext.SyntacticError
@@ -383,7 +393,7 @@ func (p *parser) malformed(err error) error {
 	return &malformed{fault{Pointer: pointer(at), Detail: fmt.Sprintf("at byte %d: %s", offset, detail)}}
 }
 
-// kindName is what a person calls a JSON value of this kind.
+// kindName returns the name of a kind of JSON value in a sentence.
 func kindName(k jsontext.Kind) string {
 	switch k {
 	case jsontext.KindNull:
@@ -401,7 +411,7 @@ func kindName(k jsontext.Kind) string {
 	}
 }
 
-// nearest returns the known name that name is probably a misspelling of, or "".
+// nearest returns the known name that name probably misspells, or "".
 func nearest(name string, known []string) string {
 	best, bestDistance := "", 0
 	for _, k := range known {
@@ -413,8 +423,8 @@ func nearest(name string, known []string) string {
 	return best
 }
 
-// checkPrice holds the rules of one entry, which several more may stand beside.
-// It returns the instant, if there is one.
+// checkPrice checks one entry and calls report for each rule that it breaks. A timestamp is
+// required if there are several entries. It returns the instant of the entry, if it has one.
 func checkPrice(p Price, several bool, report func(member, tag, param string)) (t time.Time, ok bool) {
 	if p.notObject {
 		return t, false
@@ -442,7 +452,7 @@ func checkPrice(p Price, several bool, report func(member, tag, param string)) (
 	return t, ok
 }
 
-// finite tells whether a JSON number is one that a double can hold.
+// finite reports whether a JSON number is finite as an IEEE 754 double.
 func finite(number jsontext.Value) bool {
 	if len(number) < 300 && !bytes.ContainsAny(number, "eE") {
 		return true // below 1e300
@@ -451,8 +461,8 @@ func finite(number jsontext.Value) bool {
 	return err == nil
 }
 
-// instant reads a JSON string as an RFC 3339 time, in UTC so that equal instants
-// are equal values.
+// instant parses a JSON string as an RFC 3339 time. The result is in UTC, so that equal
+// instants are equal values.
 func instant(timestamp jsontext.Value) (time.Time, bool) {
 	if timestamp.Kind() != jsontext.KindString {
 		return time.Time{}, false
@@ -468,9 +478,9 @@ func instant(timestamp jsontext.Value) (time.Time, bool) {
 	return t.UTC(), true
 }
 
-// isRFC3339 refuses what package time takes beside RFC 3339 §5.6 (go.dev/issue/54580):
-// an hour of one digit, a comma before the fraction, an offset of 24 hours or of
-// 60 minutes.
+// isRFC3339 reports whether a text that package time accepts is valid under RFC 3339 §5.6.
+// Package time also accepts an hour of one digit, a comma before the fraction, and an
+// offset of 24 hours or 60 minutes (go.dev/issue/54580).
 func isRFC3339(text []byte) bool {
 	const seconds = len("2006-01-02T15:04:05")
 	if len(text) <= seconds || text[13] != ':' || text[16] != ':' || text[seconds] == ',' {

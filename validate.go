@@ -16,9 +16,10 @@ import (
 	"golang.org/x/text/currency"
 )
 
-// Validator turns request bodies into contracts that keep every rule.
+// Validator parses request bodies into contracts that keep every rule.
 type Validator struct{ v *validator.Validate }
 
+// newValidator returns a Validator. Its error means that the rules themselves are wrong.
 func newValidator() (*Validator, error) {
 	v := validator.New(validator.WithRequiredStructEnabled())
 	v.RegisterTagNameFunc(func(f reflect.StructField) string {
@@ -42,27 +43,28 @@ func newValidator() (*Validator, error) {
 	return &Validator{v}, nil
 }
 
-// Contract reads a whole contract. It returns a *malformed or an *invalid.
+// Contract parses a whole contract. It returns a *malformed or an *invalid.
 func (v *Validator) Contract(body []byte) (*Contract, error) {
 	return v.over(Contract{}, body, wholeContract)
 }
 
-// Patch tells whether body is a merge patch that could be applied to some contract.
-// It returns a *malformed or an *invalid.
+// Patch returns a *malformed or an *invalid if body is a merge patch that no contract could
+// take.
 func (v *Validator) Patch(body []byte) error {
-	// A rule is of one member, or of the currency that prices need. So what a patch does
-	// wrong to this contract, it does to each.
+	// Each rule concerns a single member, except that prices require a currency. So a patch
+	// that is invalid for a contract with a currency is invalid for every contract.
 	eur := "EUR"
 	_, err := v.Patched(Contract{CurrencyEnergyPrice: &eur}, body)
 	return err
 }
 
-// Patched applies a merge patch to a contract and validates the result as a
-// whole. It returns a *malformed or an *invalid.
+// Patched applies a merge patch to a contract and validates the result as a whole. It
+// returns a *malformed or an *invalid.
 func (v *Validator) Patched(c Contract, patch []byte) (*Contract, error) {
 	return v.over(c, patch, mergePatch)
 }
 
+// over parses body over c and validates the result.
 func (v *Validator) over(c Contract, body []byte, f form) (*Contract, error) {
 	faults, err := parseOver(&c, body, f)
 	if err != nil {
@@ -74,8 +76,8 @@ func (v *Validator) over(c Contract, body []byte, f form) (*Contract, error) {
 	return &c, nil
 }
 
-// Line reads a line of an export: a contract, and where it belongs. It returns a
-// *malformed or an *invalid.
+// Line parses a line of an export: a contract and its key. It returns a *malformed or an
+// *invalid.
 func (v *Validator) Line(line []byte) (k Key, c *Contract, err error) {
 	p, c := newParser(line, exported), &Contract{}
 	if err := p.all(c); err != nil {
@@ -98,7 +100,7 @@ func (v *Validator) Line(line []byte) (k Key, c *Contract, err error) {
 	shape := len(p.faults.faults)
 	if err := v.rules(c, p.faults); err != nil {
 		var broken *invalid
-		if errors.As(err, &broken) { // by the names of a request
+		if errors.As(err, &broken) { // the rules use the names of a request
 			for i := range broken.faults[shape:] {
 				if f := &broken.faults[shape+i]; f.Pointer == "#/building_id" {
 					f.Pointer = "#/building"
@@ -110,8 +112,8 @@ func (v *Validator) Line(line []byte) (k Key, c *Contract, err error) {
 	return k, c, nil
 }
 
-// rules adds the rules that c breaks to the faults found so far. A member with a
-// fault of its type is nil in c, and breaks none.
+// rules adds the rules that c breaks to the faults of the parser, and returns them all, or
+// nil. A member of the wrong type is nil in c and so breaks no rule.
 func (v *Validator) rules(c *Contract, faults invalid) error {
 	if err := v.v.Struct(c); err != nil {
 		var broken validator.ValidationErrors
@@ -130,18 +132,18 @@ func (v *Validator) rules(c *Contract, faults invalid) error {
 	return faults.err()
 }
 
-// rule is what a validate tag means.
+// rule is the meaning of a validate tag.
 type rule struct {
-	// check tells whether the member keeps the rule; nil where the tag is the
-	// library's own. set is false when the member is null.
+	// check reports whether the member keeps the rule. It is nil if the library implements
+	// the tag. set is false if the member is null.
 	check func(c *Contract, member string, set bool) bool
-	// whenNil: check is asked about null as well.
+	// whenNil makes the library call check for null too.
 	whenNil bool
-	// text says what is wrong and what would be right.
+	// text returns what is wrong and what would be right.
 	text func(fe validator.FieldError) string
 }
 
-// rules has every tag that a validate tag of Contract or checkPrices names.
+// rules has a rule for every tag of Contract's fields and of checkPrices.
 var rules = map[string]rule{
 	"oneof": {text: func(fe validator.FieldError) string {
 		return fmt.Sprintf("must be %s or null, is %s", strings.Join(strings.Fields(fe.Param()), ", "), quoted(fe.Value()))
@@ -164,7 +166,7 @@ var rules = map[string]rule{
 			return "is required when energy_contract_type is spot_hourly and energy_prices has an entry; send an ISO 4217 code such as EUR"
 		},
 	},
-	// Without prices it is free text, so that the source's own example passes.
+	// Without prices the currency is free text, so that the source's own example passes.
 	"currency": {
 		check: func(c *Contract, code string, _ bool) bool {
 			return len(c.EnergyPrices) == 0 || isCurrency(code)
@@ -196,12 +198,11 @@ var rules = map[string]rule{
 	}},
 }
 
-// currencies is the library's list of today's ISO 4217 codes, as a validator of
-// one value.
+// currencies validates a single value against the library's list of current ISO 4217 codes.
 var currencies = validator.New()
 
-// isCurrency also takes codes that were withdrawn (HRK), since a contract may
-// have prices from before.
+// isCurrency reports whether code is an ISO 4217 code. Withdrawn codes such as HRK count,
+// since a contract may have prices from before the withdrawal.
 func isCurrency(code string) bool {
 	if currencies.Var(code, "iso4217") == nil {
 		return true
@@ -210,8 +211,8 @@ func isCurrency(code string) bool {
 	return err == nil && unit.String() == code
 }
 
-// checkPrices holds the rules of energy_prices in one loop: the library's dive
-// would cost more than reading the prices does.
+// checkPrices checks energy_prices in one loop. The library's dive would take longer than
+// parsing the prices.
 func checkPrices(sl validator.StructLevel) {
 	prices := contractOf(sl.Current()).EnergyPrices
 	var found, more int
@@ -231,7 +232,7 @@ func checkPrices(sl validator.StructLevel) {
 			last = t
 		}
 	}
-	if !ascending { // only then can one stand twice
+	if !ascending { // ascending instants are distinct
 		first := make(map[time.Time]int, len(prices))
 		for i, p := range prices {
 			t, ok := instant(p.Timestamp)
@@ -250,6 +251,7 @@ func checkPrices(sl validator.StructLevel) {
 	}
 }
 
+// contractOf returns the Contract that the library passes as a reflect.Value.
 func contractOf(v reflect.Value) *Contract {
 	if v.CanAddr() {
 		return v.Addr().Interface().(*Contract)
@@ -258,8 +260,8 @@ func contractOf(v reflect.Value) *Contract {
 	return &c
 }
 
-// stored returns what is wrong with a document that is stored under a key: nothing, if
-// an import of its line would store it just so.
+// stored returns the faults of a document that is stored under k. A document without fault
+// is the one that an import of its line would store.
 func (v *Validator) stored(k Key, doc []byte) []string {
 	if len(doc) == 0 {
 		return []string{"is empty"}
