@@ -64,7 +64,7 @@ func TestSeedPageRequestGetsItsAnswer(t *testing.T) {
 	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
 	resp, got := do(t, c, "PUT", url, jsonBody, readFile(t, "testdata/seed.request.json"))
 	// The page's building and contract are one id, as its placeholders are.
-	want := compact(t, readFile(t, "testdata/seed.answer.json"))
+	want := compact(t, readFile(t, "testdata/seed.response.json"))
 	if resp.StatusCode != 200 || got != want {
 		t.Errorf("got %s\n%s\nwant 200\n%s", resp.Status, got, want)
 	}

@@ -75,7 +75,7 @@ func TestDocsPageInABrowser(t *testing.T) {
 		t.Errorf("/ leads to %s", saw.Page)
 	}
 	var shown, want any
-	if err := errors.Join(json.Unmarshal([]byte(saw.Content), &shown), json.Unmarshal([]byte(readFile(t, "testdata/seed.answer.json")), &want)); err != nil ||
+	if err := errors.Join(json.Unmarshal([]byte(saw.Content), &shown), json.Unmarshal([]byte(readFile(t, "testdata/seed.response.json")), &want)); err != nil ||
 		saw.Status != "200" || !reflect.DeepEqual(shown, want) {
 		t.Errorf("the seed's PUT: %s, %v\n%s", saw.Status, err, saw.Content)
 	}

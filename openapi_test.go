@@ -424,7 +424,7 @@ func testdataBodies(t testing.TB) (bodies []*regexp.Regexp) {
 		bodies = append(bodies, regexp.MustCompile("^"+pattern+"$"))
 	}
 	add(readFile(t, "testdata/seed.request.json"))
-	add(readFile(t, "testdata/seed.answer.json"))
+	add(readFile(t, "testdata/seed.response.json"))
 	demo, err := readDemo()
 	if err != nil {
 		t.Fatal(err)

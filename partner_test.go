@@ -234,7 +234,7 @@ func TestClientsThatNobodyHereWrote(t *testing.T) {
 	})
 	t.Run("curl, with the vendor's requests", func(t *testing.T) {
 		needTool(t, "curl")
-		want := compact(t, readFile(t, "testdata/seed.answer.json"))
+		want := compact(t, readFile(t, "testdata/seed.response.json"))
 		if got := succeeds(t, exec.Command("sh", "testdata/clients/curl/requests.sh", prism.url)); got != want {
 			t.Errorf("got\n%s\nwant\n%s", got, want)
 		}

@@ -76,7 +76,7 @@ func tell(t *testing.T, file string) {
 			told = append(told, f)
 		case "request":
 			answer := names.hide(roundTrip(t, s.url, f.Name, names.show(string(f.Data))))
-			told = append(told, f, txtar.File{Name: strings.Replace(f.Name, "request", "answer", 1), Data: []byte(answer)})
+			told = append(told, f, txtar.File{Name: strings.Replace(f.Name, "request", "response", 1), Data: []byte(answer)})
 		}
 	}
 	s.stop()

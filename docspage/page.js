@@ -1,9 +1,9 @@
-// Shows openapi.json and lets a person try it, against this service.
+// Shows openapi.json and sends requests to this service.
 SwaggerUIBundle({
   url: "openapi.json",
   dom_id: "#page",
   deepLinking: true,
   displayRequestDuration: true,
   tryItOutEnabled: true,
-  validatorUrl: null, // else it would ask validator.swagger.io
+  validatorUrl: null, // the default sends the description to validator.swagger.io
 });
