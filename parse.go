@@ -361,7 +361,7 @@ func (p *parser) unknown(name string, names func() []string) error {
 func (p *parser) end() error {
 	_, err := p.dec.ReadToken()
 	switch {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return nil
 	case err != nil:
 		return err
@@ -381,7 +381,7 @@ func (p *parser) malformed(err error) error {
 	}
 	var detail string
 	switch {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return &malformed{fault{Pointer: "#", Detail: "the body is empty; send a JSON object"}}
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		detail = "the JSON is cut off"
