@@ -152,7 +152,7 @@ func (r *importRun) stage() error {
 	}
 	before, err := r.to.Stage(r.staged)
 	if err != nil {
-		return fmt.Errorf("%w; nothing was imported; the log says why", err)
+		return fmt.Errorf("%w, and the log says why; nothing was imported", err)
 	}
 	for n, first := range before {
 		if first > 0 {
@@ -173,7 +173,7 @@ func (r *importRun) stage() error {
 	case errors.Is(err, ErrClosed), errors.Is(err, ErrDamaged):
 		return fmt.Errorf("%w; it is not known whether the import was committed; the next start imports all contracts or none", err)
 	case err != nil:
-		return fmt.Errorf("%w; nothing was imported; the log says why", err)
+		return fmt.Errorf("%w, and the log says why; nothing was imported", err)
 	}
 	r.committed = true
 	return nil
