@@ -158,9 +158,9 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	return a.serve(ctx, server, listener)
 }
 
-// prepare loads the demo data if --demo is set. Otherwise it refuses to serve demo clients
-// on another address than loopback, and warns if there are no clients. It runs before the
-// first request.
+// prepare loads the demo data if --demo is set. Otherwise it returns an error if the store
+// has demo clients and the address is not a loopback address, and warns if there are no
+// clients. It must run before the first request.
 func (c *serveCmd) prepare(a *app, store *Store, loopback bool) error {
 	if c.Demo {
 		return loadDemo(store, a.now())
@@ -200,7 +200,8 @@ func (a *app) newServer(handler http.Handler) *http.Server {
 	}
 }
 
-// serveMetrics starts to serve the metrics if --metrics-addr is set.
+// serveMetrics starts to serve the metrics if --metrics-addr is set. The caller must call
+// stop.
 func (c *serveCmd) serveMetrics(a *app, handler http.Handler) (stop func(), err error) {
 	if c.MetricsAddr == "" {
 		return func() {}, nil
@@ -239,7 +240,7 @@ func holdBallast(ctx context.Context) {
 }
 
 // serve serves on listener until ctx is done, and then finishes the requests in flight, for
-// at most shutdownTimeout. It returns an error if the server fails before. If systemd
+// at most shutdownTimeout. It returns an error if the server fails before that. If systemd
 // supervises the service, serve notifies it when the service is ready and when it is
 // stopping.
 func (a *app) serve(ctx context.Context, server *http.Server, listener net.Listener) error {

@@ -13,7 +13,7 @@ import (
 )
 
 // controlPath returns the path of the control socket of a database file. Symbolic links
-// to the file are followed, so that every path of the file leads to the same socket.
+// to the file are followed, so that all paths of a file have the same socket.
 func controlPath(db string) string { return withoutLinks(db) + ".sock" }
 
 // maxControlBody is the maximum size of a request body on the control socket, in bytes. It
