@@ -139,8 +139,8 @@ func TestBackupReplacesNothingThatItShouldNot(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, tt := range []struct{ name, file, want string }{
-			{"the database itself", db, db + " is a database that a process has open, so it is not replaced; stop that process or name another file"},
-			{"another server's", other, other + " is a database that a process has open, so it is not replaced; stop that process or name another file"},
+			{"the database itself", db, db + " is a database in use, so it was not replaced; name another file, or stop the process that uses it"},
+			{"another server's", other, other + " is a database in use, so it was not replaced; name another file, or stop the process that uses it"},
 			{"a pipe", pipe, pipe + " is not a file"},
 			{"a directory", dir, dir + " is not a file"},
 			{"where no directory is", filepath.Join(dir, "no", "b.db"), "stat " + filepath.Join(dir, "no") + ": no such file or directory"},
@@ -157,7 +157,7 @@ func TestBackupReplacesNothingThatItShouldNot(t *testing.T) {
 func TestCommandsNeedADatabase(t *testing.T) {
 	db := shortPath(t)
 	for _, args := range [][]string{{"backup", "x"}, {"backup", "-"}, {"check"}, {"compact"}, {"export"}, {"export", "x"}} {
-		refusedCommand(t, db, "there is no database "+db+"; name it with --db", args...)
+		refusedCommand(t, db, "there is no database "+db+"; name an existing one with --db", args...)
 	}
 	wantFiles(t, filepath.Dir(db))
 }
@@ -278,7 +278,7 @@ func TestBackupOfADatabaseWithAFaultIsSaidToBe(t *testing.T) {
 		if err := os.WriteFile(backup, []byte("an older one"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		refusedCommand(t, db, "database "+backup+" has 1 fault, which check lists, the first: contracts \""+id+"\": stored value fails its checksum; nothing was written to "+backup, "backup", backup)
+		refusedCommand(t, db, "database "+db+" has 1 fault, which the check command lists; the first is: contracts \""+id+"\": stored value fails its checksum; nothing was written to "+backup, "backup", backup)
 		if got := readFile(t, backup); got != "an older one" {
 			t.Errorf("the older one is %q", head(got))
 		}
@@ -355,7 +355,7 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 		}
 		owner := ownerOf(t, db)
 		before := readFile(t, db)
-		refusedCommand(t, db, db+" is there already; --force replaces it", "restore", backup)
+		refusedCommand(t, db, db+" already exists; use --force to replace it", "restore", backup)
 		if readFile(t, db) != before {
 			t.Error("it was changed all the same")
 		}
@@ -403,7 +403,7 @@ func TestRestoreIsRefused(t *testing.T) {
 		if err := os.Remove(db + ".sock"); err != nil {
 			t.Fatal(err)
 		}
-		refusedCommand(t, db, db+" is a database that a process has open, so it is not replaced; stop that process or name another file", "restore", "--force", backup)
+		refusedCommand(t, db, db+" is a database in use, so it was not replaced; name another file, or stop the process that uses it", "restore", "--force", backup)
 		wantSecret(t, p.url, c, true)
 	})
 	sound := readFile(t, backup)
@@ -417,7 +417,7 @@ func TestRestoreIsRefused(t *testing.T) {
 	for _, tt := range []struct{ name, file, want string }{
 		{"of half a file", half, fmt.Sprintf("nothing was restored: database %s: is cut off: it has %d bytes, its meta page says %d; restore a backup", half, len(sound)/2, len(sound))},
 		{"of no database", none, "nothing was restored: database " + none + ": is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
-		{"of one with a fault", faulty, "nothing was restored: database " + faulty + " has 1 fault, which check lists, the first: contracts \"a/b\": is not a key of three UUIDs in lower case"},
+		{"of one with a fault", faulty, "nothing was restored: database " + faulty + " has 1 fault, which the check command lists; the first is: contracts \"a/b\": is not a key of three UUIDs in lower case"},
 		{"of nothing", missing, "open " + missing + ": no such file or directory"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -463,7 +463,7 @@ func TestCompactRemovesFreePages(t *testing.T) {
 	contents, clients := ok(t, db, "export"), ok(t, db, "client", "list")
 	var was, is int
 	printed := ok(t, db, "compact")
-	if _, err := fmt.Sscanf(printed, db+" had %d bytes and has %d\n", &was, &is); err != nil || was < 1<<20 || is > 128<<10 {
+	if _, err := fmt.Sscanf(printed, "compacted "+db+" from %d to %d bytes\n", &was, &is); err != nil || was < 1<<20 || is > 128<<10 {
 		t.Errorf("printed %q, %v", printed, err)
 	}
 	if info, err := os.Stat(db); err != nil || info.Size() != int64(is) {
@@ -506,7 +506,7 @@ func TestCompactLeavesADatabaseWithAFaultAlone(t *testing.T) {
 		return tx.Bucket(bucketContracts).Put([]byte("a/b"), withChecksum([]byte("a/b"), []byte("{}")))
 	})
 	before := readFile(t, db)
-	refusedCommand(t, db, "database "+db+" has 1 fault, which check lists, the first: contracts \"a/b\": is not a key of three UUIDs in lower case; nothing was changed", "compact")
+	refusedCommand(t, db, "database "+db+" has 1 fault, which the check command lists; the first is: contracts \"a/b\": is not a key of three UUIDs in lower case; nothing was changed", "compact")
 	if readFile(t, db) != before {
 		t.Error("the file changed")
 	}

@@ -84,7 +84,7 @@ func TestCheckSaysWhatIsWrongWithADocument(t *testing.T) {
 					startProcess(t, nil, "--db", db)
 				}
 				n := strings.Count(tt.want, "\n") + 1
-				want = fmt.Sprintf("%s has %s; a PUT or DELETE mends a contract, for all else restore a backup", db, counted(n, "fault"))
+				want = fmt.Sprintf("%s has %s; repair a contract with PUT or DELETE; for any other fault, restore a backup", db, counted(n, "fault"))
 				if got := refusedCommand(t, db, want, "check"); got != tt.want+"\n" {
 					t.Errorf("server %v: printed\n%swant\n%s", up, got, tt.want)
 				}

@@ -24,7 +24,7 @@ import (
 	"time"
 )
 
-const unknownClientSays = "There is no client with this id; client list shows those that there are.\n"
+const unknownClientSays = "There is no client with this id; run \"client list\" to see the ids.\n"
 
 // shortPath is a database file that is not there yet, at a path that leaves room for
 // its socket's; t.TempDir has the name of the test in it.
@@ -72,7 +72,7 @@ const secretNotShownAgain = `^client_id:     (\S{36})\nclient_secret: (\S{43})\n
 
 var (
 	addedPattern   = regexp.MustCompile(secretNotShownAgain + `\n$`)
-	rotatedPattern = regexp.MustCompile(secretNotShownAgain + ` The old one is (?:good until (\S{20})|refused from now on)\.\n$`)
+	rotatedPattern = regexp.MustCompile(secretNotShownAgain + ` The old secret is (?:valid until (\S{20})|refused from now on)\.\n$`)
 	timePattern    = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
 )
 
@@ -452,7 +452,7 @@ func TestClientCommandsMakeNoDatabase(t *testing.T) {
 	for _, args := range [][]string{{"list"}, {"rotate", "x"}, {"remove", "x"}} {
 		t.Run(args[0], func(t *testing.T) {
 			db := shortPath(t)
-			want := ran{"", "energy-contracts: there is no database " + db + "; name it with --db\n", 1}
+			want := ran{"", "energy-contracts: there is no database " + db + "; name an existing one with --db\n", 1}
 			if got := run(t, nil, append([]string{"client", args[0], "--db", db}, args[1:]...)...); got != want {
 				t.Errorf("%+v, want %+v", got, want)
 			}
@@ -476,10 +476,10 @@ func TestClientCommandsSayWhatIsWrong(t *testing.T) {
 		{"a grace without a unit", "--grace", []string{"rotate", "--grace=60", "x"}},
 		{"a grace too large for a number", "--grace", []string{"rotate", "--grace=9999999h", "x"}},
 		{"a grace of nothing", "--grace", []string{"rotate", "--grace=", "x"}},
-		{"rotation of nobody", "the client's id is empty", []string{"rotate"}},
-		{"rotation of an empty id", "the client's id is empty", []string{"rotate", ""}},
-		{"removal of nobody", "the client's id is empty", []string{"remove"}},
-		{"removal of an empty id", "the client's id is empty", []string{"remove", ""}},
+		{"rotation of nobody", "the client id is empty", []string{"rotate"}},
+		{"rotation of an empty id", "the client id is empty", []string{"rotate", ""}},
+		{"removal of nobody", "the client id is empty", []string{"remove"}},
+		{"removal of an empty id", "the client id is empty", []string{"remove", ""}},
 		{"removal of two", "unexpected argument y", []string{"remove", "x", "y"}},
 		{"a list of something", "unexpected argument x", []string{"list", "x"}},
 		{"an unknown command", "unexpected argument show", []string{"show"}},

@@ -17,66 +17,29 @@ import (
 	"golang.org/x/term"
 )
 
-// app is what a command gets from its surroundings.
+// app is the environment in which a command runs.
 type app struct {
 	stdout io.Writer
-	// terminal: a person sees what is written to stderr.
+	// terminal reports whether stderr is a terminal, so that progress bars are shown.
 	terminal bool
 	log      *slog.Logger
-	// logLevel is log's.
+	// logLevel sets the level of log.
 	logLevel *slog.LevelVar
 	now      func() time.Time
-	// listening is told the address once connections are taken.
+	// listening is called with the address once the server accepts connections.
 	listening func(net.Addr)
 }
 
-// progress begins a bar of so many of a unit; of bytes if unit is "". A total below 1
-// is unknown.
-func (a *app) progress(what string, total int64, unit string) progress {
-	if total < 1 {
-		total = -1
-	}
-	return progress{progressbar.NewOptions64(total,
-		progressbar.OptionSetDescription(what),
-		progressbar.OptionSetWriter(os.Stderr),
-		progressbar.OptionSetVisibility(a.terminal),
-		progressbar.OptionShowBytes(unit == ""),
-		progressbar.OptionShowCount(),
-		progressbar.OptionShowIts(),
-		progressbar.OptionSetItsString(unit),
-		progressbar.OptionThrottle(100*time.Millisecond),
-		progressbar.OptionSetWidth(20),
-		progressbar.OptionClearOnFinish(),
-	)}
-}
+// standardStream names standard output or standard input in place of a file.
+const standardStream = "-"
 
-// progress is a bar on stderr, and nothing where that is no terminal.
-type progress struct{ bar *progressbar.ProgressBar }
-
-// add goes on by n. A bar that cannot be shown is no reason to stop.
-func (p progress) add(n int64) { _ = p.bar.Add64(n) }
-
-// Write counts what is written, for io.MultiWriter and the like.
-func (p progress) Write(b []byte) (int, error) {
-	p.add(int64(len(b)))
-	return len(b), nil
-}
-
-// done takes the bar away.
-func (p progress) done() { _ = p.bar.Finish() }
-
-// interrupt takes the bar away until it goes on, so that a line can be printed.
-func (p progress) interrupt() { _ = p.bar.Clear() }
-
-// standardFile is standard input or output in the place of a file's name.
-const standardFile = "-"
-
-// output has fill write a file, which is in its place once it is whole and verify,
-// which may be nil, finds it right.
+// output calls fill to write the named file, or standard output. A file appears under
+// its name only when it is complete and synced and verify has found no fault in it; it
+// replaces the file that was there. verify may be nil; standard output is not verified.
 func (a *app) output(name string, fill func(io.Writer) error, verify func(path string) error) error {
-	if name == standardFile {
+	if name == standardStream {
 		if f, ok := a.stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-			a.terminal = false // a bar would be in between
+			a.terminal = false // a bar would mix with the output
 		}
 		return fill(a.stdout)
 	}
@@ -101,15 +64,16 @@ func (a *app) output(name string, fill func(io.Writer) error, verify func(path s
 	return f.replace()
 }
 
-// holdPlace makes sure that what is about to be replaced is no database that a
-// process has open, nor gets opened until release.
+// lockTarget locks a file that is about to be replaced. It returns an error if the file
+// is a database that a process has open. No process can open it until release is called.
+// A file that does not exist needs no lock.
 func lockTarget(path string) (release func(), err error) {
 	if !exists(path) {
 		return func() {}, nil
 	}
 	f, err := openLocked(path, os.O_RDONLY)
 	if errors.Is(err, ErrInUse) {
-		return nil, fmt.Errorf("%s is a database that a process has open, so it is not replaced; stop that process or name another file", path)
+		return nil, fmt.Errorf("%s is a database in use, so it was not replaced; name another file, or stop the process that uses it", path)
 	}
 	if err != nil {
 		return nil, err
@@ -117,9 +81,10 @@ func lockTarget(path string) (release func(), err error) {
 	return func() { f.Close() }, nil
 }
 
-// input opens a file to read, and tells its size in bytes; -1 is unknown.
+// input opens the named file, or standard input, for reading. It returns the size in
+// bytes, or -1 if the size is unknown.
 func (a *app) input(name string) (f *os.File, size int64, err error) {
-	if name == standardFile {
+	if name == standardStream {
 		return os.Stdin, -1, nil
 	}
 	if f, err = os.Open(name); err != nil {
@@ -132,23 +97,61 @@ func (a *app) input(name string) (f *os.File, size int64, err error) {
 	return f, info.Size(), nil
 }
 
-// reading is a reader until the context ends.
-func reading(ctx context.Context, r io.Reader) io.Reader {
-	return readerFunc(func(b []byte) (int, error) {
-		if err := ctx.Err(); err != nil {
-			return 0, err
-		}
-		return r.Read(b)
-	})
+// contextReader reads from r until ctx is done, and then returns ctx's error.
+type contextReader struct {
+	ctx context.Context
+	r   io.Reader
 }
 
-type readerFunc func([]byte) (int, error)
+func (c contextReader) Read(b []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(b)
+}
 
-func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+// progress is a progress bar on stderr. It shows nothing if stderr is not a terminal,
+// and ignores errors: a bar that cannot be drawn must not stop the command.
+type progress struct{ bar *progressbar.ProgressBar }
 
-// examine tells found each fault of a database that no server has open. Its error calls
-// it by name.
-func (a *app) checkDatabase(ctx context.Context, path, name string, found func(fault string)) (c Contents, err error) {
+// startProgress starts a progress bar from 0 to total, counted in unit, or in bytes if
+// unit is "". A total below 1 means that the total is unknown.
+func (a *app) startProgress(description string, total int64, unit string) progress {
+	if total < 1 {
+		total = -1
+	}
+	return progress{progressbar.NewOptions64(total,
+		progressbar.OptionSetDescription(description),
+		progressbar.OptionSetWriter(os.Stderr),
+		progressbar.OptionSetVisibility(a.terminal),
+		progressbar.OptionShowBytes(unit == ""),
+		progressbar.OptionShowCount(),
+		progressbar.OptionShowIts(),
+		progressbar.OptionSetItsString(unit),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionSetWidth(20),
+		progressbar.OptionClearOnFinish(),
+	)}
+}
+
+// add advances the bar by n.
+func (p progress) add(n int64) { _ = p.bar.Add64(n) }
+
+// Write advances the bar by len(b), so that the bar can be a writer of io.MultiWriter.
+func (p progress) Write(b []byte) (int, error) {
+	p.add(int64(len(b)))
+	return len(b), nil
+}
+
+// done removes the bar.
+func (p progress) done() { _ = p.bar.Finish() }
+
+// interrupt removes the bar until the next add, so that a line can be printed.
+func (p progress) interrupt() { _ = p.bar.Clear() }
+
+// checkDatabase calls report for each fault of the database at path, which no process may
+// have open for writing. Its errors refer to the database by name.
+func (a *app) checkDatabase(ctx context.Context, path, name string, report func(fault string)) (c Contents, err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("database %s: %w", name, err)
@@ -162,21 +165,22 @@ func (a *app) checkDatabase(ctx context.Context, path, name string, found func(f
 	if err != nil {
 		return Contents{}, err
 	}
-	bar := a.progress("checking", 2*info.Size(), "")
+	bar := a.startProgress("checking", 2*info.Size(), "") // the Checker reads all bytes twice
 	defer bar.done()
-	e := Checker{
-		Report:   func(fault string) { bar.interrupt(); found(fault) },
+	checker := Checker{
+		Report:   func(fault string) { bar.interrupt(); report(fault) },
 		Progress: bar.add,
 	}
-	e.Contract = func(k Key, doc []byte) {
+	checker.Contract = func(k Key, doc []byte) {
 		for _, fault := range v.stored(k, doc) {
-			e.Report(fmt.Sprintf("contract %s: %s", k.bytes(), fault))
+			checker.Report(fmt.Sprintf("contract %s: %s", k.bytes(), fault))
 		}
 	}
-	return e.Check(ctx, path)
+	return checker.Check(ctx, path)
 }
 
-// verify is nil for a database without a fault. Its error calls it by name.
+// verifyDatabase returns an error if checkDatabase finds a fault. The error has the
+// number of faults and the first one; it refers to the database by name.
 func (a *app) verifyDatabase(ctx context.Context, path, name string) error {
 	var faults int
 	var first string
@@ -189,15 +193,15 @@ func (a *app) verifyDatabase(ctx context.Context, path, name string) error {
 		return err
 	}
 	if faults > 0 {
-		return fmt.Errorf("database %s has %s, which check lists, the first: %s", name, counted(faults, "fault"), first)
+		return fmt.Errorf("database %s has %s, which the check command lists; the first is: %s", name, counted(faults, "fault"), first)
 	}
 	return nil
 }
 
-// counted says how many there are of what has an ordinary plural.
-func counted(n int, what string) string {
+// counted returns n and a noun, in the plural unless n is 1. The plural must end in s.
+func counted(n int, noun string) string {
 	if n != 1 {
-		what += "s"
+		noun += "s"
 	}
-	return fmt.Sprintf("%d %s", n, what)
+	return fmt.Sprintf("%d %s", n, noun)
 }

@@ -1,6 +1,6 @@
 package main
 
-// The command check.
+// The check command.
 
 import (
 	"context"
@@ -8,16 +8,19 @@ import (
 	"fmt"
 )
 
+// checkCmd is the check command with its arguments.
 type checkCmd struct{ database }
 
-// Run prints each fault of the database: of its pages, by bbolt's own check, and of
-// its documents. While a server has the database open it looks at a copy.
+// Run prints each fault of the database: those of its pages, which the page checker and
+// bbolt's own check find, and those of the stored values. While a server has the database
+// open, Run checks a copy. It returns an error if there is a fault.
 func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 	path := c.DB
 	control, err := dialControl(c.DB)
 	switch {
 	case err == nil:
-		f, err := createAtomic(withoutLinks(c.DB)) // which never gets there
+		// The copy is a temporary file beside the database; it never replaces it.
+		f, err := createAtomic(withoutLinks(c.DB))
 		if err != nil {
 			return err
 		}
@@ -40,7 +43,7 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 		return err
 	}
 	if faults > 0 {
-		return fmt.Errorf("%s has %s; a PUT or DELETE mends a contract, for all else restore a backup", c.DB, counted(faults, "fault"))
+		return fmt.Errorf("%s has %s; repair a contract with PUT or DELETE; for any other fault, restore a backup", c.DB, counted(faults, "fault"))
 	}
 	fmt.Fprintf(a.stdout, "%s is sound: %s, %s, %s\n", c.DB,
 		counted(contents.Contracts, "contract"), counted(contents.Clients, "client"), counted(int(contents.Bytes), "byte"))

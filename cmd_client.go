@@ -1,6 +1,6 @@
 package main
 
-// The client commands: add, list, rotate, remove.
+// The client commands: add, list, rotate and remove.
 
 import (
 	"context"
@@ -12,68 +12,74 @@ import (
 	"time"
 )
 
+// clientCmd has the client commands.
 type clientCmd struct {
-	Add    clientAddCmd    `cmd:"" help:"Make a client for an organization and print its id and secret, once."`
-	List   clientListCmd   `cmd:"" help:"List the clients."`
-	Rotate clientRotateCmd `cmd:"" help:"Give a client a new secret and print it, once. Its tokens stay good."`
-	Remove clientRemoveCmd `cmd:"" help:"Remove a client. Its tokens are refused from then on."`
+	Add    clientAddCmd    `cmd:"" help:"Create a client for an organization and print its id and secret. The secret is shown only once."`
+	List   clientListCmd   `cmd:"" help:"List all clients with their organization, scopes and last use."`
+	Rotate clientRotateCmd `cmd:"" help:"Give a client a new secret and print it. The client's tokens remain valid."`
+	Remove clientRemoveCmd `cmd:"" help:"Remove a client and revoke its tokens at once."`
 }
 
+// clientAddCmd is the client add command with its arguments.
 type clientAddCmd struct {
-	Org   string `required:"" placeholder:"UUID" help:"The organization that the client acts for."`
-	Scope string `default:"read write" placeholder:"SCOPES" help:"What the client may do (default: \"${default}\")."`
+	Org   string `required:"" placeholder:"UUID" help:"Create the client for this organization."`
+	Scope string `default:"read write" placeholder:"SCOPES" help:"Grant the client these scopes: read, write or both (default: \"${default}\")."`
 	database
 }
 
-// Run makes a client and prints its secret, of which only a hash is kept.
+// Run creates a client and prints its id and secret. The database stores only a hash of
+// the secret.
 func (c *clientAddCmd) Run(ctx context.Context, a *app) error {
 	org, err := parseID(c.Org)
 	if err != nil {
 		return fmt.Errorf("--org %w", err)
 	}
-	wanted := addClientRequest{Org: org}
-	if err := wanted.Scopes.UnmarshalText([]byte(c.Scope)); err != nil {
+	client := addClientRequest{Org: org}
+	if err := client.Scopes.UnmarshalText([]byte(c.Scope)); err != nil {
 		return fmt.Errorf("--scope: %w", err)
 	}
-	var made credentials
-	r := controlRequest{action: "add client", method: http.MethodPost, path: "/clients", in: wanted, out: &made, mayCreate: true}
-	if err := c.ask(ctx, a, r); err != nil {
+	var added credentials
+	r := controlRequest{action: "add client", method: http.MethodPost, path: "/clients", in: client, out: &added, mayCreate: true}
+	if err := c.call(ctx, a, r); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again.\n", made.ID, made.Secret)
+	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again.\n", added.ID, added.Secret)
 	return nil
 }
 
+// clientListCmd is the client list command with its arguments.
 type clientListCmd struct{ database }
 
-// Run prints the clients as a table, in the order of their making.
+// Run prints the clients as a table, in the order in which they were created.
 func (c *clientListCmd) Run(ctx context.Context, a *app) error {
 	var clients []listedClient
-	if err := c.ask(ctx, a, controlRequest{action: "list clients", method: http.MethodGet, path: "/clients", out: &clients}); err != nil {
+	if err := c.call(ctx, a, controlRequest{action: "list clients", method: http.MethodGet, path: "/clients", out: &clients}); err != nil {
 		return err
 	}
 	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "CLIENT\tORGANIZATION\tSCOPES\tCREATED\tLAST USED")
 	for _, c := range clients {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.ID, c.Org, c.Scopes, shownTime(c.Created), shownTime(c.LastUsed))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.ID, c.Org, c.Scopes, formatTime(c.Created), formatTime(c.LastUsed))
 	}
 	return w.Flush()
 }
 
-func shownTime(t time.Time) string {
+// formatTime returns t in UTC to the second, or "never" if t is zero.
+func formatTime(t time.Time) string {
 	if t.IsZero() {
 		return "never"
 	}
 	return t.UTC().Format(time.RFC3339)
 }
 
+// clientRotateCmd is the client rotate command with its arguments.
 type clientRotateCmd struct {
-	ID    string        `arg:"" help:"The client's id."`
-	Grace time.Duration `default:"24h" placeholder:"DURATION" help:"How long the old secret stays good (default: ${default}); 0s is not at all."`
+	ID    string        `arg:"" help:"The client's id, as client list shows it."`
+	Grace time.Duration `default:"24h" placeholder:"DURATION" help:"Accept the old secret for this long (default: ${default}); 0s refuses it at once."`
 	database
 }
 
-// Validate is called by kong.
+// Validate checks the arguments. Kong calls it before Run.
 func (c *clientRotateCmd) Validate() error {
 	if c.Grace < 0 || c.Grace > maxLifetime || c.Grace%time.Second != 0 {
 		return errors.New("--grace must be whole seconds, from 0s to 8760h")
@@ -81,40 +87,44 @@ func (c *clientRotateCmd) Validate() error {
 	return checkClientID(c.ID)
 }
 
+// checkClientID returns an error if id is empty: the server would only say that it does
+// not know the path of the request.
 func checkClientID(id string) error {
 	if id == "" {
-		return errors.New("the client's id is empty; client list shows those that there are")
+		return errors.New(`the client id is empty; run "client list" to see the ids`)
 	}
 	return nil
 }
 
-// Run gives a client a new secret and prints it.
+// Run gives the client a new secret and prints it.
 func (c *clientRotateCmd) Run(ctx context.Context, a *app) error {
-	var made credentials
-	r := controlRequest{action: "rotate client", method: http.MethodPost, path: clientPath(c.ID) + "/secret", in: rotateRequest{int64(c.Grace / time.Second)}, out: &made}
-	if err := c.ask(ctx, a, r); err != nil {
+	var rotated credentials
+	r := controlRequest{action: "rotate client", method: http.MethodPost, path: clientPath(c.ID) + "/secret", in: rotateRequest{int64(c.Grace / time.Second)}, out: &rotated}
+	if err := c.call(ctx, a, r); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again. ", made.ID, made.Secret)
+	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again. ", rotated.ID, rotated.Secret)
 	if c.Grace == 0 {
-		fmt.Fprintln(a.stdout, "The old one is refused from now on.")
+		fmt.Fprintln(a.stdout, "The old secret is refused from now on.")
 	} else {
-		fmt.Fprintf(a.stdout, "The old one is good until %s.\n", shownTime(a.now().Add(c.Grace)))
+		fmt.Fprintf(a.stdout, "The old secret is valid until %s.\n", formatTime(a.now().Add(c.Grace)))
 	}
 	return nil
 }
 
+// clientRemoveCmd is the client remove command with its arguments.
 type clientRemoveCmd struct {
-	ID string `arg:"" help:"The client's id."`
+	ID string `arg:"" help:"The client's id, as client list shows it."`
 	database
 }
 
-// Validate is called by kong.
+// Validate checks the arguments. Kong calls it before Run.
 func (c *clientRemoveCmd) Validate() error { return checkClientID(c.ID) }
 
-// Run removes a client.
+// Run removes the client.
 func (c *clientRemoveCmd) Run(ctx context.Context, a *app) error {
-	return c.ask(ctx, a, controlRequest{action: "remove client", method: http.MethodDelete, path: clientPath(c.ID)})
+	return c.call(ctx, a, controlRequest{action: "remove client", method: http.MethodDelete, path: clientPath(c.ID)})
 }
 
+// clientPath returns the path of a client on the control socket.
 func clientPath(id string) string { return "/clients/" + url.PathEscape(id) }

@@ -1,6 +1,6 @@
 package main
 
-// The command compact.
+// The compact command.
 
 import (
 	"context"
@@ -8,9 +8,11 @@ import (
 	"fmt"
 )
 
+// compactCmd is the compact command with its arguments.
 type compactCmd struct{ database }
 
-// Run rewrites the database without its free pages. No server may have it open.
+// Run replaces the database with a copy that has no free pages. No server may have the
+// database open.
 func (c *compactCmd) Run(ctx context.Context, a *app) (err error) {
 	if !exists(c.DB) {
 		return noDatabase(c.DB)
@@ -21,7 +23,8 @@ func (c *compactCmd) Run(ctx context.Context, a *app) (err error) {
 		}
 		return nil
 	}
-	// A broken page could lose contracts on the way, and look sound after.
+	// Compacting a file with a broken page could lose contracts, and the result would look
+	// sound.
 	if err := verify(c.DB); err != nil {
 		return err
 	}
@@ -30,8 +33,8 @@ func (c *compactCmd) Run(ctx context.Context, a *app) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	bar := a.progress("rewriting", 0, "")
-	bar.add(0)
+	bar := a.startProgress("rewriting", 0, "")
+	bar.add(0) // draws the bar
 	before, after, err := store.Compact(func(path string) error {
 		bar.done()
 		return verify(path)
@@ -40,6 +43,6 @@ func (c *compactCmd) Run(ctx context.Context, a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stdout, "%s had %d bytes and has %d\n", c.DB, before, after)
+	fmt.Fprintf(a.stdout, "compacted %s from %d to %d bytes\n", c.DB, before, after)
 	return nil
 }

@@ -1,6 +1,6 @@
 package main
 
-// The command export.
+// The export command.
 
 import (
 	"context"
@@ -10,15 +10,16 @@ import (
 	"net/url"
 )
 
+// exportCmd is the export command with its arguments.
 type exportCmd struct {
-	Org  string `env:"-" placeholder:"UUID" help:"The contracts of this organization only."`
-	User string `env:"-" placeholder:"UUID" help:"The contracts of this user only."`
-	File string `arg:"" default:"-" help:"Write to this file, in place of what is there; - is standard output (default: ${default})."`
+	Org  string `env:"-" placeholder:"UUID" help:"Export only the contracts of this organization."`
+	User string `env:"-" placeholder:"UUID" help:"Export only the contracts of this user."`
+	File string `arg:"" default:"-" help:"Write to this file, replacing it if it exists; - means standard output (default: ${default})."`
 	database
 }
 
-// Run writes a line for each contract, in the order of organization, user and id. A
-// contract that is written meanwhile may be in it or not, but never half of one.
+// Run writes one line for each contract, ordered by organization, user and id. A contract
+// that is written during the export may or may not be included, but never in part.
 func (c *exportCmd) Run(ctx context.Context, a *app) (err error) {
 	query := url.Values{}
 	for name, id := range map[string]string{"org": c.Org, "user": c.User} {
@@ -30,7 +31,7 @@ func (c *exportCmd) Run(ctx context.Context, a *app) (err error) {
 		}
 		query.Set(name+"_id", id)
 	}
-	control, err := a.control(c.DB, false)
+	control, err := a.connect(c.DB, false)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,6 @@
 package main
 
-// The command import.
+// The import command.
 
 import (
 	"context"
@@ -14,39 +14,40 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
+// importCmd is the import command with its arguments.
 type importCmd struct {
-	File      string `arg:"" help:"The contracts, as export writes them; - is standard input."`
-	KeepGoing bool   `env:"-" help:"Import the good lines also when there are bad ones, and exit 1 then."`
+	File      string `arg:"" help:"Import contracts from this file, in the format that export writes; - means standard input."`
+	KeepGoing bool   `env:"-" help:"Skip invalid lines and import the others; exit with status 1 if there were any."`
 	database
 }
 
-// Run reports each bad line, and stores the contracts of all lines or of none; with
-// --keep-going, of all good lines.
+// Run prints the faults of each invalid line, and stores the contracts of all lines, or
+// of none if a line is invalid; with --keep-going, it stores those of all valid lines.
 func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 	file, size, err := a.input(c.File)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
-	control, err := a.control(c.DB, true)
+	control, err := a.connect(c.DB, true)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, control.close()) }()
 	query := url.Values{"keep_going": {strconv.FormatBool(c.KeepGoing)}}
-	content, _, err := control.send(ctx, http.MethodPost, "/contracts?"+query.Encode(), reading(ctx, file))
+	content, _, err := control.send(ctx, http.MethodPost, "/contracts?"+query.Encode(), contextReader{ctx, file})
 	if err != nil {
 		return err
 	}
 	defer content.Close()
 	events := jsontext.NewDecoder(content)
-	bar := a.progress("reading", size, "")
+	bar := a.startProgress("reading", size, "")
 	defer func() { bar.done() }()
 	storing := false
 	for {
 		var e importEvent
 		if err := json.UnmarshalDecode(events, &e); err != nil {
-			return fmt.Errorf("read what became of the import: %w", explainTruncation(err))
+			return fmt.Errorf("read the result of the import: %w", explainTruncation(err))
 		}
 		for _, f := range e.Faults {
 			bar.interrupt()
@@ -55,7 +56,7 @@ func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 		if e.Of > 0 && !storing {
 			storing = true
 			bar.done()
-			bar = a.progress("storing", e.Of, "contracts")
+			bar = a.startProgress("storing", e.Of, "contracts")
 		}
 		bar.add(e.Read + e.Stored)
 		switch {
@@ -63,12 +64,12 @@ func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 			return errors.New(e.Problem)
 		case e.End == nil:
 		case e.End.Bad > 0 && !c.KeepGoing:
-			return fmt.Errorf("%d of %s bad: nothing was imported; mend what is bad, or import the rest with --keep-going", e.End.Bad, counted(e.End.Lines, "line"))
+			return fmt.Errorf("nothing was imported: %s out of %d; correct the input, or use --keep-going to import the valid lines", counted(e.End.Bad, "invalid line"), e.End.Lines)
 		default:
 			bar.done()
 			fmt.Fprintf(a.stdout, "imported %s\n", counted(e.End.Imported, "contract"))
 			if e.End.Bad > 0 {
-				return fmt.Errorf("%d of %s bad: not imported", e.End.Bad, counted(e.End.Lines, "line"))
+				return fmt.Errorf("skipped %s out of %d", counted(e.End.Bad, "invalid line"), e.End.Lines)
 			}
 			return nil
 		}

@@ -1,6 +1,6 @@
 package main
 
-// The command restore.
+// The restore command.
 
 import (
 	"context"
@@ -10,20 +10,22 @@ import (
 	"io/fs"
 )
 
+// restoreCmd is the restore command with its arguments.
 type restoreCmd struct {
-	File  string `arg:"" help:"The backup; - is standard input."`
-	Force bool   `env:"-" help:"Replace a database that is there."`
+	File  string `arg:"" help:"Restore this backup; - means standard input."`
+	Force bool   `env:"-" help:"Replace the database if it exists."`
 	database
 }
 
-// Run puts a backup in the place of the database, which no server may have open.
+// Run verifies a backup and puts it in the place of the database. No server may have the
+// database open.
 func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 	if _, err := dialControl(c.DB); err == nil {
 		return fmt.Errorf("a server has %s open; stop it first", c.DB)
 	}
-	there := exists(c.DB)
-	if there && !c.Force {
-		return fmt.Errorf("%s is there already; --force replaces it", c.DB)
+	replace := exists(c.DB)
+	if replace && !c.Force {
+		return fmt.Errorf("%s already exists; use --force to replace it", c.DB)
 	}
 	release, err := lockTarget(c.DB)
 	if err != nil {
@@ -40,8 +42,8 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	defer f.discard()
-	bar := a.progress("copying", size, "")
-	_, err = io.Copy(io.MultiWriter(f, bar), reading(ctx, backup))
+	bar := a.startProgress("copying", size, "")
+	_, err = io.Copy(io.MultiWriter(f, bar), contextReader{ctx, backup})
 	bar.done()
 	if err != nil {
 		return fmt.Errorf("copy %s: %w", c.File, err)
@@ -49,11 +51,11 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 	if err := a.verifyDatabase(ctx, f.Name(), c.File); err != nil {
 		return fmt.Errorf("nothing was restored: %w", err)
 	}
-	if there {
+	if replace {
 		return f.replace()
 	}
 	if err := f.link(); errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("%s is there by now; --force replaces it", c.DB)
+		return fmt.Errorf("%s was created during the restore; use --force to replace it", c.DB)
 	} else if err != nil {
 		return err
 	}

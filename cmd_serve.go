@@ -1,6 +1,6 @@
 package main
 
-// The command serve.
+// The serve command.
 
 import (
 	"context"
@@ -17,29 +17,30 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
+// serveCmd is the serve command with its arguments.
 type serveCmd struct {
-	Addr    string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Listen on this address (default: ${default}). Port 0 takes a free one; the log says which."`
-	DB      string `name:"db" placeholder:"FILE" help:"The database file, made if there is none (default: energy-contracts.db; with --demo: a temporary one)."`
-	Demo    bool   `help:"Load sample data and print a request to paste. Its secrets are known to everyone, so it is for a loopback address only."`
-	MaxBody int64  `default:"4194304" placeholder:"BYTES" help:"The largest request body, in bytes (default: ${default})."`
+	Addr    string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Listen on this address (default: ${default}). Port 0 picks a free port, which the log shows."`
+	DB      string `name:"db" placeholder:"FILE" help:"Use this database file, creating it if it does not exist (default: energy-contracts.db, or a temporary file with --demo)."`
+	Demo    bool   `help:"Load sample data and print commands that try the API. Everyone knows its secrets, so only a loopback address is allowed."`
+	MaxBody int64  `default:"4194304" placeholder:"BYTES" help:"Refuse request bodies larger than this many bytes (default: ${default})."`
 
-	TLSCert     string `name:"tls-cert" placeholder:"FILE" help:"Serve HTTPS with this certificate and what it is signed with, in PEM. Read again when the file changes."`
-	TLSKey      string `name:"tls-key" placeholder:"FILE" help:"The key of --tls-cert, in PEM."`
-	MetricsAddr string `placeholder:"HOST:PORT" help:"Serve /metrics to Prometheus on this address, over HTTP (default: not at all)."`
+	TLSCert     string `name:"tls-cert" placeholder:"FILE" help:"Serve HTTPS with the certificate and its chain in this PEM file. A changed file is loaded without a restart."`
+	TLSKey      string `name:"tls-key" placeholder:"FILE" help:"Use the private key of --tls-cert in this PEM file. A changed file is loaded without a restart."`
+	MetricsAddr string `placeholder:"HOST:PORT" help:"Serve metrics for Prometheus at /metrics on this address, over plain HTTP (default: none)."`
 
-	LogLevel string `default:"info" enum:"debug,info,warn,error" placeholder:"LEVEL" help:"Log what is at least debug, info, warn or error (default: ${default}). A request is info."`
+	LogLevel string `default:"info" enum:"debug,info,warn,error" placeholder:"LEVEL" help:"Log messages of this level and above: debug, info, warn or error (default: ${default}). Requests are logged at info."`
 
-	TokenLifetime   time.Duration `default:"10h" placeholder:"DURATION" help:"How long a token is good (default: ${default})."`
-	PublicURL       string        `name:"public-url" placeholder:"ORIGIN" help:"Where clients reach the service, such as https://energy.example (default: what a request says)."`
-	Issuer          string        `placeholder:"URL" help:"Accept JWT access tokens of this authorization server too."`
-	Audience        string        `placeholder:"NAME" help:"The audience that the tokens of --issuer must be for."`
-	OrgClaim        string        `default:"org_id" placeholder:"NAME" help:"The claim of the tokens of --issuer that names the organization (default: ${default})."`
-	NoBuiltInTokens bool          `help:"Issue no tokens and accept those of --issuer only."`
+	TokenLifetime   time.Duration `default:"10h" placeholder:"DURATION" help:"Issue tokens that are valid for this long (default: ${default})."`
+	PublicURL       string        `name:"public-url" placeholder:"ORIGIN" help:"Name this origin in the OAuth metadata, such as https://energy.example (default: the origin of the request)."`
+	Issuer          string        `placeholder:"URL" help:"Also accept JWT access tokens issued by this authorization server."`
+	Audience        string        `placeholder:"NAME" help:"Require this audience in tokens of --issuer."`
+	OrgClaim        string        `default:"org_id" placeholder:"NAME" help:"Read the organization from this claim in tokens of --issuer (default: ${default})."`
+	NoBuiltInTokens bool          `help:"Issue no tokens; accept only tokens of --issuer."`
 
-	CORSOrigin []string `name:"cors-origin" placeholder:"ORIGIN" help:"Let the pages of this origin use the API from a browser, such as https://app.example; once for each, or * for all (default: none)."`
+	CORSOrigin []string `name:"cors-origin" placeholder:"ORIGIN" help:"Let web pages of this origin, such as https://app.example, use the API from a browser; repeat the flag for more origins, or use * for all (default: none)."`
 }
 
-// Validate is called by kong.
+// Validate checks the flags, alone and together. Kong calls it before Run.
 func (c *serveCmd) Validate() error {
 	if c.MaxBody < 1 || c.MaxBody > 1<<30 {
 		return errors.New("--max-body must be from 1 byte to 1 GiB")
@@ -59,60 +60,44 @@ func (c *serveCmd) Validate() error {
 	}
 	switch {
 	case (c.TLSCert == "") != (c.TLSKey == ""):
-		return errors.New("--tls-cert and --tls-key belong together")
+		return errors.New("--tls-cert and --tls-key must be used together")
 	case (c.Issuer == "") != (c.Audience == ""):
-		return errors.New("--issuer and --audience belong together: without an audience, a token for any other service would be good here")
+		return errors.New("--issuer and --audience must be used together; without an audience, tokens for other services would be accepted")
 	case c.NoBuiltInTokens && c.Issuer == "":
-		return errors.New("--no-built-in-tokens needs an --issuer, or there would be no tokens at all")
+		return errors.New("--no-built-in-tokens requires --issuer; otherwise no tokens would be accepted")
 	case c.NoBuiltInTokens && c.Demo:
-		return errors.New("--demo prints how to get a built-in token; leave out --no-built-in-tokens")
+		return errors.New("--demo requires built-in tokens; remove --no-built-in-tokens")
 	}
 	return nil
 }
 
+// defaultDB is the database file of serve without --db. The other commands have the same
+// default, in the tag of database.
 const defaultDB = "energy-contracts.db"
 
-// ballast is memory, in bytes, that a server only reserves and never touches. The
-// garbage collector runs when the heap has doubled: a heap of 4 MB, as the requests
-// in flight have, would be collected 40 times a second, to free what is free in any
-// case by and by. GOGC instead would make a heap that is large for a while, of large
-// bodies, many times as large.
-const ballast = 16 << 20
-
-// holdBallast reserves it a second after the start, which is not to share the processor
-// with the collection that this starts.
-func holdBallast(ctx context.Context) {
-	select {
-	case <-time.After(time.Second):
-		reserved := make([]byte, ballast)
-		<-ctx.Done()
-		runtime.KeepAlive(reserved)
-	case <-ctx.Done():
-	}
-}
-
-// Run serves until ctx ends. It stops in this order: no new connections, the
-// requests in flight, the control socket, the writes that wait, the file.
+// Run serves the API until ctx is done. Then it stops in this order: it accepts no more
+// connections, waits for the requests in flight, closes the control socket, commits the
+// waiting writes and closes the database.
 func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	if err := a.logLevel.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return fmt.Errorf("--log-level: %w", err)
 	}
-	this := readBuild()
-	a.log.Info("starting", "version", this.Version, "commit", this.Commit, "go", this.Go)
+	program := readBuild()
+	a.log.Info("starting", "version", program.Version, "commit", program.Commit, "go", program.Go)
 	addr, err := net.ResolveTCPAddr("tcp", c.Addr)
 	if err != nil {
 		return fmt.Errorf("--addr %s: %w", c.Addr, err)
 	}
 	loopback := addr.IP.IsLoopback()
 	if c.Demo && !loopback {
-		return fmt.Errorf("--demo is refused on %s: everyone knows its secrets, so it listens on a loopback address only, such as 127.0.0.1:8080", c.Addr)
+		return fmt.Errorf("--demo is refused on %s, since everyone knows its secrets; use a loopback address such as 127.0.0.1:8080", c.Addr)
 	}
 	if c.DB == "" {
 		c.DB = defaultDB
 		if c.Demo {
 			dir, err := os.MkdirTemp("", "energy-contracts-demo-")
 			if err != nil {
-				return fmt.Errorf("directory for the demo database: %w", err)
+				return fmt.Errorf("create a directory for the demo database: %w", err)
 			}
 			defer os.RemoveAll(dir)
 			c.DB = filepath.Join(dir, defaultDB)
@@ -120,7 +105,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	}
 	settings := apiSettings{maxBody: c.MaxBody, builtInTokens: !c.NoBuiltInTokens, tokenLifetime: c.TokenLifetime, publicURL: c.PublicURL, origins: c.CORSOrigin}
 	if c.Issuer != "" {
-		ctx, cancel := context.WithCancel(context.Background()) // later than ctx: the requests in flight may need it
+		ctx, cancel := context.WithCancel(context.Background()) // not ctx: requests in flight may need the issuer after ctx is done
 		defer cancel()
 		if settings.issuer, err = newIssuer(ctx, c.Issuer, c.Audience, c.OrgClaim, a.now, a.log); err != nil {
 			return err
@@ -152,7 +137,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	case certificate != nil:
 		server.TLSConfig, scheme = certificate.config(), "https"
 	case !loopback:
-		a.log.Warn("tokens and secrets can be read on their way: use --tls-cert and --tls-key, unless a proxy in front has a certificate", "addr", c.Addr)
+		a.log.Warn("tokens and secrets travel unencrypted; use --tls-cert and --tls-key, or a proxy that serves HTTPS", "addr", c.Addr)
 	}
 	stopMetrics, err := c.serveMetrics(a, metricsHandler(handler.metrics, store.metrics))
 	if err != nil {
@@ -161,7 +146,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	defer stopMetrics()
 	listener, err := net.ListenTCP("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("%w; stop what listens there or name another address with --addr", err)
+		return fmt.Errorf("%w; stop the process that listens there, or name another address with --addr", err)
 	}
 	a.log.Info("listening", "addr", listener.Addr().String(), "scheme", scheme, "db", c.DB)
 	if c.Demo {
@@ -172,39 +157,9 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	return a.serve(ctx, server, listener)
 }
 
-func (a *app) newServer(handler http.Handler) *http.Server {
-	return &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: readHeaderTimeout,
-		ReadTimeout:       readTimeout,
-		WriteTimeout:      writeTimeout,
-		IdleTimeout:       idleTimeout,
-		HTTP2:             &http.HTTP2Config{WriteByteTimeout: pieceTimeout}, // of a connection, for what is no stream's
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
-	}
-}
-
-// serveMetrics begins to serve what is counted, if it is to be served.
-func (c *serveCmd) serveMetrics(a *app, handler http.Handler) (stop func(), err error) {
-	if c.MetricsAddr == "" {
-		return func() {}, nil
-	}
-	listener, err := net.Listen("tcp", c.MetricsAddr)
-	if err != nil {
-		return nil, fmt.Errorf("--metrics-addr: %w", err)
-	}
-	server := a.newServer(handler)
-	a.log.Info("serving metrics", "addr", listener.Addr().String())
-	go func() {
-		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			a.log.Error("metrics are not served any more; the API is", "err", err)
-		}
-	}()
-	return func() { server.Close() }, nil
-}
-
-// prepare looks at what is in the store before anybody else can.
+// prepare loads the demo data if --demo is set. Otherwise it returns an error if the store
+// has demo clients and the address is not a loopback address, and warns if there are no
+// clients. It must run before the first request.
 func (c *serveCmd) prepare(a *app, store *Store, loopback bool) error {
 	if c.Demo {
 		return loadDemo(store, a.now())
@@ -214,7 +169,7 @@ func (c *serveCmd) prepare(a *app, store *Store, loopback bool) error {
 		return fmt.Errorf("database %s: look for demo clients: %w; restore a backup", c.DB, err)
 	}
 	if demo && !loopback {
-		return fmt.Errorf("%s has the clients of --demo, whose secrets everyone knows, so it is refused on %s; listen on a loopback address or start with a new file", c.DB, c.Addr)
+		return fmt.Errorf("%s has the clients of --demo, whose secrets everyone knows, so it is not served on %s; use a loopback address, or name another file with --db", c.DB, c.Addr)
 	}
 	if c.NoBuiltInTokens {
 		return nil
@@ -230,8 +185,63 @@ func (c *serveCmd) prepare(a *app, store *Store, loopback bool) error {
 	return nil
 }
 
-// serve returns when the server has stopped, and nil if ctx was the reason. It tells
-// systemd, if that wants to know, when the service is ready and when it is stopping.
+// newServer returns an HTTP server with the limits that all servers of the service share.
+func (a *app) newServer(handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: readHeaderTimeout,
+		ReadTimeout:       readTimeout,
+		WriteTimeout:      writeTimeout,
+		IdleTimeout:       idleTimeout,
+		HTTP2:             &http.HTTP2Config{WriteByteTimeout: pieceTimeout}, // also for frames that belong to no stream
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+	}
+}
+
+// serveMetrics starts to serve the metrics if --metrics-addr is set. The caller must call
+// stop.
+func (c *serveCmd) serveMetrics(a *app, handler http.Handler) (stop func(), err error) {
+	if c.MetricsAddr == "" {
+		return func() {}, nil
+	}
+	listener, err := net.Listen("tcp", c.MetricsAddr)
+	if err != nil {
+		return nil, fmt.Errorf("--metrics-addr: %w", err)
+	}
+	server := a.newServer(handler)
+	a.log.Info("serving metrics", "addr", listener.Addr().String())
+	go func() {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			a.log.Error("the metrics server failed; the API is still served; restart the server to get metrics again", "err", err)
+		}
+	}()
+	return func() { server.Close() }, nil
+}
+
+// ballast is the size, in bytes, of memory that a server reserves and never touches. The
+// garbage collector runs whenever the heap has doubled. A heap of 4 MB, the size that
+// requests in flight need, would be collected 40 times a second, to free memory that a
+// later collection frees just as well. A higher GOGC is no alternative: it would multiply a
+// heap that large bodies make large for a while.
+const ballast = 16 << 20
+
+// holdBallast reserves ballast until ctx is done. It waits for a second first, since the
+// allocation starts a collection, which would slow down the start.
+func holdBallast(ctx context.Context) {
+	select {
+	case <-time.After(time.Second):
+		reserved := make([]byte, ballast)
+		<-ctx.Done()
+		runtime.KeepAlive(reserved)
+	case <-ctx.Done():
+	}
+}
+
+// serve serves on listener until ctx is done, and then finishes the requests in flight, for
+// at most shutdownTimeout. It returns an error if the server fails before that. If systemd
+// supervises the service, serve notifies it when the service is ready and when it is
+// stopping.
 func (a *app) serve(ctx context.Context, server *http.Server, listener net.Listener) error {
 	failed := make(chan error, 1)
 	go func() {
@@ -252,15 +262,16 @@ func (a *app) serve(ctx context.Context, server *http.Server, listener net.Liste
 	grace, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
 	if err := server.Shutdown(grace); err != nil {
-		a.log.Warn("requests were still in flight and are broken off", "err", err)
+		a.log.Warn("some requests did not finish in time; closing their connections", "err", err)
 		return server.Close()
 	}
 	a.log.Info("stopped")
 	return nil
 }
 
+// notify sends a state to systemd, if systemd supervises the service.
 func (a *app) notify(state string) {
 	if _, err := daemon.SdNotify(false, state); err != nil {
-		a.log.Warn("systemd is not told of the state of the service", "state", state, "err", err)
+		a.log.Warn("cannot notify systemd of the state of the service", "state", state, "err", err)
 	}
 }

@@ -1,14 +1,15 @@
 package main
 
-// The command version.
+// The version command.
 
 import (
 	"fmt"
 )
 
+// versionCmd is the version command.
 type versionCmd struct{}
 
-// Run prints which program this is.
+// Run prints the version, the commit and the Go version of this program.
 func (versionCmd) Run(a *app) error {
 	_, err := fmt.Fprintln(a.stdout, readBuild())
 	return err

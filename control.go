@@ -1,7 +1,7 @@
 package main
 
 // The control socket, over which a command reaches the server that has the database
-// open: its path and the form of requests and responses.
+// open: its path, and the format of requests and responses.
 
 import (
 	"context"
@@ -11,26 +11,31 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// controlPath is where the socket of a database file is.
+// controlPath returns the path of the control socket of a database file. Symbolic links
+// to the file are followed, so that all paths of a file have the same socket.
 func controlPath(db string) string { return withoutLinks(db) + ".sock" }
 
-// maxControlBody is the largest body of a command's request, in bytes.
+// maxControlBody is the maximum size of a request body on the control socket, in bytes. It
+// does not apply to an import.
 const maxControlBody = 64 << 10
 
-// readControl decodes what a command sent.
-func readControl(x *exchange, into any) error {
+// readControl decodes the JSON body of a command's request into out.
+func readControl(x *exchange, out any) error {
 	body, err := x.body(maxControlBody)
 	if err != nil {
 		return err
 	}
 	defer body.free()
-	if err := json.Unmarshal(body.b, into, json.RejectUnknownMembers(true)); err != nil {
-		return newProblem(http.StatusBadRequest, "The server does not understand this; is it of the same version as the command?")
+	if err := json.Unmarshal(body.b, out, json.RejectUnknownMembers(true)); err != nil {
+		return newProblem(http.StatusBadRequest, "The server cannot read this request; use a command of the same version as the server.")
 	}
 	return nil
 }
 
-// tellOperator has an error be told as it is: who may use the socket may read the log.
+// withDetail returns a problem whose detail is the text of err. A response of the API would
+// leave that text to the log; here anyone who may use the socket may read the log. The
+// errors of a canceled request and of a closed store are returned unchanged: they end the
+// connection without a response.
 func withDetail(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
 		return err
@@ -40,10 +45,11 @@ func withDetail(err error) error {
 	return &p
 }
 
+// controlResponse returns a response with content as JSON.
 func controlResponse(content any) (response, error) {
 	b, err := json.Marshal(content)
 	return response{status: http.StatusOK, noStore: true, content: b}, err
 }
 
-// jsonLinesType is the usual name of the media type, which is not registered.
+// jsonLinesType is the media type of JSON Lines. It is in common use but not registered.
 const jsonLinesType = "application/jsonl"

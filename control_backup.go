@@ -8,9 +8,10 @@ import (
 	"net/http"
 )
 
-// backupControl is the other end.
+// backupControl serves the backup endpoint.
 type backupControl struct{ store *Store }
 
+// get sends a snapshot of the database.
 func (c backupControl) get(x *exchange) (response, error) {
 	f, size, err := c.store.Snapshot(x.r.Context())
 	if err != nil {

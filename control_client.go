@@ -1,7 +1,7 @@
 package main
 
 // The command's end of the control socket. Without a server, the command opens the
-// database itself and sends its requests to the same endpoints in its own process.
+// database itself and sends its requests to the same endpoints, in its own process.
 
 import (
 	"bytes"
@@ -20,22 +20,23 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// database is the flag of all commands but serve.
+// database is the flag of all commands but serve that names the database.
 type database struct {
-	DB string `name:"db" default:"energy-contracts.db" placeholder:"FILE" help:"The database file (default: ${default})."`
+	DB string `name:"db" default:"energy-contracts.db" placeholder:"FILE" help:"Use this database file (default: ${default})."`
 }
 
-// controlRequest is what a command asks for.
+// controlRequest is a request with a JSON body and a JSON response.
 type controlRequest struct {
-	action       string // in words, for an error
+	action       string // names the command in errors, as in "add client"
 	method, path string
-	in, out      any  // JSON, or nil
-	mayCreate    bool // the database
+	in, out      any  // the request body, and a pointer for the response; nil for none
+	mayCreate    bool // the database is created if it does not exist
 }
 
-// ask has the process with the database do what a command is for.
-func (d database) ask(ctx context.Context, a *app, r controlRequest) (err error) {
-	control, err := a.control(d.DB, r.mayCreate)
+// call sends a request to the process that has the database open, which is this one if
+// there is no server.
+func (d database) call(ctx context.Context, a *app, r controlRequest) (err error) {
+	control, err := a.connect(d.DB, r.mayCreate)
 	if err != nil {
 		return err
 	}
@@ -46,16 +47,17 @@ func (d database) ask(ctx context.Context, a *app, r controlRequest) (err error)
 	return nil
 }
 
-// controlClient is how a command asks.
+// controlClient sends requests to the control endpoints of one database.
 type controlClient struct {
 	http  *http.Client
-	close func() error
+	close func() error // also closes the database if connect opened it
 }
 
-// control reaches the process that has a database open, or opens it in this one. The
-// file must be there, unless it may be made.
-func (a *app) control(db string, mayCreate bool) (*controlClient, error) {
-	a.logLevel.Set(slog.LevelWarn) // a command's own requests are not worth a line
+// connect returns a client of the server that has the database open. If there is none, it
+// opens the database in this process and serves the control endpoints here. The database
+// must exist unless mayCreate is set.
+func (a *app) connect(db string, mayCreate bool) (*controlClient, error) {
+	a.logLevel.Set(slog.LevelWarn) // without a line for each request of the command itself
 	c, err := dialControl(db)
 	if !errors.Is(err, errNoServer) {
 		return c, err
@@ -64,7 +66,7 @@ func (a *app) control(db string, mayCreate bool) (*controlClient, error) {
 		return nil, noDatabase(db)
 	}
 	store, err := Open(db, a.now, a.log)
-	if errors.Is(err, ErrInUse) { // by a server that has just started
+	if errors.Is(err, ErrInUse) { // perhaps by a server that has just started
 		if c, dialErr := dialControl(db); dialErr == nil {
 			return c, nil
 		}
@@ -74,25 +76,28 @@ func (a *app) control(db string, mayCreate bool) (*controlClient, error) {
 	}
 	l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
 	server := &http.Server{Handler: newControl(store, a.now, a.log)}
-	go server.Serve(l) // until it is closed
+	go server.Serve(l) // until the client is closed
 	return newControlClient(l.dial, func() error { return errors.Join(server.Close(), store.Close()) }), nil
 }
 
+// noDatabase returns the error of a command that needs an existing database.
 func noDatabase(path string) error {
-	return fmt.Errorf("there is no database %s; name it with --db", path)
+	return fmt.Errorf("there is no database %s; name an existing one with --db", path)
 }
 
-// errNoServer: no server has the database open, or none that can be asked.
+// errNoServer is returned by dialControl when no process listens on the control socket. A
+// server may still have the database open, if it could not create the socket.
 var errNoServer = errors.New("no server listens")
 
-// dialControl finds out whether a server listens. It returns errNoServer if none does.
+// dialControl returns a client of the server that has the database open. It returns
+// errNoServer if there is none.
 func dialControl(db string) (*controlClient, error) {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", controlPath(db))
 	}
 	conn, err := dial(context.Background(), "", "")
 	switch {
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EINVAL): // too long a path
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EINVAL): // EINVAL: the path is too long for a socket
 		return nil, fmt.Errorf("%w: %w", errNoServer, err)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%w; use the account that the server runs under", err)
@@ -103,14 +108,15 @@ func dialControl(db string) (*controlClient, error) {
 	return newControlClient(dial, func() error { return nil }), nil
 }
 
-func newControlClient(dial func(context.Context, string, string) (net.Conn, error), closeIt func() error) *controlClient {
+// newControlClient returns a client that connects with dial and is closed with closeFunc.
+func newControlClient(dial func(context.Context, string, string) (net.Conn, error), closeFunc func() error) *controlClient {
 	return &controlClient{
 		http:  &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}},
-		close: closeIt,
+		close: closeFunc,
 	}
 }
 
-// call sends a request with a JSON body, and decodes the answer.
+// call sends r and decodes the response.
 func (c *controlClient) call(ctx context.Context, r controlRequest) error {
 	var body []byte
 	if r.in != nil {
@@ -128,13 +134,13 @@ func (c *controlClient) call(ctx context.Context, r controlRequest) error {
 		return nil
 	}
 	if err := json.UnmarshalRead(content, r.out); err != nil {
-		return fmt.Errorf("decode the server's answer: %w", err)
+		return fmt.Errorf("decode the server's response: %w", err)
 	}
 	return nil
 }
 
-// send sends a request and returns the content of the answer, and how many bytes it
-// has; -1 is unknown. Its error is what a problem document says.
+// send sends a request and returns the content of the response and its size in bytes, or
+// -1 if the size is unknown. The error for a problem document has its detail and faults.
 func (c *controlClient) send(ctx context.Context, method, path string, body io.Reader) (content io.ReadCloser, size int64, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://control"+path, body)
 	if err != nil {
@@ -143,7 +149,7 @@ func (c *controlClient) send(ctx context.Context, method, path string, body io.R
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, 0, fmt.Errorf("ask the server: %w", errors.Unwrap(err)) // without the URL, which is none
+		return nil, 0, fmt.Errorf("request to the server: %w", errors.Unwrap(err)) // without the URL, which does not exist
 	}
 	if resp.StatusCode < 400 {
 		return resp.Body, resp.ContentLength, nil
@@ -151,7 +157,7 @@ func (c *controlClient) send(ctx context.Context, method, path string, body io.R
 	defer resp.Body.Close()
 	var p problem
 	if err := json.UnmarshalRead(resp.Body, &p); err != nil {
-		return nil, 0, fmt.Errorf("the server answered %s", resp.Status)
+		return nil, 0, fmt.Errorf("the server responded with status %s", resp.Status)
 	}
 	details := []string{p.Detail}
 	for _, f := range p.Errors {
@@ -163,21 +169,36 @@ func (c *controlClient) send(ctx context.Context, method, path string, body io.R
 	return nil, 0, errors.New(strings.Join(details, " "))
 }
 
-// answerLeft says why an answer ends too early, as its reader sees it.
+// receive copies the response to a GET request to w, with a progress bar.
+func (a *app) receive(ctx context.Context, control *controlClient, path string, w io.Writer) error {
+	content, size, err := control.send(ctx, http.MethodGet, path, nil)
+	if err != nil {
+		return err
+	}
+	defer content.Close()
+	bar := a.startProgress("copying", size, "")
+	defer bar.done()
+	_, err = io.Copy(io.MultiWriter(w, bar), content)
+	return explainTruncation(err)
+}
+
+// explainTruncation adds to io.ErrUnexpectedEOF that the server broke off its response.
 func explainTruncation(err error) error {
 	if errors.Is(err, io.ErrUnexpectedEOF) {
-		return fmt.Errorf("the server broke off its answer, and its log says why: %w", err)
+		return fmt.Errorf("the server broke off its response, and its log says why: %w", err)
 	}
 	return err
 }
 
-// pipeListener accepts the connections that dial makes, in the same process.
+// pipeListener is a net.Listener whose connections come from its dial method, in the same
+// process.
 type pipeListener struct {
 	conns  chan net.Conn
 	once   sync.Once
 	closed chan struct{}
 }
 
+// dial connects to the listener. It returns net.ErrClosed once the listener is closed.
 func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	near, far := net.Pipe()
 	select {
@@ -205,16 +226,3 @@ func (l *pipeListener) Close() error {
 }
 
 func (l *pipeListener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
-
-// receive writes what the process with the database answers.
-func (a *app) receive(ctx context.Context, control *controlClient, path string, to io.Writer) error {
-	content, size, err := control.send(ctx, http.MethodGet, path, nil)
-	if err != nil {
-		return err
-	}
-	defer content.Close()
-	bar := a.progress("copying", size, "")
-	defer bar.done()
-	_, err = io.Copy(io.MultiWriter(to, bar), content)
-	return explainTruncation(err)
-}

@@ -10,48 +10,50 @@ import (
 	"github.com/google/uuid"
 )
 
-// newClient is what a client is made from.
+// addClientRequest is the body of the request that adds a client.
 type addClientRequest struct {
 	Org    ID     `json:"org_id"`
 	Scopes Scopes `json:"scope"`
 }
 
-// credentials are for the client's owner only, once.
+// credentials are the response when a client is added or its secret is rotated. No other
+// response contains the secret.
 type credentials struct {
 	ID     string `json:"client_id"`
 	Secret string `json:"client_secret"`
 }
 
-// listedClient is a client without its secrets.
+// listedClient is a client without its secrets, in the response that lists clients.
 type listedClient struct {
 	ID       string    `json:"client_id"`
 	Org      ID        `json:"org_id"`
 	Scopes   Scopes    `json:"scope"`
 	Created  time.Time `json:"created"`
-	LastUsed time.Time `json:"last_used,omitzero"`
+	LastUsed time.Time `json:"last_used,omitzero"` // zero: never
 }
 
-// rotation is how a secret is to be replaced.
+// rotateRequest is the body of the request that rotates a client's secret.
 type rotateRequest struct {
-	GraceSeconds int64 `json:"grace_seconds"`
+	GraceSeconds int64 `json:"grace_seconds"` // for which the old secret stays valid
 }
 
-// clientControl is the other end: the endpoints behind the commands.
+// clientControl serves the endpoints of the client commands.
 type clientControl struct {
 	store *Store
 	now   func() time.Time
 }
 
+// add creates a client with a new secret.
 func (c *clientControl) add(x *exchange) (response, error) {
-	var wanted addClientRequest
-	if err := readControl(x, &wanted); err != nil {
+	var req addClientRequest
+	if err := readControl(x, &req); err != nil {
 		return response{}, err
 	}
-	if _, err := parseID(string(wanted.Org)); err != nil {
+	if _, err := parseID(string(req.Org)); err != nil {
 		return response{}, newProblem(http.StatusUnprocessableEntity, "The organization "+err.Error())
 	}
 	secret := newSecret()
-	client := Client{ID: uuid.NewString(), Org: wanted.Org, Scopes: wanted.Scopes, Secret: hashOf(secret), Created: c.now()}
+	client := Client{ID: uuid.NewString(), Org: req.Org, Scopes: req.Scopes, Secret: hashOf(secret), Created: c.now()}
 	x.client = client.ID
 	if err := c.store.AddClient(client); err != nil {
 		return response{}, err
@@ -59,6 +61,7 @@ func (c *clientControl) add(x *exchange) (response, error) {
 	return controlResponse(credentials{client.ID, secret})
 }
 
+// list returns all clients.
 func (c *clientControl) list(*exchange) (response, error) {
 	clients, err := c.store.Clients()
 	if err != nil {
@@ -71,29 +74,32 @@ func (c *clientControl) list(*exchange) (response, error) {
 	return controlResponse(listed)
 }
 
+// rotate gives a client a new secret.
 func (c *clientControl) rotate(x *exchange, ps params) (response, error) {
-	var how rotateRequest
-	if err := readControl(x, &how); err != nil {
+	var req rotateRequest
+	if err := readControl(x, &req); err != nil {
 		return response{}, err
 	}
 	id, secret := ps.ByName("client_id"), newSecret()
 	x.client = id
-	err := c.store.RotateClient(id, hashOf(secret), c.now().Add(time.Duration(how.GraceSeconds)*time.Second))
+	err := c.store.RotateClient(id, hashOf(secret), c.now().Add(time.Duration(req.GraceSeconds)*time.Second))
 	if err != nil {
 		return response{}, unknownClient(err)
 	}
 	return controlResponse(credentials{id, secret})
 }
 
+// remove removes a client.
 func (c *clientControl) remove(x *exchange, ps params) (response, error) {
 	x.client = ps.ByName("client_id")
 	err := c.store.RemoveClient(x.client)
 	return response{status: http.StatusNoContent}, unknownClient(err)
 }
 
+// unknownClient returns a 404 in place of ErrNotFound, and other errors unchanged.
 func unknownClient(err error) error {
 	if errors.Is(err, ErrNotFound) {
-		return newProblem(http.StatusNotFound, "There is no client with this id; client list shows those that there are.")
+		return newProblem(http.StatusNotFound, "There is no client with this id; run \"client list\" to see the ids.")
 	}
 	return err
 }

@@ -6,18 +6,20 @@ import (
 	"net/http"
 )
 
-// exportControl is the other end.
+// exportControl serves the export endpoint.
 type exportControl struct{ store *Store }
 
+// get sends one line for each contract. The query parameters org_id and user_id select
+// the contracts of one organization and of one user.
 func (c exportControl) get(x *exchange) (response, error) {
 	var sel Selection
 	query := x.r.URL.Query()
-	for name, into := range map[string]*ID{"org_id": &sel.Org, "user_id": &sel.User} {
+	for name, id := range map[string]*ID{"org_id": &sel.Org, "user_id": &sel.User} {
 		if !query.Has(name) {
 			continue
 		}
 		var err error
-		if *into, err = parseID(query.Get(name)); err != nil {
+		if *id, err = parseID(query.Get(name)); err != nil {
 			return response{}, newProblem(http.StatusUnprocessableEntity, name+" "+err.Error())
 		}
 	}
@@ -26,7 +28,7 @@ func (c exportControl) get(x *exchange) (response, error) {
 	more := true
 	return response{status: http.StatusOK, contentType: jsonLinesType, more: func([]byte) (_ []byte, err error) {
 		buf = buf[:0]
-		for more && len(buf) == 0 && err == nil { // none of a scan may be selected
+		for more && len(buf) == 0 && err == nil { // a scan may select nothing
 			after, more, err = c.store.Scan(sel, after, func(k Key, doc []byte) { buf = appendLine(buf, k, doc) })
 		}
 		return buf, err

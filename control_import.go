@@ -1,7 +1,7 @@
 package main
 
-// The control endpoint that imports contracts: JSON Lines come in while the result of
-// each line goes out, in pieces of bounded size.
+// The control endpoint that imports contracts. It reads JSON Lines and at the same time
+// sends events with the progress and the faults, both in pieces of bounded size.
 
 import (
 	"bufio"
@@ -16,31 +16,36 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// importEvent is what the server tells of an import, in the order of events.
+// importEvent is one line of the response. An import sends the faults of each invalid line
+// and how much was read and stored, and at last either Problem or End.
 type importEvent struct {
-	// Line is the number of a bad line, from 1; Faults are what is wrong with it.
+	// Line is the number of an invalid line, from 1, and Faults are its faults.
 	Line   int64   `json:"line,omitzero"`
 	Faults []fault `json:"faults,omitempty"`
-	// Read is how many bytes more were read.
+	// Read is the number of bytes read since the last event that has it.
 	Read int64 `json:"read,omitzero"`
-	// Stored is how many contracts more were stored, Of how many there are to store.
+	// Stored is the number of contracts stored since the last event that has it, and Of the
+	// number of contracts to store in total.
 	Stored int64 `json:"stored,omitzero"`
 	Of     int64 `json:"of,omitzero"`
-	// Problem is why the import ended early.
+	// Problem is why the import failed, and whether anything was imported.
 	Problem string `json:"problem,omitzero"`
-	// End is the last one of an import that did not.
+	// End is the result of an import that did not fail.
 	End *importEnd `json:"end,omitzero"`
 }
 
+// importEnd is the result of an import.
 type importEnd struct {
 	Lines    int `json:"lines"`
-	Bad      int `json:"bad"`
-	Imported int `json:"imported"`
+	Bad      int `json:"bad"`      // lines that are invalid
+	Imported int `json:"imported"` // contracts
 }
 
-// importControl is the other end.
+// importControl serves the import endpoint.
 type importControl struct{ store *Store }
 
+// post imports the contracts in the body: of all lines, or of none if a line is invalid.
+// With the query parameter keep_going=true it imports those of the valid lines.
 func (c importControl) post(x *exchange) (response, error) {
 	connection := http.NewResponseController(x.w)
 	if err := connection.EnableFullDuplex(); err != nil {
@@ -52,7 +57,7 @@ func (c importControl) post(x *exchange) (response, error) {
 	}
 	i, err := c.store.StartImport()
 	if errors.Is(err, ErrImporting) {
-		return response{}, newProblem(http.StatusConflict, "Another import is running; start this one when that has ended.")
+		return response{}, newProblem(http.StatusConflict, "Another import is running; try again when it has ended.")
 	}
 	if err != nil {
 		return response{}, err
@@ -70,10 +75,11 @@ func (c importControl) post(x *exchange) (response, error) {
 	}}, nil
 }
 
-// importReadBytes is the buffer between the connection and the lines.
+// importReadBytes is the size of the buffer for reading lines from the connection, in bytes.
 const importReadBytes = 64 << 10
 
-// importRun is an import from its first line to its end.
+// importRun is the state of one import. Each step either stages some lines or, once all
+// lines are staged and the import is committed, applies some of what is staged.
 type importRun struct {
 	x         *exchange
 	validator *Validator
@@ -81,26 +87,28 @@ type importRun struct {
 	lines     lineReader
 	keepGoing bool
 
-	staged  []ImportLine  // what is about to be
-	events  []importEvent // what is about to be told
-	end     importEnd
-	decided bool
-	over    bool
+	staged    []ImportLine  // by the current step
+	events    []importEvent // of the current step
+	end       importEnd     // so far
+	committed bool          // the store will carry the import out, even after a crash
+	ended     bool          // the last event was returned
 }
 
-// next goes on by a piece and returns what there is to tell; nothing is the end.
+// next runs one step and appends its events to buf, as JSON Lines. It returns nothing after
+// the last event.
 func (r *importRun) next(buf []byte) ([]byte, error) {
-	if r.over {
+	if r.ended {
 		return nil, nil
 	}
 	r.events = r.events[:0]
 	step := r.stage
-	if r.decided {
+	if r.committed {
 		step = r.apply
 	}
 	if err := step(); err != nil {
-		// Half of an answer does not tell what is wrong.
-		r.x.err, r.over = err, true
+		// The response has begun, so that the error can only be sent as an event: breaking
+		// the connection off would not tell the command the reason.
+		r.x.err, r.ended = err, true
 		r.events = append(r.events, importEvent{Problem: err.Error()})
 	}
 	for _, e := range r.events {
@@ -113,17 +121,18 @@ func (r *importRun) next(buf []byte) ([]byte, error) {
 	return buf, nil
 }
 
-// stage reads, checks and stages some lines.
+// stage reads, checks and stages some lines: about as many as one transaction may write.
+// At the end of the input it commits the import, or ends it if a line was invalid.
 func (r *importRun) stage() error {
 	r.staged = r.staged[:0]
 	size := 0
-	ended := false
+	atEOF := false
 	read := r.lines.read
-	for !ended && size < importBytes && r.lines.read-read < importBytes && len(r.staged)+len(r.events) < importContracts {
+	for !atEOF && size < importBytes && r.lines.read-read < importBytes && len(r.staged)+len(r.events) < importContracts {
 		line, err := r.lines.next()
 		switch {
 		case err == io.EOF:
-			ended = true
+			atEOF = true
 			continue
 		case err != nil && !errors.Is(err, errLongLine):
 			return fmt.Errorf("line %d cannot be read: %w; nothing was imported", r.end.Lines+1, err)
@@ -134,7 +143,7 @@ func (r *importRun) stage() error {
 			l, err = r.parse(line)
 		}
 		if err != nil {
-			r.bad(int64(r.end.Lines), err)
+			r.reportBad(int64(r.end.Lines), err)
 			continue
 		}
 		r.staged = append(r.staged, l)
@@ -142,34 +151,34 @@ func (r *importRun) stage() error {
 	}
 	before, err := r.to.Stage(r.staged)
 	if err != nil {
-		return fmt.Errorf("%w, as the log says; nothing was imported", err)
+		return fmt.Errorf("%w, and the log says why; nothing was imported", err)
 	}
 	for n, first := range before {
 		if first > 0 {
-			r.bad(r.staged[n].Line, &malformed{fault{Pointer: "#/id", Detail: fmt.Sprintf("is the same contract as line %d", first)}})
+			r.reportBad(r.staged[n].Line, &malformed{fault{Pointer: "#/id", Detail: fmt.Sprintf("is the same contract as line %d", first)}})
 		}
 	}
 	slices.SortStableFunc(r.events, func(a, b importEvent) int { return cmp.Compare(a.Line, b.Line) })
 	r.events = append(r.events, importEvent{Read: r.lines.read - read})
-	if !ended {
+	if !atEOF {
 		return nil
 	}
 	if r.end.Bad > 0 && !r.keepGoing {
-		r.over = true
+		r.ended = true
 		r.events = append(r.events, importEvent{End: &r.end})
 		return nil
 	}
 	switch err := r.to.Decide(); {
 	case errors.Is(err, ErrClosed), errors.Is(err, ErrDamaged):
-		return fmt.Errorf("%w just now; at the next start all is imported, or nothing", err)
+		return fmt.Errorf("%w; it is not known whether the import was committed; the next start imports all contracts or none", err)
 	case err != nil:
-		return fmt.Errorf("%w, as the log says; nothing was imported", err)
+		return fmt.Errorf("%w, and the log says why; nothing was imported", err)
 	}
-	r.decided = true
+	r.committed = true
 	return nil
 }
 
-// parse reads a line into what is stored.
+// parse returns the contract of a line, in the form in which it is stored.
 func (r *importRun) parse(line []byte) (ImportLine, error) {
 	k, c, err := r.validator.Line(line)
 	if err != nil {
@@ -179,13 +188,13 @@ func (r *importRun) parse(line []byte) (ImportLine, error) {
 	return ImportLine{Key: k, Document: doc, Line: int64(r.end.Lines)}, err
 }
 
-// bad reports a line.
-func (r *importRun) bad(line int64, err error) {
+// reportBad counts an invalid line and adds an event with its faults.
+func (r *importRun) reportBad(line int64, err error) {
 	r.end.Bad++
 	r.events = append(r.events, importEvent{Line: line, Faults: faultsOf(err)})
 }
 
-// apply stores some of what is staged.
+// apply stores some of the staged contracts.
 func (r *importRun) apply() error {
 	stored, done, err := r.to.Apply()
 	if err != nil {
@@ -194,28 +203,29 @@ func (r *importRun) apply() error {
 	r.end.Imported += stored
 	r.events = append(r.events, importEvent{Stored: int64(stored), Of: int64(r.end.Lines - r.end.Bad)})
 	if done {
-		r.over = true
+		r.ended = true
 		r.events = append(r.events, importEvent{End: &r.end})
 	}
 	return nil
 }
 
-// maxLine is the longest line, in bytes: the largest --max-body and what a line has
-// beside.
+// maxLine is the maximum length of a line, in bytes: that of a request body, 1 GiB, and
+// 4 KiB for the members that only a line has.
 const maxLine = 1<<30 + 4<<10
 
-// errLongLine is a bad line's.
+// errLongLine is returned by lineReader.next for a line longer than maxLine.
 var errLongLine = errors.New("the line is longer than 1 GiB")
 
-// lineReader reads lines, of which the last may have no end.
+// lineReader reads lines. The last one need not end with a newline.
 type lineReader struct {
 	r    *bufio.Reader
-	line []byte // of what next returned, at most the longest one
-	read int64  // bytes
+	line []byte // reused by next
+	read int64  // bytes read from r
 }
 
-// next returns a line without its end, which dies with the next call. It returns
-// errLongLine for one that is too long, when it is read to its end.
+// next returns the next line without its newline; it is valid until the next call. If the
+// line is too long, next reads to its end and returns errLongLine. It returns io.EOF after
+// the last line.
 func (l *lineReader) next() ([]byte, error) {
 	l.line = l.line[:0]
 	long := false

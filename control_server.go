@@ -1,6 +1,7 @@
 package main
 
-// The server's end of the control socket. Whoever may read the database file may use it.
+// The server's end of the control socket. Its mode is 0600, like that of the database file:
+// only the account that may read the file may use the socket.
 
 import (
 	"context"
@@ -14,9 +15,9 @@ import (
 	"time"
 )
 
-// newControl is what commands may ask of the process that has the database.
+// newControl returns the endpoints for commands, in the process that has the database open.
 func newControl(store *Store, now func() time.Time, log *slog.Logger) *endpoints {
-	e := newEndpoints(log, "The server does not know this; is it of the same version as the command?")
+	e := newEndpoints(log, "The server does not know this request; use a command of the same version as the server.")
 	c := &clientControl{store: store, now: now}
 	e.public(http.MethodGet, "/clients", c.list)
 	e.public(http.MethodPost, "/clients", c.add)
@@ -28,40 +29,43 @@ func newControl(store *Store, now func() time.Time, log *slog.Logger) *endpoints
 	return e
 }
 
-// controlServer serves commands.
+// controlServer serves the control socket.
 type controlServer struct {
 	server   *http.Server
-	listener net.Listener // nil where there can be no socket
+	listener net.Listener // nil if there is no socket
 }
 
-// serveControl serves commands on the socket of a database file that this process
-// has open, and so in place of a socket that a crash left. Where there can be none,
-// there is a warning: a path may be too long for a socket, which takes about 100
-// bytes, its directory may be read-only, or a file in its place.
+// serveControl starts to serve commands on the control socket of a database file that
+// this process has open. It logs a warning if it cannot create the socket: the path may be
+// too long (a socket's path has at most about 100 bytes), the directory may be read-only,
+// or another file may have the socket's name.
 func serveControl(db string, handler http.Handler, log *slog.Logger) *controlServer {
 	c := &controlServer{server: &http.Server{Handler: handler, ReadHeaderTimeout: readHeaderTimeout}}
 	var err error
 	if c.listener, err = listenControl(controlPath(db)); err != nil {
-		log.Warn("there is no control socket, so commands beside this server do not work; see to what err says, or use another directory for the database", "err", err)
+		log.Warn("there is no control socket, so commands cannot use the database while this server runs; fix the cause, or move the database to another directory", "err", err)
 		return c
 	}
 	go c.serve(log)
 	return c
 }
 
+// serve serves the control socket until stop.
 func (c *controlServer) serve(log *slog.Logger) {
 	if err := c.server.Serve(c.listener); !errors.Is(err, http.ErrServerClosed) {
-		log.Error("commands are not served any more; the API is", "err", err)
+		log.Error("the control socket failed, so commands cannot use the database while this server runs; the API is still served; restart the server to use commands", "err", err)
 	}
 }
 
-// listenControl makes the socket, which goes when it is closed.
+// listenControl creates the socket, in place of one that a crash left behind. Closing the
+// listener removes the socket.
 func listenControl(path string) (net.Listener, error) {
 	switch info, err := os.Lstat(path); {
 	case err == nil && info.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("%s is there and no socket", path)
+		return nil, fmt.Errorf("%s exists and is not a socket", path)
 	case err == nil:
-		// Nobody listens to it: who does has the database file locked, as this process has.
+		// No process listens on the socket: it would hold the lock of the database file,
+		// which this process holds.
 		if err := os.Remove(path); err != nil {
 			return nil, err
 		}
@@ -77,7 +81,8 @@ func listenControl(path string) (net.Listener, error) {
 	return l, nil
 }
 
-// stop finishes the commands in flight, as serve does with requests.
+// stop waits for the requests of commands that are in flight, for at most
+// shutdownTimeout, and removes the socket.
 func (c *controlServer) stop() {
 	if c.listener == nil {
 		return
@@ -87,5 +92,5 @@ func (c *controlServer) stop() {
 	if c.server.Shutdown(grace) != nil {
 		c.server.Close()
 	}
-	c.listener.Close() // which the server did, unless it was stopped before it began
+	c.listener.Close() // the server has not closed it if stop came before Serve
 }

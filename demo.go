@@ -1,6 +1,6 @@
 package main
 
-// The demo data: two organizations with published secrets, and some contracts.
+// The demo data: clients of two organizations, with published secrets, and some contracts.
 
 import (
 	_ "embed"
@@ -12,10 +12,13 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
+// demoJSON is the demo data as JSON.
+//
 //go:embed testdata/demo.json
 var demoJSON []byte
 
-// demoData is testdata/demo.json. Clients may rely on what is in it.
+// demoData is the content of testdata/demo.json. Clients may rely on it, so it must not
+// change.
 type demoData struct {
 	Clients []struct {
 		ID     string `json:"client_id"`
@@ -27,10 +30,11 @@ type demoData struct {
 		Org      ID             `json:"org_id"`
 		User     ID             `json:"user_id"`
 		ID       ID             `json:"id"`
-		Contract jsontext.Value `json:"contract"` // as a client would send it
+		Contract jsontext.Value `json:"contract"` // as a client sends it
 	} `json:"contracts"`
 }
 
+// readDemo decodes the demo data.
 func readDemo() (d demoData, err error) {
 	if err := json.Unmarshal(demoJSON, &d, json.RejectUnknownMembers(true)); err != nil {
 		return d, fmt.Errorf("read demo data: %w", err)
@@ -38,7 +42,7 @@ func readDemo() (d demoData, err error) {
 	return d, nil
 }
 
-// loadDemo stores the demo data, unless it is there already.
+// loadDemo stores the demo data, unless the store has it already.
 func loadDemo(store *Store, now time.Time) error {
 	d, err := readDemo()
 	if err != nil {
@@ -69,8 +73,8 @@ func loadDemo(store *Store, now time.Time) error {
 	return nil
 }
 
-// hasDemoClient tells whether one of the secrets that everyone knows opens the
-// store.
+// hasDemoClient reports whether the store has a demo client that still accepts its
+// published secret.
 func hasDemoClient(store *Store, now time.Time) (bool, error) {
 	d, err := readDemo()
 	if err != nil {
@@ -89,16 +93,16 @@ func hasDemoClient(store *Store, now time.Time) (bool, error) {
 	return false, nil
 }
 
-// demoCommands is what --demo prints: two commands for a POSIX shell, the second
-// of them the one of the vendor's page.
+// demoCommands returns the text that --demo prints: two commands for a POSIX shell, the
+// second of which is the example of the vendor's documentation. The README shows both.
 func demoCommands(origin string) string {
-	return fmt.Sprintf(`The demo data is loaded. Open %[1]s/ in a browser, press Authorize (client demo,
-secret demo-secret) and try the API there, or paste these into another terminal: first get a token,
+	return fmt.Sprintf(`The demo data is loaded. To try the API in a browser, open %[1]s/ and press
+Authorize (client demo, secret demo-secret). To try it in another terminal, get a token:
 
 TOKEN=$(curl --silent --user demo:demo-secret --data grant_type=client_credentials \
   --url %[1]s/oauth2/token/ | sed 's/.*"access_token":"\([^"]*\)".*/\1/')
 
-then update an energy contract:
+Then update an energy contract:
 
 curl --request PUT \
   --url %[1]s/api/partners/v2.0/org/5f0c2b9e-6f7a-4f0e-9b1d-2a4c8e6d0f11/users/016b78a7-0c7c-4241-a277-015c3ad3cb90/energy-contracts/3c90c3cc-0d44-4b50-8888-8dd25736052a \

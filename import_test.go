@@ -64,7 +64,7 @@ func TestExportWritesWhatImportReads(t *testing.T) {
 		}
 		wantMode(t, file)
 		wantFiles(t, dir, "out.jsonl")
-		refusedCommand(t, db, db+" is a database that a process has open, so it is not replaced; stop that process or name another file", "export", db)
+		refusedCommand(t, db, db+" is a database in use, so it was not replaced; name another file, or stop the process that uses it", "export", db)
 
 		// Once more is no change; other lines replace what has their key.
 		ok(t, db, "import", file)
@@ -144,12 +144,12 @@ func TestImportReportsEachBadLine(t *testing.T) {
 			t.Fatal(err)
 		}
 		n, of := len(badLines), len(badLines)+3
-		stdout := refusedCommand(t, db, fmt.Sprintf("%d of %d lines bad: nothing was imported; mend what is bad, or import the rest with --keep-going", n, of), "import", file)
+		stdout := refusedCommand(t, db, fmt.Sprintf("nothing was imported: %d invalid lines out of %d; correct the input, or use --keep-going to import the valid lines", n, of), "import", file)
 		if stdout != report.String() {
 			t.Errorf("reported\n%swant\n%s", stdout, &report)
 		}
 		wantExport(t, db, readFile(t, contractLines))
-		stdout = refusedCommand(t, db, fmt.Sprintf("%d of %d lines bad: not imported", n, of), "import", "--keep-going", file)
+		stdout = refusedCommand(t, db, fmt.Sprintf("skipped %d invalid lines out of %d", n, of), "import", "--keep-going", file)
 		if want := report.String() + "imported 3 contracts\n"; stdout != want {
 			t.Errorf("reported\n%swant\n%s", stdout, want)
 		}
@@ -291,7 +291,7 @@ func TestImportIsSeenWhenItIsDecided(t *testing.T) {
 	t.Run("one at a time", func(t *testing.T) {
 		waitFor(t, "a second one is refused", func() bool {
 			got := run(t, nil, "import", absolute(t, contractLines), "--db", db)
-			return got.status == 1 && got.stderr == "energy-contracts: Another import is running; start this one when that has ended.\n"
+			return got.status == 1 && got.stderr == "energy-contracts: Another import is running; try again when it has ended.\n"
 		})
 	})
 	wantExport(t, db, before)

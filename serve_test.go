@@ -198,8 +198,8 @@ func TestTLSFilesThatAreWrongAreRefusedAtTheStart(t *testing.T) {
 		name, want string
 		args       []string
 	}{
-		{"no key", "--tls-cert and --tls-key belong together", []string{"--tls-cert", cert}},
-		{"no certificate", "--tls-cert and --tls-key belong together", []string{"--tls-key", key}},
+		{"no key", "--tls-cert and --tls-key must be used together", []string{"--tls-cert", cert}},
+		{"no certificate", "--tls-cert and --tls-key must be used together", []string{"--tls-key", key}},
 		{"another key", "--tls-cert and --tls-key: tls: private key does not match public key", []string{"--tls-cert", cert, "--tls-key", otherKey}},
 		{"a file that is not there", "--tls-cert and --tls-key: open " + cert + "x: no such file or directory", []string{"--tls-cert", cert + "x", "--tls-key", key}},
 		{"a key for a certificate", "--tls-cert and --tls-key: tls: failed to find", []string{"--tls-cert", key, "--tls-key", key}},
@@ -230,7 +230,7 @@ func TestListeningBeyondLoopbackWithoutTLSIsAWarning(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := startProcess(t, nil, append([]string{"--db", newPath(t)}, tt.args...)...)
-			if got := strings.Contains(p.stderr.String(), `"level":"WARN","msg":"tokens and secrets can be read on their way`); got != tt.warn {
+			if got := strings.Contains(p.stderr.String(), `"level":"WARN","msg":"tokens and secrets travel unencrypted`); got != tt.warn {
 				t.Errorf("warned: %v\n%s", got, p.stderr)
 			}
 		})

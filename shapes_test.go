@@ -669,7 +669,7 @@ func TestEachShapeAtEachMemberOfALine(t *testing.T) {
 		}
 	}
 	fmt.Fprintf(&report, "imported %d contracts\n", imported)
-	got := refusedCommand(t, db, fmt.Sprintf("%d of %d lines bad: not imported", bad, imported+bad), "import", "--keep-going", file.Name())
+	got := refusedCommand(t, db, fmt.Sprintf("skipped %d invalid lines out of %d", bad, imported+bad), "import", "--keep-going", file.Name())
 	wantLines(t, got, report.String())
 	wantLines(t, ok(t, db, "export"), export.String())
 	wantUnharmed(t, p)
