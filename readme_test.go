@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -21,7 +22,7 @@ func blocks(t testing.TB, language string) (found []string) {
 	return found
 }
 
-func TestREADMECommandsGetTheAnswerItShows(t *testing.T) {
+func TestREADMECommandsGetTheResponseItShows(t *testing.T) {
 	printed := demoCommands("http://127.0.0.1:8080")
 	var script string
 	for _, b := range blocks(t, "sh") {
@@ -42,9 +43,9 @@ func TestREADMECommandsGetTheAnswerItShows(t *testing.T) {
 	}
 }
 
-func TestREADMEUnitIsRightAndHardened(t *testing.T) {
+func TestUnitIsRightAndHardened(t *testing.T) {
 	needTool(t, "systemd-analyze")
-	unit := blocks(t, "ini")[0]
+	unit := readFile(t, "examples/energy-contracts.service")
 	m := regexp.MustCompile(`(?m)^ExecStart=(/\S+/energy-contracts) (.*)$`).FindStringSubmatch(unit)
 	if m == nil {
 		t.Fatalf("no ExecStart in\n%s", unit)
@@ -71,8 +72,8 @@ func TestREADMEUnitIsRightAndHardened(t *testing.T) {
 	}
 }
 
-func TestREADMENamesEachFlagFileAndDependency(t *testing.T) {
-	readme := readFile(t, "README.md")
+func TestEachFlagIsDocumentedWithItsVariable(t *testing.T) {
+	operating := readFile(t, "docs/operating.md")
 	k, err := kong.New(&cli{}, kong.DefaultEnvars("ENERGY_CONTRACTS"))
 	if err != nil {
 		t.Fatal(err)
@@ -87,21 +88,86 @@ func TestREADMENamesEachFlagFileAndDependency(t *testing.T) {
 				variable = "`" + strings.Join(f.Envs, "") + "`"
 			}
 			row := regexp.MustCompile("(?m)^\\|.*`" + name + "`.*\\| " + variable + " \\|")
-			if !row.MatchString(readme) {
-				t.Errorf("the README has no row for %s and %v", name, f.Envs)
+			if !row.MatchString(operating) {
+				t.Errorf("docs/operating.md has no row for %s and %v", name, f.Envs)
 			}
 		}
 	}
 	if want := reflect.TypeFor[serveCmd]().NumField(); flags <= want {
 		t.Errorf("looked at %d flags, and serve alone has %d", flags, want)
 	}
+}
+
+func TestEachCommandIsInTheREADME(t *testing.T) {
+	readme := readFile(t, "README.md")
+	k, err := kong.New(&cli{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range k.Model.Leaves(true) {
+		name := strings.TrimPrefix(command.Path(), "energy-contracts ")
+		if !regexp.MustCompile("(?m)^\\|.*`" + name + "[` ]").MatchString(readme) {
+			t.Errorf("the README has no row for %s", name)
+		}
+	}
+}
+
+func TestEachDependencyHasItsReason(t *testing.T) {
+	contributing := readFile(t, "CONTRIBUTING.md")
 	direct := regexp.MustCompile(`(?m)^\t(\S+) v\S+$`).FindAllStringSubmatch(readFile(t, "go.mod"), -1)
 	if len(direct) == 0 {
 		t.Error("no dependency found in go.mod")
 	}
 	for _, m := range direct {
-		if !regexp.MustCompile(`(?m)^\|.*\b` + regexp.QuoteMeta(m[1]) + `[ ,]`).MatchString(readme) {
-			t.Errorf("the README does not say why %s", m[1])
+		if !regexp.MustCompile(`(?m)^\|.*\b` + regexp.QuoteMeta(m[1]) + `[ ,]`).MatchString(contributing) {
+			t.Errorf("CONTRIBUTING.md does not say why %s", m[1])
 		}
+	}
+}
+
+func TestREADMEIsShort(t *testing.T) {
+	const limit = 11_000 // bytes that a person reads to the end
+	if n := len(readFile(t, "README.md")); n >= limit {
+		t.Errorf("README.md has %d bytes, and must have fewer than %d; the rest belongs into docs", n, limit)
+	}
+}
+
+var (
+	linkForm    = regexp.MustCompile(`\]\(([^):#]*)(#[^)]*)?\)`)
+	headingForm = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	notInAnchor = regexp.MustCompile(`[^a-z0-9 _-]`)
+)
+
+func TestLinksBetweenDocumentsLeadSomewhere(t *testing.T) {
+	documents, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	links := 0
+	for _, document := range append(documents, "README.md", "CONTRIBUTING.md", "CHANGELOG.md") {
+		for _, m := range linkForm.FindAllStringSubmatch(readFile(t, document), -1) {
+			links++
+			target := filepath.Join(filepath.Dir(document), m[1])
+			if m[1] == "" {
+				target = document
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: %s: %v", document, m[0], err)
+				continue
+			}
+			if m[2] == "" {
+				continue
+			}
+			var anchors []string
+			for _, h := range headingForm.FindAllStringSubmatch(readFile(t, target), -1) {
+				anchors = append(anchors, "#"+strings.ReplaceAll(notInAnchor.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-"))
+			}
+			if !slices.Contains(anchors, m[2]) {
+				t.Errorf("%s: %s: %s has the headings %q", document, m[0], target, anchors)
+			}
+		}
+	}
+	if links == 0 {
+		t.Error("no link found")
 	}
 }
