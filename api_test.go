@@ -418,7 +418,7 @@ func TestBodyThatEndsEarlyChangesNothing(t *testing.T) {
 	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	resp, got, err := described().read(t, conn, sent)
+	resp, got, err := described().Read(t, conn, sent)
 	if err == nil { // net/http may also hang up at once
 		wantProblem(t, resp, got, 400)
 	}

@@ -93,7 +93,7 @@ func TestBackupIsTheDatabaseAsItIs(t *testing.T) {
 		}
 		wantExport(t, backup, readFile(t, contractLines))
 		p := startProcess(t, nil, "--db", backup)
-		wantSecret(t, p.url, c, true)
+		wantSecret(t, p.URL, c, true)
 
 		// In place of an older one, whoever that belongs to, and of a link, which may
 		// lead anywhere.
@@ -334,7 +334,7 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 		wantMode(t, db)
 		wantFiles(t, filepath.Dir(db), "c.db")
 		p := startProcess(t, nil, "--db", db)
-		wantSecret(t, p.url, c, true)
+		wantSecret(t, p.URL, c, true)
 	})
 	t.Run("from standard input", func(t *testing.T) {
 		db := shortPath(t)
@@ -398,13 +398,13 @@ func TestRestoreIsRefused(t *testing.T) {
 		c := addClient(t, db)
 		refusedCommand(t, db, "a server has "+db+" open; stop it first", "restore", "--force", backup)
 		refusedCommand(t, db, "a server has "+db+" open; stop it first", "restore", backup)
-		wantSecret(t, p.url, c, true)
+		wantSecret(t, p.URL, c, true)
 		// Also when it cannot be asked.
 		if err := os.Remove(db + ".sock"); err != nil {
 			t.Fatal(err)
 		}
 		refusedCommand(t, db, db+" is a database that a process has open, so it is not replaced; stop that process or name another file", "restore", "--force", backup)
-		wantSecret(t, p.url, c, true)
+		wantSecret(t, p.URL, c, true)
 	})
 	sound := readFile(t, backup)
 	half := writeFile(t, []byte(sound[:len(sound)/2]))
@@ -435,7 +435,7 @@ func TestRestoreIsRefused(t *testing.T) {
 func TestCompactRemovesFreePages(t *testing.T) {
 	db := shortPath(t)
 	p := startProcess(t, nil, "--demo", "--db", db)
-	l := newLedger(t, p.url, demoContract)
+	l := newLedger(t, p.URL, demoContract)
 	for i := range 30 {
 		l.create(t, string(key(i).Contract), largeContract)
 	}
@@ -451,7 +451,7 @@ func TestCompactRemovesFreePages(t *testing.T) {
 			t.Error("the file changed")
 		}
 	})
-	if err := p.terminate(t); err != nil {
+	if err := p.Terminate(t); err != nil {
 		t.Fatal(err)
 	}
 	if os.Getuid() == 0 { // as a service's file is another user's, and stays so
@@ -482,7 +482,7 @@ func TestCompactRemovesFreePages(t *testing.T) {
 		t.Errorf("clients: %s\nwere %s", got, clients)
 	}
 	again := startProcess(t, nil, "--demo", "--db", db)
-	l.base = again.url
+	l.base = again.URL
 	// With its token, which is there still.
 	if a := l.send("GET", demoContract, ""); a.status != 200 {
 		t.Error(a)

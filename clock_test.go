@@ -87,8 +87,8 @@ func (m *moved) start(t testing.TB) {
 
 func (m *moved) restart(t testing.TB) {
 	t.Helper()
-	if err := m.terminate(t); err != nil {
-		t.Fatalf("after SIGTERM: %v\n%s", err, m.stderr)
+	if err := m.Terminate(t); err != nil {
+		t.Fatalf("after SIGTERM: %v\n%s", err, m.Stderr)
 	}
 	m.start(t)
 }
@@ -104,13 +104,13 @@ func (m *moved) set(t testing.TB, ahead time.Duration) {
 	}
 }
 
-func (m *moved) contracts() string { return contractsURL(m.url, demoOrg, demoUser) }
+func (m *moved) contracts() string { return contractsURL(m.URL, demoOrg, demoUser) }
 
 // fresh is the text of a token that was issued by the clock as it is.
 func (m *moved) fresh(t testing.TB) string {
 	t.Helper()
 	if m.text == "" {
-		m.text = token(t, m.url, "demo", "demo-secret")
+		m.text = token(t, m.URL, "demo", "demo-secret")
 	}
 	return m.text
 }
@@ -143,7 +143,7 @@ func (m *moved) wantToken(t testing.TB, what, text, why string) {
 		case why != "" && !strings.Contains(got, why):
 			t.Errorf("%s, with the clock %v ahead: %s, want it %s\n%s", what, m.ahead, resp.Status, why, got)
 		case why != "":
-			refused("", "", why).answer.want(t, resp, got)
+			refused("", "", why).answer.Want(t, resp, got)
 		}
 	}
 }
@@ -157,7 +157,7 @@ func TestTokenIsGoodExactlyWhileAClockThatJumpsSaysSo(t *testing.T) {
 				m := startMoved(t, "--token-lifetime", lifetime.String())
 				form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}, "Authorization": {"Basic ZGVtbzpkZW1vLXNlY3JldA=="}}
 				revoke := func(text string) {
-					if resp, got := do(t, http.DefaultClient, "POST", m.url+"/oauth2/revoke_token/", form, "token="+text); resp.StatusCode != http.StatusOK {
+					if resp, got := do(t, http.DefaultClient, "POST", m.URL+"/oauth2/revoke_token/", form, "token="+text); resp.StatusCode != http.StatusOK {
 						t.Errorf("revoke: %s\n%s", resp.Status, got)
 					}
 				}
@@ -166,8 +166,8 @@ func TestTokenIsGoodExactlyWhileAClockThatJumpsSaysSo(t *testing.T) {
 				for _, ahead := range []time.Duration{0, time.Hour, 0, -time.Hour, 0} {
 					m.set(t, ahead)
 					issuedAt = append(issuedAt, ahead)
-					issued = append(issued, token(t, m.url, "demo", "demo-secret"))
-					revoked = append(revoked, token(t, m.url, "demo", "demo-secret"))
+					issued = append(issued, token(t, m.URL, "demo", "demo-secret"))
+					revoked = append(revoked, token(t, m.URL, "demo", "demo-secret"))
 					revoke(revoked[len(revoked)-1])
 					between(m, t)
 					for i, at := range issuedAt {
@@ -202,8 +202,8 @@ func TestOldSecretIsGoodExactlyWhileAClockThatJumpsSaysSo(t *testing.T) {
 			for _, ahead := range []time.Duration{time.Hour, 0, -time.Hour, 0} {
 				m.set(t, ahead)
 				m.commit(t)
-				wantSecret(t, m.url, old, tt.good[ahead])
-				wantSecret(t, m.url, current, true)
+				wantSecret(t, m.URL, old, tt.good[ahead])
+				wantSecret(t, m.URL, current, true)
 			}
 		})
 	}
@@ -227,13 +227,13 @@ func (m *moved) post(t testing.TB, key, body string) (*http.Response, string) {
 		"Content-Type": {"application/json"}, "Idempotency-Key": {`"` + key + `"`},
 		"Authorization": {"Bearer " + m.fresh(t)},
 	}
-	return do(t, http.DefaultClient, "POST", contractsURL(m.url, demoOrg, keyUser), header, body)
+	return do(t, http.DefaultClient, "POST", contractsURL(m.URL, demoOrg, keyUser), header, body)
 }
 
 // list gets the contracts of keyUser.
 func (m *moved) list(t testing.TB) string {
 	t.Helper()
-	_, list := do(t, http.DefaultClient, "GET", contractsURL(m.url, demoOrg, keyUser), http.Header{"Authorization": {"Bearer " + m.fresh(t)}}, "")
+	_, list := do(t, http.DefaultClient, "GET", contractsURL(m.URL, demoOrg, keyUser), http.Header{"Authorization": {"Bearer " + m.fresh(t)}}, "")
 	return list
 }
 
@@ -302,17 +302,17 @@ func TestLimitOfGuessesStandsThoughTheClockJumps(t *testing.T) {
 	for _, ahead := range []time.Duration{0, -time.Hour, 0, time.Hour, 0} {
 		m.set(t, ahead)
 		for {
-			resp, got := do(t, http.DefaultClient, "POST", m.url+"/oauth2/token/", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
+			resp, got := do(t, http.DefaultClient, "POST", m.URL+"/oauth2/token/", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
 				formBody("demo", "wrong", "grant_type=client_credentials"))
 			if resp.StatusCode != http.StatusUnauthorized {
 				seconds := resp.Header.Get("Retry-After")
 				if n, err := strconv.Atoi(seconds); err != nil || n < 1 || n > int(freeAgain/time.Second) {
 					t.Errorf("with the clock %v ahead: Retry-After is %q", ahead, seconds)
 				}
-				limitedClient(seconds).want(t, resp, got)
+				limitedClient(seconds).Want(t, resp, got)
 				break
 			}
-			refusedClient.want(t, resp, got)
+			refusedClient.Want(t, resp, got)
 			free++
 			if most := freeGuesses + int(time.Since(began)/freeAgain); free > most {
 				t.Fatalf("with the clock %v ahead, %d failures are free, want %d", ahead, free, most)
@@ -331,7 +331,7 @@ func TestLastUseIsNotInTheFutureWhenTheClockIsSetBack(t *testing.T) {
 	for _, ahead := range []time.Duration{time.Hour, 0, -time.Hour} {
 		m.set(t, ahead)
 		from := time.Now().Add(ahead).Truncate(time.Second)
-		token(t, m.url, c.ID, c.Secret)
+		token(t, m.URL, c.ID, c.Secret)
 		to := time.Now().Add(ahead)
 		m.restart(t) // which writes it down, and forgets it
 		list := clientCommand(t, m.db, "list")
@@ -397,7 +397,7 @@ func (j *jumping) one(all []*mayEnd) *mayEnd {
 func (j *jumping) issue(t testing.TB, lifetime time.Duration) {
 	t.Helper()
 	one := &mayEnd{}
-	one.end = j.during(func() { one.text = token(t, j.url, "demo", "demo-secret") }).add(lifetime)
+	one.end = j.during(func() { one.text = token(t, j.URL, "demo", "demo-secret") }).add(lifetime)
 	j.tokens = append(j.tokens, one)
 }
 
@@ -421,7 +421,7 @@ func (j *jumping) useToken(t testing.TB) {
 		if !j.latest.Before(one.end.from.Add(expiredKept)) && strings.Contains(got, "unknown") { // it may have left the file
 			why = "unknown or revoked"
 		}
-		refused("", "", why).answer.want(t, resp, got)
+		refused("", "", why).answer.Want(t, resp, got)
 	default:
 		t.Errorf("token that ends at %v, at %v: %s\n%s", one.end, at, resp.Status, got)
 	}

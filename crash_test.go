@@ -71,9 +71,9 @@ func outlives(t *testing.T, db string, crashes int, crash func(t testing.TB, kil
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	p := startProcess(t, nil, "--demo", "--db", db)
-	bearer := token(t, p.url, "demo", "demo-secret") // good after each restart
-	if err := p.terminate(t); err != nil {
-		t.Fatalf("after SIGTERM: %v\n%s", err, p.stderr)
+	bearer := token(t, p.URL, "demo", "demo-secret") // good after each restart
+	if err := p.Terminate(t); err != nil {
+		t.Fatalf("after SIGTERM: %v\n%s", err, p.Stderr)
 	}
 	c := &crasher{db: db, crash: crash, random: rand.New(rand.NewPCG(seed, 0))}
 	c.demo = slices.Collect(strings.Lines(ok(t, db, "export")))
@@ -114,15 +114,15 @@ func (c *crasher) cycle(t *testing.T) {
 	time.Sleep(time.Duration(50+c.random.IntN(250)) * time.Millisecond)
 	crashing.Store(true)
 	c.crash(t, func() {
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-		<-p.ended
+		_ = syscall.Kill(-p.Cmd.Process.Pid, syscall.SIGKILL)
+		<-p.Ended
 	})
 	all.Wait()
-	if is := p.cmd.ProcessState.String(); is != "signal: killed" {
+	if is := p.Cmd.ProcessState.String(); is != "signal: killed" {
 		errs = append(errs, fmt.Errorf("the process ended before it was killed: %s", is))
 	}
 	if err := errors.Join(errs...); err != nil {
-		log := slices.DeleteFunc(strings.Split(p.stderr.String(), "\n"), func(line string) bool { return strings.Contains(line, `"level":"INFO"`) })
+		log := slices.DeleteFunc(strings.Split(p.Stderr.String(), "\n"), func(line string) bool { return strings.Contains(line, `"level":"INFO"`) })
 		t.Fatalf("%v\nits log:\n%s", err, strings.Join(log, "\n"))
 	}
 	c.examine(t)
@@ -166,7 +166,7 @@ func (c *crasher) examine(t testing.TB) {
 func (c *crasher) compare(t testing.TB, p *process) {
 	t.Helper()
 	for _, w := range c.writers {
-		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		conn, err := net.Dial("tcp", strings.TrimPrefix(p.URL, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}

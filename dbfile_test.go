@@ -209,8 +209,8 @@ func TestFileThatIsCutOffWhileItIsServed(t *testing.T) {
 			t.Parallel()
 			db := newPath(t)
 			p := startProcess(t, nil, "--demo", "--db", db)
-			url := contractsURL(p.url, demoOrg, demoUser) + "/" + demoContract
-			header := http.Header{"Authorization": {"Bearer " + token(t, p.url, "demo", "demo-secret")}, "Content-Type": {"application/json"}}
+			url := contractsURL(p.URL, demoOrg, demoUser) + "/" + demoContract
+			header := http.Header{"Authorization": {"Bearer " + token(t, p.URL, "demo", "demo-secret")}, "Content-Type": {"application/json"}}
 			impatient := &http.Client{Timeout: 10 * time.Second}
 			_, want := do(t, impatient, "GET", url, header, "")
 			if err := os.Truncate(db, int64(pages*pageSize)); err != nil {
@@ -226,18 +226,18 @@ func TestFileThatIsCutOffWhileItIsServed(t *testing.T) {
 			if resp.StatusCode != 503 {
 				wantProblem(t, resp, got, 500)
 			}
-			resp, got = do(t, impatient, "GET", p.url+"/readyz", nil, "")
+			resp, got = do(t, impatient, "GET", p.URL+"/readyz", nil, "")
 			if doc := wantProblem(t, resp, got, 503); resp.Header.Get("Retry-After") != "1" || !strings.Contains(doc.Detail, "is damaged") {
 				t.Errorf("Retry-After %q\n%s", resp.Header.Get("Retry-After"), got)
 			}
-			if resp, got := do(t, impatient, "GET", p.url+"/healthz", nil, ""); resp.StatusCode != 200 {
+			if resp, got := do(t, impatient, "GET", p.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
 				t.Errorf("healthz: %s\n%s", resp.Status, got)
 			}
-			if err := p.terminate(t); err != nil {
+			if err := p.Terminate(t); err != nil {
 				t.Errorf("SIGTERM: %v", err)
 			}
-			if !strings.Contains(p.stderr.String(), "run check or restore a backup") {
-				t.Errorf("the log does not say what to do\n%s", p.stderr)
+			if !strings.Contains(p.Stderr.String(), "run check or restore a backup") {
+				t.Errorf("the log does not say what to do\n%s", p.Stderr)
 			}
 		})
 	}
@@ -336,13 +336,13 @@ func TestFileThatMayNotBeWritten(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = os.Chmod(dir, 0o700) }) // else it cannot be cleaned up
 			p := launch(t, wrapper, "--db", db)
-			if (p.url != "") != (tt.want == "") {
-				t.Fatalf("listens on %q, want %q\n%s", p.url, tt.want, p.stderr)
+			if (p.URL != "") != (tt.want == "") {
+				t.Fatalf("listens on %q, want %q\n%s", p.URL, tt.want, p.Stderr)
 			}
-			if p.url == "" {
-				<-p.ended
-				if got, want := sentence(p.stderr.String()), "energy-contracts: database "+db+": "+fmt.Sprintf(tt.want, db)+"\n"; p.cmd.ProcessState.ExitCode() != 1 || got != want {
-					t.Errorf("%v: %q, want %q", p.cmd.ProcessState, got, want)
+			if p.URL == "" {
+				<-p.Ended
+				if got, want := sentence(p.Stderr.String()), "energy-contracts: database "+db+": "+fmt.Sprintf(tt.want, db)+"\n"; p.Cmd.ProcessState.ExitCode() != 1 || got != want {
+					t.Errorf("%v: %q, want %q", p.Cmd.ProcessState, got, want)
 				}
 				if err := os.Chmod(dir, 0o700); err != nil {
 					t.Fatal(err)
@@ -352,12 +352,12 @@ func TestFileThatMayNotBeWritten(t *testing.T) {
 				}
 				return
 			}
-			resp, got := do(t, http.DefaultClient, "PUT", p.url+contractsURL("", demoOrg, demoUser)+"/"+demoContract, with(jsonBody, "Authorization", "Bearer "+bearer), `{}`)
+			resp, got := do(t, http.DefaultClient, "PUT", p.URL+contractsURL("", demoOrg, demoUser)+"/"+demoContract, with(jsonBody, "Authorization", "Bearer "+bearer), `{}`)
 			if resp.StatusCode != 200 {
 				t.Errorf("PUT: %s\n%s", resp.Status, got)
 			}
-			if err := p.terminate(t); err != nil {
-				t.Errorf("SIGTERM: %v\n%s", err, p.stderr)
+			if err := p.Terminate(t); err != nil {
+				t.Errorf("SIGTERM: %v\n%s", err, p.Stderr)
 			}
 		})
 	}
@@ -368,14 +368,14 @@ func TestFileThatMayNotBeWritten(t *testing.T) {
 func serveBroken(t testing.TB, db string) (*process, string) {
 	t.Helper()
 	p := launch(t, nil, "--db", db)
-	if p.url != "" {
+	if p.URL != "" {
 		return p, ""
 	}
-	<-p.ended
-	if code := p.cmd.ProcessState.ExitCode(); code != 1 {
-		t.Fatalf("%v ended with %v, want exit status 1\n%s", p.cmd.Args, p.cmd.ProcessState, p.stderr)
+	<-p.Ended
+	if code := p.Cmd.ProcessState.ExitCode(); code != 1 {
+		t.Fatalf("%v ended with %v, want exit status 1\n%s", p.Cmd.Args, p.Cmd.ProcessState, p.Stderr)
 	}
-	return nil, p.stderr.String()
+	return nil, p.Stderr.String()
 }
 
 // servedFile is the bytes of a file with the demo data and someContracts of the
@@ -409,13 +409,13 @@ func askForAll(t testing.TB, file []byte, bearer string) *rightAnswers {
 	}
 	p := startProcess(t, nil, "--db", writeFile(t, file))
 	for _, url := range a.urls {
-		resp, got := do(t, http.DefaultClient, "GET", p.url+url, a.header(), "")
+		resp, got := do(t, http.DefaultClient, "GET", p.URL+url, a.header(), "")
 		if resp.StatusCode != 200 {
 			t.Fatalf("GET %s of the whole file: %s\n%s", url, resp.Status, got)
 		}
 		a.right[url] = got
 	}
-	if err := p.terminate(t); err != nil {
+	if err := p.Terminate(t); err != nil {
 		t.Fatal(err)
 	}
 	return a
@@ -439,7 +439,7 @@ func (a *rightAnswers) wantNoLie(t testing.TB, p *process, db string) (failed in
 		if i > 1 && i%step != 0 {
 			continue
 		}
-		resp, got := do(t, impatient, "GET", p.url+url, a.header(), "")
+		resp, got := do(t, impatient, "GET", p.URL+url, a.header(), "")
 		if resp.StatusCode == 200 {
 			if got != a.right[url] {
 				t.Errorf("GET %s: %s\nwant %s", url, got, a.right[url])
@@ -516,8 +516,8 @@ func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
 						} else {
 							unharmed.Add(1)
 						}
-						if err := p.terminate(t); err != nil || strings.Contains(p.stderr.String(), "goroutine") {
-							t.Errorf("SIGTERM: %v\n%s", err, p.stderr)
+						if err := p.Terminate(t); err != nil || strings.Contains(p.Stderr.String(), "goroutine") {
+							t.Errorf("SIGTERM: %v\n%s", err, p.Stderr)
 						}
 					})
 				}
@@ -546,21 +546,21 @@ func TestPageThatBreaksWhileItIsServed(t *testing.T) {
 				failed := right.wantNoLie(t, p, path)
 				if failed > 0 {
 					broken.Add(1)
-					resp, got := do(t, http.DefaultClient, "PUT", p.url+contractsURL("", demoOrg, demoUser)+"/"+demoContract, right.header(), `{}`)
+					resp, got := do(t, http.DefaultClient, "PUT", p.URL+contractsURL("", demoOrg, demoUser)+"/"+demoContract, right.header(), `{}`)
 					if resp.StatusCode == 500 { // the token cannot be read either
 						wantProblem(t, resp, got, 500)
 					} else {
 						wantUnavailable(t, resp, got)
 					}
-					resp, got = do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, "")
+					resp, got = do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "")
 					wantProblem(t, resp, got, 503)
 				} else {
 					unharmed.Add(1) // a free page
 				}
-				if err := p.terminate(t); err != nil {
-					t.Errorf("SIGTERM: %v\n%s", err, p.stderr)
+				if err := p.Terminate(t); err != nil {
+					t.Errorf("SIGTERM: %v\n%s", err, p.Stderr)
 				}
-				log := p.stderr.String()
+				log := p.Stderr.String()
 				if told := strings.Contains(log, "run check or restore a backup") && strings.Contains(log, path); failed > 0 && !told {
 					t.Errorf("%d requests failed, and the log does not say what to do\n%s", failed, log)
 				}
@@ -595,13 +595,13 @@ func TestLargeFileWithABranchBelowItself(t *testing.T) {
 	}
 	url := contractsURL("", demoOrg, demoUser) + "/" + demoContract
 	sound := startProcess(t, nil, "--demo", "--db", db)
-	header := http.Header{"Authorization": {"Bearer " + token(t, sound.url, "demo", "demo-secret")}, "Content-Type": {"application/json"}}
+	header := http.Header{"Authorization": {"Bearer " + token(t, sound.URL, "demo", "demo-secret")}, "Content-Type": {"application/json"}}
 	for _, path := range []string{url, "/readyz"} {
-		if resp, got := do(t, http.DefaultClient, "GET", sound.url+path, header, ""); resp.StatusCode != 200 {
+		if resp, got := do(t, http.DefaultClient, "GET", sound.URL+path, header, ""); resp.StatusCode != 200 {
 			t.Fatalf("GET %s of the sound file: %s\n%s", path, resp.Status, got)
 		}
 	}
-	if err := sound.terminate(t); err != nil {
+	if err := sound.Terminate(t); err != nil {
 		t.Fatal(err)
 	}
 
@@ -632,13 +632,13 @@ func TestLargeFileWithABranchBelowItself(t *testing.T) {
 		}
 		return
 	}
-	waitFor(t, "the branch is found", func() bool { return strings.Contains(p.stderr.String(), found) })
-	resp, got := do(t, http.DefaultClient, "GET", p.url+url, header, "")
+	waitFor(t, "the branch is found", func() bool { return strings.Contains(p.Stderr.String(), found) })
+	resp, got := do(t, http.DefaultClient, "GET", p.URL+url, header, "")
 	wantProblem(t, resp, got, 500)
-	resp, got = do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, "")
+	resp, got = do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "")
 	wantUnavailable(t, resp, got)
-	if err := p.terminate(t); err != nil {
-		t.Errorf("SIGTERM: %v\n%s", err, p.stderr)
+	if err := p.Terminate(t); err != nil {
+		t.Errorf("SIGTERM: %v\n%s", err, p.Stderr)
 	}
 }
 

@@ -115,7 +115,7 @@ func faultyCommits(t *testing.T, kind faultKind, at string) trace {
 	}
 	db := filepath.Join(t.TempDir(), "test.db")
 	p := startProcess(t, nil, "--demo", "--db", db)
-	l := newLedger(t, p.url, demoContract, demoOtherContract)
+	l := newLedger(t, p.URL, demoContract, demoOtherContract)
 	prices := largeContract
 	if !kind.grow {
 		prices = 1
@@ -146,7 +146,7 @@ func TestDiskThatGoesOnFailing(t *testing.T) {
 	t.Parallel()
 	db := filepath.Join(t.TempDir(), "test.db")
 	p := startProcess(t, nil, "--demo", "--db", db)
-	l := newLedger(t, p.url, demoContract, demoOtherContract)
+	l := newLedger(t, p.URL, demoContract, demoOtherContract)
 	l.growFile(t)
 	list := l.list(t)
 	prompt := &http.Client{Timeout: 2 * time.Second}
@@ -238,14 +238,14 @@ func readAll(l *ledger, stop <-chan struct{}) error {
 func TestReadyzFailsAfterACommitThatFailed(t *testing.T) {
 	needTool(t, "strace")
 	p := startProcess(t, straceCommand(filepath.Join(t.TempDir(), "trace"), "fdatasync:error=EIO:when=30+"), "--demo", "--db", shortPath(t))
-	c := client(p.url, "demo", "demo-secret")
+	c := client(p.URL, "demo", "demo-secret")
 	for range 5000 { // strace counts the calls of each thread apart
-		_, _ = do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, "") // whose answer holds for a while
-		put, _ := do(t, c, "PUT", contractsURL(p.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, "{}")
+		_, _ = do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "") // whose answer holds for a while
+		put, _ := do(t, c, "PUT", contractsURL(p.URL, demoOrg, demoUser)+"/"+demoContract, jsonBody, "{}")
 		if put.StatusCode == http.StatusOK { // also when a sync failed and the write stands
 			continue
 		}
-		resp, body := do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, "")
+		resp, body := do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "")
 		wantUnavailable(t, resp, body)
 		return
 	}
@@ -273,7 +273,7 @@ func TestFaultInAnImportIsAnsweredByWhatStands(t *testing.T) {
 				case got.status == 1 && strings.HasSuffix(got.stderr, "nothing was imported\n"), got.status == 1 && strings.Contains(got.stderr, "nothing was changed"):
 					refused++
 				default:
-					t.Fatalf("%+v\n%s", got, p.stderr)
+					t.Fatalf("%+v\n%s", got, p.Stderr)
 				}
 				waitFor(t, "what is left of it is dropped", func() bool {
 					return run(t, nil, "export", "--db", db).stdout == stands
@@ -302,7 +302,7 @@ func TestFaultThatLeavesAWriteUndecided(t *testing.T) {
 		select {
 		case a = <-u.answer:
 		case <-time.After(3 * time.Second):
-			t.Fatalf("PUT %s: no answer 3 s after the disk works again\n%s", u.l.url(demoContract), u.p.stderr)
+			t.Fatalf("PUT %s: no answer 3 s after the disk works again\n%s", u.l.url(demoContract), u.p.Stderr)
 		}
 		u.l.record(t, demoContract, u.marker, a)
 		u.l.check(t)
@@ -319,16 +319,16 @@ func TestFaultThatLeavesAWriteUndecided(t *testing.T) {
 	t.Run("whole or not there when the process is killed", func(t *testing.T) {
 		t.Parallel()
 		u := leaveUndecided(t)
-		if err := u.p.cmd.Process.Kill(); err != nil {
+		if err := u.p.Cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		<-u.p.ended
+		<-u.p.Ended
 		if a := <-u.answer; a.err == nil {
 			t.Errorf("PUT %s was answered as its process was killed: %v", u.l.url(demoContract), a)
 		}
 		checkFileSound(t, u.db)
 		again := startProcess(t, nil, "--demo", "--db", u.db)
-		u.l.base = again.url
+		u.l.base = again.URL
 		u.checkEither(t)
 		a := u.l.send("GET", demoContract, "")
 		u.l.want[demoContract] = a.body
@@ -357,7 +357,7 @@ func leaveUndecided(t *testing.T) *undecided {
 	t.Helper()
 	u := &undecided{db: filepath.Join(t.TempDir(), "test.db")}
 	u.p = startProcess(t, nil, "--demo", "--db", u.db)
-	u.l = newLedger(t, u.p.url, demoContract, demoOtherContract)
+	u.l = newLedger(t, u.p.URL, demoContract, demoOtherContract)
 	u.l.growFile(t)
 	// A committer that stays on its thread gets past its first sync and not past
 	// the second. One that moves is seen to, and is tried again.
@@ -372,7 +372,7 @@ func leaveUndecided(t *testing.T) *undecided {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("no write became undecided\n%s", u.p.stderr)
+			t.Fatalf("no write became undecided\n%s", u.p.Stderr)
 		}
 		u.tracer.detach()
 		waitUntil(t, 3*time.Second, "the store can write again", func() error {
@@ -455,7 +455,7 @@ func TestFaultAtTheStartLeavesTheFileAsItWas(t *testing.T) {
 			db, out := filepath.Join(dir, "test.db"), filepath.Join(t.TempDir(), "trace")
 			var before string
 			if c.there {
-				if err := startProcess(t, nil, "--demo", "--db", db).terminate(t); err != nil {
+				if err := startProcess(t, nil, "--demo", "--db", db).Terminate(t); err != nil {
 					t.Fatalf("after SIGTERM: %v", err)
 				}
 				before = readFile(t, db)
@@ -492,7 +492,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	db := filepath.Join(disk, "test.db")
 	p := startProcess(t, nil, "--demo", "--db", db)
-	l := newLedger(t, p.url, demoContract)
+	l := newLedger(t, p.URL, demoContract)
 	sound := l.readTime(t)
 	next := 0
 	// makeNext makes a large contract, and tells whether it was refused.
@@ -507,7 +507,7 @@ func TestDiskFull(t *testing.T) {
 		}
 	}
 	if next < 10 {
-		t.Fatalf("only %d contracts fit onto the disk\n%s", next-1, p.stderr)
+		t.Fatalf("only %d contracts fit onto the disk\n%s", next-1, p.Stderr)
 	}
 	l.check(t)
 	for range 5 {
@@ -804,18 +804,18 @@ func (l *ledger) list(t testing.TB) string {
 func (l *ledger) checkAfterRestart(t testing.TB, p *process, db string) {
 	t.Helper()
 	list := l.list(t)
-	if err := p.terminate(t); err != nil {
-		t.Errorf("after SIGTERM: %v\n%s", err, p.stderr)
+	if err := p.Terminate(t); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, p.Stderr)
 	}
 	checkFileSound(t, db)
 	again := startProcess(t, nil, "--demo", "--db", db)
-	l.base = again.url
+	l.base = again.URL
 	l.check(t)
 	if now := l.list(t); now != list {
 		t.Errorf("the list after the restart is\n%s\nand was\n%s", head(now), head(list))
 	}
-	if err := again.terminate(t); err != nil {
-		t.Errorf("after SIGTERM: %v\n%s", err, again.stderr)
+	if err := again.Terminate(t); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, again.Stderr)
 	}
 	checkFileSound(t, db)
 }
@@ -853,7 +853,7 @@ func attach(t testing.TB, p *process, faults ...string) *tracer {
 func attachAs(t testing.TB, p *process, command func(out string, faults ...string) []string, faults ...string) *tracer {
 	t.Helper()
 	tr := &tracer{out: filepath.Join(t.TempDir(), "trace")}
-	line := append(command(tr.out, faults...), "-p", strconv.Itoa(p.cmd.Process.Pid))
+	line := append(command(tr.out, faults...), "-p", strconv.Itoa(p.Cmd.Process.Pid))
 	cmd := exec.Command(line[0], line[1:]...)
 	stderr := &lockedBuffer{}
 	cmd.Stderr = stderr

@@ -77,7 +77,7 @@ func startOn(t testing.TB, db string, args ...string) *service {
 	select {
 	case a := <-addr:
 		s.url = "http://" + a.String()
-		described().serves(t, s.url)
+		described().Serves(t, s.url)
 	case err := <-ended:
 		t.Fatalf("serve ended at once: %v", err)
 	}
@@ -87,8 +87,8 @@ func startOn(t testing.TB, db string, args ...string) *service {
 			t.Errorf("serve: %v", err)
 		}
 		checkFileSound(t, s.db)
-		known.wantNone(t, "the log", s.log.String())
-		known.wantNoneIn(t, s.db)
+		known.WantNone(t, "the log", s.log.String())
+		known.WantNoneIn(t, s.db)
 	})
 	t.Cleanup(s.stop)
 	return s
@@ -252,7 +252,7 @@ func TestMain(m *testing.M) {
 	}
 	http.DefaultTransport = validated{http.DefaultTransport.(*http.Transport)}
 	flag.Parse()
-	code := described().verdict(m.Run())
+	code := described().Verdict(m.Run())
 	os.RemoveAll(dir)
 	os.Exit(code)
 }
@@ -308,11 +308,11 @@ func needNested(t testing.TB, program func() (string, error)) (path string) {
 
 // process is the service in a process of its own.
 type process struct {
-	url    string
-	cmd    *exec.Cmd
-	stdout *lockedBuffer
-	stderr *lockedBuffer
-	ended  chan error // gets what Wait returns
+	URL    string
+	Cmd    *exec.Cmd
+	Stdout *lockedBuffer
+	Stderr *lockedBuffer
+	Ended  chan error // gets what Wait returns
 }
 
 // command is the built program with arguments, behind a wrapper such as strace.
@@ -338,8 +338,8 @@ var listeningLine = regexp.MustCompile(`"msg":"listening","addr":"([^"]+)","sche
 func startProcess(t testing.TB, wrapper []string, args ...string) *process {
 	t.Helper()
 	p := launch(t, wrapper, args...)
-	if p.url == "" {
-		t.Fatalf("%v ended at once: %v\n%s", p.cmd.Args, <-p.ended, p.stderr)
+	if p.URL == "" {
+		t.Fatalf("%v ended at once: %v\n%s", p.Cmd.Args, <-p.Ended, p.Stderr)
 	}
 	return p
 }
@@ -348,58 +348,58 @@ func startProcess(t testing.TB, wrapper []string, args ...string) *process {
 func launch(t testing.TB, wrapper []string, args ...string) *process {
 	t.Helper()
 	p := &process{
-		cmd:    command(t, wrapper, append([]string{"serve", "--addr", "127.0.0.1:0"}, args...)...),
-		stdout: &lockedBuffer{}, stderr: &lockedBuffer{}, ended: make(chan error, 1),
+		Cmd:    command(t, wrapper, append([]string{"serve", "--addr", "127.0.0.1:0"}, args...)...),
+		Stdout: &lockedBuffer{}, Stderr: &lockedBuffer{}, Ended: make(chan error, 1),
 	}
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that a wrapper's child is killed too
-	p.cmd.Stdout = p.stdout
-	pipe, err := p.cmd.StderrPipe()
+	p.Cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that a wrapper's child is killed too
+	p.Cmd.Stdout = p.Stdout
+	pipe, err := p.Cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatalf("%v: %v", p.cmd.Args, err)
+	if err := p.Cmd.Start(); err != nil {
+		t.Fatalf("%v: %v", p.Cmd.Args, err)
 	}
 	t.Cleanup(func() {
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-		known.wantNone(t, "the log", p.stderr.String())
-		known.wantNoneIn(t, databaseOf(args))
+		_ = syscall.Kill(-p.Cmd.Process.Pid, syscall.SIGKILL)
+		known.WantNone(t, "the log", p.Stderr.String())
+		known.WantNoneIn(t, databaseOf(args))
 	})
 	listening := make(chan string, 1)
 	go func() {
 		lines := bufio.NewScanner(pipe)
 		lines.Buffer(nil, 1<<20) // the stack of a panic is one line
 		for lines.Scan() {
-			fmt.Fprintln(p.stderr, lines.Text())
+			fmt.Fprintln(p.Stderr, lines.Text())
 			if m := listeningLine.FindStringSubmatch(lines.Text()); m != nil {
 				listening <- m[2] + "://" + m[1]
 			}
 		}
 		close(listening)
-		p.ended <- p.cmd.Wait()
+		p.Ended <- p.Cmd.Wait()
 	}()
 	select {
-	case p.url = <-listening:
-		if p.url != "" {
-			described().serves(t, p.url)
+	case p.URL = <-listening:
+		if p.URL != "" {
+			described().Serves(t, p.URL)
 		}
 	case <-time.After(30 * time.Second):
-		t.Fatalf("%v neither listens nor ends\n%s", p.cmd.Args, p.stderr)
+		t.Fatalf("%v neither listens nor ends\n%s", p.Cmd.Args, p.Stderr)
 	}
 	return p
 }
 
 // terminate sends SIGTERM and returns what the process ended with.
-func (p *process) terminate(t testing.TB) error {
+func (p *process) Terminate(t testing.TB) error {
 	t.Helper()
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	select {
-	case err := <-p.ended:
+	case err := <-p.Ended:
 		return err
 	case <-time.After(30 * time.Second):
-		t.Fatalf("still running 30 s after SIGTERM\n%s", p.stderr)
+		t.Fatalf("still running 30 s after SIGTERM\n%s", p.Stderr)
 		return nil
 	}
 }

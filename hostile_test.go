@@ -34,16 +34,16 @@ type besieged struct {
 func besiege(t testing.TB, wrapper ...string) *besieged {
 	t.Helper()
 	p := startProcess(t, wrapper, "--demo", "--db", newPath(t), "--metrics-addr", "127.0.0.1:0")
-	s := loaded{addr: strings.TrimPrefix(p.url, "http://"), pid: p.cmd.Process.Pid}
-	s.metrics = "http://" + metricsLine.FindStringSubmatch(p.stderr.String())[1] + "/metrics"
-	return &besieged{s, p, newLedger(t, p.url, demoContract)}
+	s := loaded{addr: strings.TrimPrefix(p.URL, "http://"), pid: p.Cmd.Process.Pid}
+	s.metrics = "http://" + metricsLine.FindStringSubmatch(p.Stderr.String())[1] + "/metrics"
+	return &besieged{s, p, newLedger(t, p.URL, demoContract)}
 }
 
 // ends has the process stop, which it must do as if nothing had been.
 func (v *besieged) ends(t testing.TB) {
 	t.Helper()
-	if err := v.p.terminate(t); err != nil || strings.Contains(v.p.stderr.String(), "panic") {
-		t.Errorf("after SIGTERM: %v\n%s", err, head(v.p.stderr.String()))
+	if err := v.p.Terminate(t); err != nil || strings.Contains(v.p.Stderr.String(), "panic") {
+		t.Errorf("after SIGTERM: %v\n%s", err, head(v.p.Stderr.String()))
 	}
 }
 
@@ -725,7 +725,7 @@ func TestServiceOutOfDescriptorsGoesOnWhenThereAreSome(t *testing.T) {
 		idle = append(idle, c)
 	}
 	waitFor(t, "the service has no descriptor left", func() bool {
-		return strings.Contains(v.p.stderr.String(), "too many open files; retrying in")
+		return strings.Contains(v.p.Stderr.String(), "too many open files; retrying in")
 	})
 	for range 20 { // a client that is connected notices nothing
 		if err := v.l.round(demoContract); err != nil {
@@ -765,7 +765,7 @@ func getFrame(stream int, path string) string {
 // dialHTTP2 begins a connection whose streams have a window of so many bytes.
 func dialHTTP2(t *testing.T, s *certified, window uint32) net.Conn {
 	t.Helper()
-	c, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	c, err := tls.Dial("tcp", strings.TrimPrefix(s.URL, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -813,7 +813,7 @@ func TestHTTP2StreamsThatAreResetAtOnceLeaveNothing(t *testing.T) {
 	t.Parallel()
 	pair := newKeyPair(t, 1)
 	s := startCertified(t, pair)
-	well, process := trusting(pair, true), loaded{pid: s.cmd.Process.Pid}
+	well, process := trusting(pair, true), loaded{pid: s.Cmd.Process.Pid}
 	before := process.descriptors(t)
 	for range shortOr(1, 20) {
 		c := dialHTTP2(t, s, 1<<16)
@@ -824,14 +824,14 @@ func TestHTTP2StreamsThatAreResetAtOnceLeaveNothing(t *testing.T) {
 				break // it is hung up on
 			}
 		}
-		if resp, got := do(t, well, "GET", s.url+"/healthz", nil, ""); resp.StatusCode != http.StatusOK {
+		if resp, got := do(t, well, "GET", s.URL+"/healthz", nil, ""); resp.StatusCode != http.StatusOK {
 			t.Errorf("%s\n%s", resp.Status, got)
 		}
 		c.Close()
 	}
 	well.CloseIdleConnections()
 	waitFor(t, "no descriptor is left behind", func() bool { return process.descriptors(t) <= before })
-	if err := s.terminate(t); err != nil || strings.Contains(s.stderr.String(), "panic") {
-		t.Errorf("after SIGTERM: %v\n%s", err, head(s.stderr.String()))
+	if err := s.Terminate(t); err != nil || strings.Contains(s.Stderr.String(), "panic") {
+		t.Errorf("after SIGTERM: %v\n%s", err, head(s.Stderr.String()))
 	}
 }

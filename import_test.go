@@ -236,7 +236,7 @@ func TestExportAndImportTakeNoMoreMemoryForMore(t *testing.T) {
 				}
 			}
 			if up {
-				if mb := heap(p.stderr.String()) - ballast>>20; mb > limit || mb <= 0 {
+				if mb := heap(p.Stderr.String()) - ballast>>20; mb > limit || mb <= 0 {
 					t.Errorf("the server took %d MB", mb)
 				}
 			}
@@ -296,8 +296,8 @@ func TestImportIsSeenWhenItIsDecided(t *testing.T) {
 	})
 	wantExport(t, db, before)
 	// Meanwhile all else goes on.
-	c := client(p.url, "demo", "demo-secret")
-	url := contractsURL(p.url, demoOrg, demoUser)
+	c := client(p.URL, "demo", "demo-secret")
+	url := contractsURL(p.URL, demoOrg, demoUser)
 	if resp, got := do(t, c, "PUT", url+"/"+demoContract, jsonBody, `{"supplier":"meanwhile"}`); resp.StatusCode != 200 {
 		t.Errorf("%s\n%s", resp.Status, got)
 	}
@@ -463,7 +463,7 @@ func TestImportThroughTheSocketIsOneLineOfTheLog(t *testing.T) {
 	ok(t, db, "import", absolute(t, contractLines))
 	ok(t, db, "export")
 	var seen []string
-	for line := range strings.Lines(p.stderr.String()) {
+	for line := range strings.Lines(p.Stderr.String()) {
 		var entry struct{ Msg, Method, Route string }
 		if err := json.Unmarshal([]byte(line), &entry); err != nil {
 			t.Fatalf("%v\n%s", err, line)

@@ -354,8 +354,8 @@ func checkHistory(t *testing.T, kind historyKind) {
 	seed := rand.Uint64()
 	db := shortPath(t)
 	p := startProcess(t, nil, "--demo", "--db", db)
-	h := &historian{historyKind: kind, bearer: "Bearer " + token(t, p.url, "demo", "demo-secret"), restarted: make(chan struct{}), began: time.Now()}
-	h.base.Store(&p.url)
+	h := &historian{historyKind: kind, bearer: "Bearer " + token(t, p.URL, "demo", "demo-secret"), restarted: make(chan struct{}), began: time.Now()}
+	h.base.Store(&p.URL)
 	var wg sync.WaitGroup
 	for client := range h.clients {
 		random := rand.New(rand.NewPCG(seed, uint64(client)))
@@ -370,13 +370,13 @@ func checkHistory(t *testing.T, kind historyKind) {
 		})
 		kill(t, p)
 		p = startProcess(t, nil, "--demo", "--db", db)
-		h.base.Store(&p.url)
+		h.base.Store(&p.URL)
 		close(h.restarted)
 	}
 	wg.Wait()
 	h.check(t, seed)
-	if err := p.terminate(t); err != nil {
-		t.Errorf("after SIGTERM: %v\n%s", err, p.stderr)
+	if err := p.Terminate(t); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, p.Stderr)
 	}
 }
 
@@ -478,7 +478,7 @@ func (h *historian) ask(c *http.Client, id int, q asked) (r replied, err error) 
 	if resp, body, broken := answerOf(c, req); broken == nil {
 		op.Return = int64(time.Since(h.began)) // and only then is it looked at
 		r = replied{resp.StatusCode, resp.Header.Get("ETag"), body}
-		err = described().hold(req, resp, []byte(body))
+		err = described().Hold(req, resp, []byte(body))
 		h.answered.Add(1)
 	}
 	op.Output = r
@@ -495,8 +495,8 @@ func TestNoUpdateOfClientsThatUseETagsIsLost(t *testing.T) {
 	const clients = 10
 	each := shortOr(5, 200)
 	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
-	c := client(p.url, "demo", "demo-secret")
-	url := contractsURL(p.url, demoOrg, demoUser) + "/" + demoContract
+	c := client(p.URL, "demo", "demo-secret")
+	url := contractsURL(p.URL, demoOrg, demoUser) + "/" + demoContract
 	counter := func(content string) int {
 		var doc struct {
 			N int `json:"supplier,string"`

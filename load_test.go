@@ -77,7 +77,7 @@ func benchFile(t testing.TB, n int) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	known.add(benchToken)
+	known.Add(benchToken)
 	now := time.Now()
 	token := Token{Client: "bench", Org: demoOrg, Scopes: Scopes{true, true}, Expires: now.Add(24 * time.Hour), ClientCreated: now}
 	err = errors.Join(
@@ -179,8 +179,8 @@ func listens(t testing.TB, cmd *exec.Cmd) loaded {
 			t.Errorf("%v: %v\n%.2000s", cmd.Args, err, readFile(t, log))
 		}
 		if _, isTest := t.(*testing.T); isTest { // a benchmark's would be gigabytes
-			known.wantNone(t, "the log", readFile(t, log))
-			known.wantNoneIn(t, databaseOf(cmd.Args))
+			known.WantNone(t, "the log", readFile(t, log))
+			known.WantNoneIn(t, databaseOf(cmd.Args))
 		}
 	})
 	s := loaded{pid: cmd.Process.Pid}
@@ -661,10 +661,10 @@ func timeToReady(t testing.TB, db string) time.Duration {
 	t.Helper()
 	began := time.Now()
 	p := startProcess(t, nil, "--db", db)
-	s := loaded{addr: strings.TrimPrefix(p.url, "http://")}
+	s := loaded{addr: strings.TrimPrefix(p.URL, "http://")}
 	err := s.lines(t, 1, message{method: "GET", path: "/readyz"}, 1)[0].ask()
 	took := time.Since(began)
-	if err := errors.Join(err, p.terminate(t)); err != nil {
+	if err := errors.Join(err, p.Terminate(t)); err != nil {
 		t.Fatal(err)
 	}
 	return took

@@ -107,10 +107,10 @@ func TestFlagsAreVariablesToo(t *testing.T) {
 	db := filepath.Join(t.TempDir(), "env.db")
 	t.Setenv("ENERGY_CONTRACTS_DB", db)
 	p := startProcess(t, nil)
-	resp, got := do(t, client(p.url, "demo", "demo-secret"), "PUT", contractsURL(p.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, `{"supplier":"a"}`)
+	resp, got := do(t, client(p.URL, "demo", "demo-secret"), "PUT", contractsURL(p.URL, demoOrg, demoUser)+"/"+demoContract, jsonBody, `{"supplier":"a"}`)
 	wantProblem(t, resp, got, 413)
 	for _, origin := range []string{"https://app.example", "http://localhost:3000"} {
-		resp, _ := do(t, http.DefaultClient, "GET", p.url+"/healthz", http.Header{"Origin": {origin}}, "")
+		resp, _ := do(t, http.DefaultClient, "GET", p.URL+"/healthz", http.Header{"Origin": {origin}}, "")
 		if got := resp.Header.Get("Access-Control-Allow-Origin"); got != origin {
 			t.Errorf("Access-Control-Allow-Origin: %q, want %s", got, origin)
 		}
@@ -124,8 +124,8 @@ func TestFirstStartSaysHowToAddAClient(t *testing.T) {
 	db := filepath.Join(t.TempDir(), "new.db")
 	p := startProcess(t, nil, "--db", db)
 	want := `"command":"energy-contracts client add --org ORGANIZATION_UUID --db \"` + db + `\""`
-	if !strings.Contains(p.stderr.String(), want) {
-		t.Errorf("the log does not say %s\n%s", want, p.stderr)
+	if !strings.Contains(p.Stderr.String(), want) {
+		t.Errorf("the log does not say %s\n%s", want, p.Stderr)
 	}
 }
 
@@ -137,7 +137,7 @@ func TestDemo(t *testing.T) {
 		if files, _ := filepath.Glob(tmp + "/*/*"); len(files) != 1 {
 			t.Errorf("files: %v", files)
 		}
-		if err := p.terminate(t); err != nil {
+		if err := p.Terminate(t); err != nil {
 			t.Errorf("SIGTERM: %v", err)
 		}
 		if files, _ := filepath.Glob(tmp + "/*"); len(files) != 0 {
@@ -171,8 +171,8 @@ func TestDemo(t *testing.T) {
 func TestDemoCommandsWorkAsPasted(t *testing.T) {
 	needTool(t, "curl")
 	p := startProcess(t, nil, "--demo")
-	waitFor(t, "the commands are printed", func() bool { return strings.HasSuffix(p.stdout.String(), "'\n\n") })
-	blocks := strings.SplitAfter(p.stdout.String(), "\n\n")
+	waitFor(t, "the commands are printed", func() bool { return strings.HasSuffix(p.Stdout.String(), "'\n\n") })
+	blocks := strings.SplitAfter(p.Stdout.String(), "\n\n")
 	var script string
 	for _, b := range blocks { // without the sentences between them
 		if strings.HasPrefix(b, "TOKEN=") || strings.HasPrefix(b, "curl ") {
@@ -215,22 +215,22 @@ func TestSignal(t *testing.T) {
 		t.Run(fmt.Sprint(sig, " finishes the request in flight"), func(t *testing.T) {
 			db := filepath.Join(t.TempDir(), "test.db")
 			p := startProcess(t, nil, "--demo", "--db", db)
-			conn, sent := halfRequest(t, p.url, token(t, p.url, "demo", "demo-secret"))
-			if err := p.cmd.Process.Signal(sig); err != nil {
+			conn, sent := halfRequest(t, p.URL, token(t, p.URL, "demo", "demo-secret"))
+			if err := p.Cmd.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
-			waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.stderr.String(), "stopping") })
+			waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.Stderr.String(), "stopping") })
 			const rest = `{"supplier":"last to go"}`
 			fmt.Fprint(conn, rest)
-			resp, got, err := described().read(t, conn, sent+rest)
+			resp, got, err := described().Read(t, conn, sent+rest)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if resp.StatusCode != 200 || !strings.Contains(got, "last to go") {
 				t.Errorf("%s\n%s", resp.Status, got)
 			}
-			if err := <-p.ended; err != nil {
-				t.Errorf("%v\n%s", err, p.stderr)
+			if err := <-p.Ended; err != nil {
+				t.Errorf("%v\n%s", err, p.Stderr)
 			}
 			again := startOn(t, db, "--demo")
 			_, kept := do(t, client(again.url, "demo", "demo-secret"), "GET", contractsURL(again.url, demoOrg, demoUser)+"/"+demoContract, nil, "")
@@ -241,18 +241,18 @@ func TestSignal(t *testing.T) {
 	}
 	t.Run("the second one ends it at once", func(t *testing.T) {
 		p := startProcess(t, nil, "--demo")
-		halfRequest(t, p.url, token(t, p.url, "demo", "demo-secret"))
-		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		halfRequest(t, p.URL, token(t, p.URL, "demo", "demo-secret"))
+		if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.stderr.String(), "stopping") })
+		waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.Stderr.String(), "stopping") })
 		// Else it would take all of shutdownTimeout, and exit 0.
-		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		<-p.ended
-		if status := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGTERM {
-			t.Errorf("ended with %v\n%s", p.cmd.ProcessState, p.stderr)
+		<-p.Ended
+		if status := p.Cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGTERM {
+			t.Errorf("ended with %v\n%s", p.Cmd.ProcessState, p.Stderr)
 		}
 	})
 }

@@ -29,7 +29,7 @@ func scrape(t testing.TB, log string) string {
 	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" {
 		t.Fatalf("%s, %v\n%s", resp.Status, resp.Header, text)
 	}
-	known.wantNone(t, "metrics", text)
+	known.WantNone(t, "metrics", text)
 	return text
 }
 

@@ -34,7 +34,7 @@ import (
 
 // description is openapi.json, and what the tests have seen of it.
 type description struct {
-	doc    *openapi3.T
+	Doc    *openapi3.T
 	router routers.Router
 
 	mu       sync.Mutex
@@ -59,11 +59,11 @@ var described = sync.OnceValue(func() *description {
 	if err != nil {
 		panic(err)
 	}
-	return &description{doc: doc, router: router, services: map[string]bool{}, seen: map[string]bool{}}
+	return &description{Doc: doc, router: router, services: map[string]bool{}, seen: map[string]bool{}}
 })
 
 // serves has the requests to a service held to the description, until the test ends.
-func (d *description) serves(t testing.TB, base string) {
+func (d *description) Serves(t testing.TB, base string) {
 	u, err := url.Parse(base)
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +98,7 @@ func (v validated) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return resp, nil // it broke off, as some tests want it
 	}
-	if err := described().hold(r, resp, content); err != nil {
+	if err := described().Hold(r, resp, content); err != nil {
 		return nil, err
 	}
 	return resp, nil
@@ -115,8 +115,8 @@ func (b broken) Read([]byte) (int, error) {
 }
 
 // hold tells, and remembers, what of an answer is not as described.
-func (d *description) hold(r *http.Request, resp *http.Response, content []byte) error {
-	operation, err := d.check(r, resp, content)
+func (d *description) Hold(r *http.Request, resp *http.Response, content []byte) error {
+	operation, err := d.Check(r, resp, content)
 	if found := known.exchanged(r, resp, content); len(found) > 0 {
 		err = errors.Join(err, fmt.Errorf("the answer has the secrets %q", found))
 	}
@@ -133,7 +133,7 @@ func (d *description) hold(r *http.Request, resp *http.Response, content []byte)
 
 // read reads the answer to a request that a test has written to a connection itself,
 // of which sent may lack the end.
-func (d *description) read(t testing.TB, conn io.Reader, sent string) (*http.Response, string, error) {
+func (d *description) Read(t testing.TB, conn io.Reader, sent string) (*http.Response, string, error) {
 	t.Helper()
 	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(sent)))
 	if err != nil {
@@ -148,7 +148,7 @@ func (d *description) read(t testing.TB, conn io.Reader, sent string) (*http.Res
 	defer resp.Body.Close()
 	content, err := io.ReadAll(resp.Body)
 	if err == nil {
-		err = d.hold(r, resp, content)
+		err = d.Hold(r, resp, content)
 	}
 	return resp, string(content), err
 }
@@ -164,7 +164,7 @@ var undescribed = []string{
 }
 
 // check returns the operation that was asked for, or "" where there is none.
-func (d *description) check(r *http.Request, resp *http.Response, content []byte) (operation string, err error) {
+func (d *description) Check(r *http.Request, resp *http.Response, content []byte) (operation string, err error) {
 	switch {
 	case resp.Header.Get("X-Request-ID") == "": // net/http answered before the service saw it
 		if resp.StatusCode != http.StatusBadRequest && resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
@@ -243,7 +243,7 @@ func (d *description) problem(r *http.Request, resp *http.Response, content []by
 	if err := json.Unmarshal(content, &value); err != nil {
 		return err
 	}
-	return d.doc.Components.Schemas["Problem"].Value.VisitJSON(value, openapi3.EnableJSONSchema2020())
+	return d.Doc.Components.Schemas["Problem"].Value.VisitJSON(value, openapi3.EnableJSONSchema2020())
 }
 
 // checkHeader is for what the validator passes over: fields that are not described,
@@ -275,7 +275,7 @@ func checkHeader(r *http.Request, resp *http.Response, as *openapi3.Response) er
 func (d *description) unexercised() (missing []string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, item := range d.doc.Paths.Map() {
+	for _, item := range d.Doc.Paths.Map() {
 		for _, op := range item.Operations() {
 			for status := range op.Responses.Map() {
 				if key := op.OperationID + " " + status; !d.seen[key] {
@@ -290,7 +290,7 @@ func (d *description) unexercised() (missing []string) {
 
 // verdict fails a run of all tests in which the description was not true, or not
 // exercised as a whole.
-func (d *description) verdict(code int) int {
+func (d *description) Verdict(code int) int {
 	for _, wrong := range d.wrong {
 		fmt.Println(wrong)
 		code = 1
@@ -360,7 +360,7 @@ func TestAnswerThatIsNotAsDescribedIsFound(t *testing.T) {
 			if tt.status == 304 {
 				resp.Header.Del("Content-Type")
 			}
-			_, err = described().check(r, resp, []byte(tt.content))
+			_, err = described().Check(r, resp, []byte(tt.content))
 			if is := fmt.Sprint(err); tt.want == "" && err != nil || !strings.Contains(is, tt.want) {
 				t.Errorf("got %v\nwant %s", err, tt.want)
 			}
@@ -388,7 +388,7 @@ func TestEachRouteIsDescribedAndEachOperationIsARoute(t *testing.T) {
 		delete(routes, "OPTIONS "+path)
 	}
 	operations := map[string]bool{}
-	for path, item := range described().doc.Paths.Map() {
+	for path, item := range described().Doc.Paths.Map() {
 		for method := range item.Operations() {
 			operations[method+" "+path] = true
 		}
@@ -401,7 +401,7 @@ func TestEachRouteIsDescribedAndEachOperationIsARoute(t *testing.T) {
 // The methods that a path is described with are those that its Allow has.
 func TestAllowIsWhatIsDescribed(t *testing.T) {
 	s := start(t, "--demo")
-	for path, item := range described().doc.Paths.Map() {
+	for path, item := range described().Doc.Paths.Map() {
 		resp, _ := do(t, http.DefaultClient, "OPTIONS", s.url+demoNames.Replace(path), nil, "")
 		want := strings.Join(slices.Sorted(maps.Keys(item.Operations())), ", ")
 		if got := resp.Header.Get("Allow"); resp.StatusCode != 204 || got != want {

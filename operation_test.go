@@ -20,11 +20,11 @@ import (
 
 // operation is one of openapi.json's, with what is in a right request.
 type operation struct {
-	id, method, path string // of the demo user's first contract
-	contract         bool   // for contracts, with a token; else public
-	oauth            bool   // an OAuth endpoint, with a client's secret
-	contentType      string // "": it has no content
-	body             string
+	ID, Method, Path string // of the demo user's first contract
+	Contract         bool   // for contracts, with a token; else public
+	OAuth            bool   // an OAuth endpoint, with a client's secret
+	ContentType      string // "": it has no content
+	Body             string
 }
 
 // demoNames puts the demo user's first contract in the place of a path's names.
@@ -33,14 +33,14 @@ var demoNames = strings.NewReplacer("{org_id}", demoOrg, "{user_id}", demoUser, 
 // operations are some of them, in the order of their names.
 func operations(t testing.TB, some func(*operation) bool) (found []operation) {
 	t.Helper()
-	for path, item := range described().doc.Paths.Map() {
+	for path, item := range described().Doc.Paths.Map() {
 		for method, op := range item.Operations() {
-			o := operation{id: op.OperationID, method: method, path: demoNames.Replace(path)}
-			o.contract = op.Security != nil && strings.HasPrefix(path, "/api/partners/v2.0/org/") && len(*op.Security) > 0
-			o.oauth = op.RequestBody != nil && strings.HasPrefix(path, "/oauth2/")
+			o := operation{ID: op.OperationID, Method: method, Path: demoNames.Replace(path)}
+			o.Contract = op.Security != nil && strings.HasPrefix(path, "/api/partners/v2.0/org/") && len(*op.Security) > 0
+			o.OAuth = op.RequestBody != nil && strings.HasPrefix(path, "/oauth2/")
 			switch {
-			case o.oauth:
-				o.contentType, o.body = "application/x-www-form-urlencoded", "grant_type=client_credentials&token=none"
+			case o.OAuth:
+				o.ContentType, o.Body = "application/x-www-form-urlencoded", "grant_type=client_credentials&token=none"
 			case op.RequestBody != nil:
 				for contentType, media := range op.RequestBody.Value.Content {
 					name := slices.Sorted(maps.Keys(media.Examples))[0]
@@ -48,7 +48,7 @@ func operations(t testing.TB, some func(*operation) bool) (found []operation) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					o.contentType, o.body = contentType, string(body)
+					o.ContentType, o.Body = contentType, string(body)
 				}
 			}
 			if some(&o) {
@@ -56,20 +56,20 @@ func operations(t testing.TB, some func(*operation) bool) (found []operation) {
 			}
 		}
 	}
-	slices.SortFunc(found, func(a, b operation) int { return strings.Compare(a.id, b.id) })
+	slices.SortFunc(found, func(a, b operation) int { return strings.Compare(a.ID, b.ID) })
 	return found
 }
 
 // header is a right request's.
-func (o *operation) header(bearer string) http.Header {
+func (o *operation) Header(bearer string) http.Header {
 	h := http.Header{}
-	if o.contentType != "" {
-		h.Set("Content-Type", o.contentType)
+	if o.ContentType != "" {
+		h.Set("Content-Type", o.ContentType)
 	}
 	switch {
-	case o.oauth:
+	case o.OAuth:
 		h.Set("Authorization", "Basic ZGVtbzpkZW1vLXNlY3JldA==")
-	case o.contract:
+	case o.Contract:
 		h.Set("Authorization", "Bearer "+bearer)
 	}
 	return h
@@ -77,35 +77,35 @@ func (o *operation) header(bearer string) http.Header {
 
 // failure is an answer that is no success: a problem document, or OAuth's.
 type failure struct {
-	status int
-	header http.Header // without those that each has
-	detail string
-	errors string // the problem document's, as JSON
-	code   string // OAuth's error
+	Status int
+	Header http.Header // without those that each has
+	Detail string
+	Errors string // the problem document's, as JSON
+	Code   string // OAuth's error
 }
 
 // want compares a whole answer.
-func (f failure) want(t testing.TB, resp *http.Response, got string) {
+func (f failure) Want(t testing.TB, resp *http.Response, got string) {
 	t.Helper()
 	request := resp.Header.Get("X-Request-ID")
 	want := fmt.Sprintf(`{"type":"about:blank","title":%q,"status":%d,"detail":%q,"instance":%q%s}`,
-		http.StatusText(f.status), f.status, f.detail, request, f.errors)
+		http.StatusText(f.Status), f.Status, f.Detail, request, f.Errors)
 	header := http.Header{
 		"Content-Type":           {"application/problem+json"},
 		"X-Content-Type-Options": {"nosniff"}, "X-Request-Id": {request},
 	}
-	if f.code != "" {
-		want = fmt.Sprintf(`{"error":%q,"error_description":%q}`, f.code, f.detail)
+	if f.Code != "" {
+		want = fmt.Sprintf(`{"error":%q,"error_description":%q}`, f.Code, f.Detail)
 		header["Content-Type"], header["Cache-Control"], header["Pragma"] = []string{"application/json"}, []string{"no-store"}, []string{"no-cache"}
 	}
 	header.Set("Content-Length", fmt.Sprint(len(want)))
-	maps.Copy(header, f.header)
+	maps.Copy(header, f.Header)
 	if resp.Request.Method == http.MethodHead {
 		want = ""
 	}
 	resp.Header.Del("Date")
-	if resp.StatusCode != f.status || got != want || !maps.EqualFunc(resp.Header, header, slices.Equal) {
-		t.Errorf("got %s\n%v\n%s\nwant %d\n%v\n%s", resp.Status, resp.Header, got, f.status, header, want)
+	if resp.StatusCode != f.Status || got != want || !maps.EqualFunc(resp.Header, header, slices.Equal) {
+		t.Errorf("got %s\n%v\n%s\nwant %d\n%v\n%s", resp.Status, resp.Header, got, f.Status, header, want)
 	}
 }
 
@@ -113,25 +113,25 @@ func (f failure) want(t testing.TB, resp *http.Response, got string) {
 func every(t *testing.T, base, bearer string, some func(*operation) bool, change func(*operation, http.Header), want func(*operation) failure) {
 	t.Helper()
 	for _, o := range operations(t, some) {
-		t.Run(o.id, func(t *testing.T) {
-			h := o.header(bearer)
+		t.Run(o.ID, func(t *testing.T) {
+			h := o.Header(bearer)
 			if change != nil {
 				change(&o, h)
 			}
-			resp, got := do(t, http.DefaultClient, o.method, base+o.path, h, o.body)
-			want(&o).want(t, resp, got)
+			resp, got := do(t, http.DefaultClient, o.Method, base+o.Path, h, o.Body)
+			want(&o).Want(t, resp, got)
 		})
 	}
 }
 
 func anyOperation(*operation) bool  { return true }
-func ofContracts(o *operation) bool { return o.contract }
-func ofOAuth(o *operation) bool     { return o.oauth }
-func withContent(o *operation) bool { return o.contentType != "" }
+func ofContracts(o *operation) bool { return o.Contract }
+func ofOAuth(o *operation) bool     { return o.OAuth }
+func withContent(o *operation) bool { return o.ContentType != "" }
 func isWrite(o *operation) bool {
-	return o.oauth || o.contract && o.method != "GET" && o.method != "HEAD"
+	return o.OAuth || o.Contract && o.Method != "GET" && o.Method != "HEAD"
 }
-func onOneContract(o *operation) bool { return o.contract && strings.HasSuffix(o.path, demoContract) }
+func onOneContract(o *operation) bool { return o.Contract && strings.HasSuffix(o.Path, demoContract) }
 
 func TestEveryOperationRefusesTwoAuthorizationFields(t *testing.T) {
 	s := start(t, "--demo")
@@ -139,8 +139,8 @@ func TestEveryOperationRefusesTwoAuthorizationFields(t *testing.T) {
 		h["Authorization"] = []string{"Bearer a", "Bearer a"}
 	}, func(*operation) failure {
 		return failure{
-			status: 400, detail: "The request cannot be read; errors says where.",
-			errors: `,"errors":[{"parameter":"Authorization","detail":"appears 2 times; send it once"}]`,
+			Status: 400, Detail: "The request cannot be read; errors says where.",
+			Errors: `,"errors":[{"parameter":"Authorization","detail":"appears 2 times; send it once"}]`,
 		}
 	})
 }
@@ -148,16 +148,16 @@ func TestEveryOperationRefusesTwoAuthorizationFields(t *testing.T) {
 func TestEveryOperationNamesEachIDThatIsNone(t *testing.T) {
 	s := start(t, "--demo")
 	every(t, s.url, token(t, s.url, "demo", "demo-secret"), ofContracts, func(o *operation, _ http.Header) {
-		o.path = strings.NewReplacer(demoUser, "me", demoContract, strings.Repeat("g", 36)).Replace(o.path)
+		o.Path = strings.NewReplacer(demoUser, "me", demoContract, strings.Repeat("g", 36)).Replace(o.Path)
 	}, func(o *operation) failure {
 		f := failure{
-			status: 422, detail: "The request breaks rules; errors lists them.",
-			errors: `,"errors":[{"parameter":"user_id","detail":"must be a UUID of 36 characters, has 2"}`,
+			Status: 422, Detail: "The request breaks rules; errors lists them.",
+			Errors: `,"errors":[{"parameter":"user_id","detail":"must be a UUID of 36 characters, has 2"}`,
 		}
-		if strings.HasSuffix(o.path, "g") {
-			f.errors += `,{"parameter":"energy_contract_id","detail":"must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a"}`
+		if strings.HasSuffix(o.Path, "g") {
+			f.Errors += `,{"parameter":"energy_contract_id","detail":"must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a"}`
 		}
-		f.errors += "]"
+		f.Errors += "]"
 		return f
 	})
 }
@@ -167,7 +167,7 @@ func TestEveryOperationOnOneContractKnowsIfMatch(t *testing.T) {
 	every(t, s.url, token(t, s.url, "demo", "demo-secret"), onOneContract, func(_ *operation, h http.Header) {
 		h.Set("If-Match", `"0000000000000000"`)
 	}, func(*operation) failure {
-		return failure{status: 412, detail: "The contract is not the one that If-Match names; nothing was changed. Get it again and decide anew."}
+		return failure{Status: 412, Detail: "The contract is not the one that If-Match names; nothing was changed. Get it again and decide anew."}
 	})
 }
 
@@ -176,8 +176,8 @@ func TestEveryOperationIsUnavailableWhileTheIssuerOfItsTokenIsDown(t *testing.T)
 	jwt := "eyJhbGciOiJFUzI1NiIsInR5cCI6ImF0K2p3dCIsImtpZCI6ImEifQ.e30.AA" // {"alg":"ES256","typ":"at+jwt","kid":"a"}
 	every(t, s.url, jwt, ofContracts, nil, func(*operation) failure {
 		return failure{
-			status: 503, header: http.Header{"Retry-After": {"1"}},
-			detail: "The issuer of the token cannot be asked for its keys at the moment. Send the request again.",
+			Status: 503, Header: http.Header{"Retry-After": {"1"}},
+			Detail: "The issuer of the token cannot be asked for its keys at the moment. Send the request again.",
 		}
 	})
 }
@@ -185,12 +185,12 @@ func TestEveryOperationIsUnavailableWhileTheIssuerOfItsTokenIsDown(t *testing.T)
 func TestEveryOperationRefusesContentThatIsTooLarge(t *testing.T) {
 	s := start(t, "--demo", "--max-body", "1000")
 	every(t, s.url, token(t, s.url, "demo", "demo-secret"), withContent, func(o *operation, _ http.Header) {
-		o.body += strings.Repeat(" ", 64<<10)
+		o.Body += strings.Repeat(" ", 64<<10)
 	}, func(o *operation) failure {
-		if o.oauth {
-			return failure{status: 413, code: "invalid_request", detail: "the body cannot be read, or has more than 64 KiB"}
+		if o.OAuth {
+			return failure{Status: 413, Code: "invalid_request", Detail: "the body cannot be read, or has more than 64 KiB"}
 		}
-		return failure{status: 413, detail: "The content may have at most 1000 bytes; send fewer prices, or start the service with a larger --max-body."}
+		return failure{Status: 413, Detail: "The content may have at most 1000 bytes; send fewer prices, or start the service with a larger --max-body."}
 	})
 }
 
@@ -210,18 +210,18 @@ func TestEveryOperationRefusesContentThatTakesTooLong(t *testing.T) {
 	s.Config.ReadTimeout, s.Config.IdleTimeout = time.Second, time.Minute
 	s.Start()
 	defer s.Close()
-	described().serves(t, s.URL)
+	described().Serves(t, s.URL)
 	bearer := token(t, s.URL, "demo", "demo-secret")
 	for _, o := range operations(t, withContent) {
-		t.Run(o.id, func(t *testing.T) {
+		t.Run(o.ID, func(t *testing.T) {
 			content, half := io.Pipe()
 			defer half.Close()
 			go half.Write([]byte("{")) // and no more
-			req, err := http.NewRequest(o.method, s.URL+o.path, content)
+			req, err := http.NewRequest(o.Method, s.URL+o.Path, content)
 			if err != nil {
 				t.Fatal(err)
 			}
-			req.Header = o.header(bearer)
+			req.Header = o.Header(bearer)
 			resp, err := http.DefaultClient.Do(req)
 			if err != nil {
 				t.Fatal(err)
@@ -231,11 +231,11 @@ func TestEveryOperationRefusesContentThatTakesTooLong(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f := failure{status: 408, detail: "The content took too long to arrive; send it within 30 seconds."}
-			if o.oauth {
-				f = failure{status: 408, code: "invalid_request", detail: "the body cannot be read, or has more than 64 KiB"}
+			f := failure{Status: 408, Detail: "The content took too long to arrive; send it within 30 seconds."}
+			if o.OAuth {
+				f = failure{Status: 408, Code: "invalid_request", Detail: "the body cannot be read, or has more than 64 KiB"}
 			}
-			f.want(t, resp, string(got))
+			f.Want(t, resp, string(got))
 		})
 	}
 }
@@ -249,17 +249,17 @@ func TestServerHasItsLimits(t *testing.T) {
 
 func TestEveryOAuthEndpointLimitsGuesses(t *testing.T) {
 	for _, o := range operations(t, ofOAuth) {
-		t.Run(o.id, func(t *testing.T) {
+		t.Run(o.ID, func(t *testing.T) {
 			s := start(t, "--demo")
 			s.clock.stop(time.Now())
-			h := o.header("")
+			h := o.Header("")
 			h.Set("Authorization", "Basic ZGVtbzp3cm9uZw==") // demo:wrong
 			for range freeGuesses {
-				resp, got := do(t, http.DefaultClient, o.method, s.url+o.path, h, o.body)
-				refusedClient.want(t, resp, got)
+				resp, got := do(t, http.DefaultClient, o.Method, s.url+o.Path, h, o.Body)
+				refusedClient.Want(t, resp, got)
 			}
-			resp, got := do(t, http.DefaultClient, o.method, s.url+o.path, h, o.body)
-			limitedClient("6").want(t, resp, got)
+			resp, got := do(t, http.DefaultClient, o.Method, s.url+o.Path, h, o.Body)
+			limitedClient("6").Want(t, resp, got)
 		})
 	}
 }
@@ -280,33 +280,33 @@ func TestEveryOperationOnABrokenPage(t *testing.T) {
 		t.Fatal("no page has the contract")
 	}
 	for _, o := range operations(t, ofContracts) {
-		t.Run(o.id, func(t *testing.T) {
+		t.Run(o.ID, func(t *testing.T) {
 			t.Parallel()
 			db := writeFile(t, file)
 			p := startProcess(t, nil, "--db", db)
 			for _, at := range pages {
 				breakFile(t, db, at, make([]byte, pageSize))
 			}
-			resp, got := do(t, http.DefaultClient, o.method, p.url+o.path, o.header(bearer), o.body)
-			failure{status: 500, detail: wentWrong}.want(t, resp, got)
+			resp, got := do(t, http.DefaultClient, o.Method, p.URL+o.Path, o.Header(bearer), o.Body)
+			failure{Status: 500, Detail: wentWrong}.Want(t, resp, got)
 			stopped := "The database file is damaged and writes are stopped; nothing was changed. The service's log says what to do."
 			retry := http.Header{"Retry-After": {"1"}}
-			every(t, p.url, bearer, isWrite, func(o *operation, _ http.Header) {
-				if o.oauth {
-					o.body = strings.Replace(o.body, "none", bearer, 1) // to revoke an unknown one needs no write
+			every(t, p.URL, bearer, isWrite, func(o *operation, _ http.Header) {
+				if o.OAuth {
+					o.Body = strings.Replace(o.Body, "none", bearer, 1) // to revoke an unknown one needs no write
 				}
-				if o.method == "PATCH" {
-					o.path = strings.Replace(o.path, demoContract, string(key(0).Contract), 1) // it is read first
+				if o.Method == "PATCH" {
+					o.Path = strings.Replace(o.Path, demoContract, string(key(0).Contract), 1) // it is read first
 				}
 			}, func(o *operation) failure {
-				if o.oauth {
-					return failure{status: 503, code: "temporarily_unavailable", header: retry, detail: stopped}
+				if o.OAuth {
+					return failure{Status: 503, Code: "temporarily_unavailable", Header: retry, Detail: stopped}
 				}
-				return failure{status: 503, header: retry, detail: stopped}
+				return failure{Status: 503, Header: retry, Detail: stopped}
 			})
 			for _, method := range []string{"GET", "HEAD"} {
-				resp, got := do(t, http.DefaultClient, method, p.url+"/readyz", nil, "")
-				failure{status: 503, header: retry, detail: stopped}.want(t, resp, got)
+				resp, got := do(t, http.DefaultClient, method, p.URL+"/readyz", nil, "")
+				failure{Status: 503, Header: retry, Detail: stopped}.Want(t, resp, got)
 			}
 		})
 	}
@@ -314,15 +314,15 @@ func TestEveryOperationOnABrokenPage(t *testing.T) {
 
 func TestOAuthEndpointsOnAFileThatIsCutOff(t *testing.T) {
 	for _, o := range operations(t, ofOAuth) {
-		t.Run(o.id, func(t *testing.T) {
+		t.Run(o.ID, func(t *testing.T) {
 			t.Parallel()
 			db := newPath(t)
 			p := startProcess(t, nil, "--demo", "--db", db)
 			if err := os.Truncate(db, int64(3*pageSize)); err != nil {
 				t.Fatal(err)
 			}
-			resp, got := do(t, http.DefaultClient, o.method, p.url+o.path, o.header(""), o.body)
-			failure{status: 500, code: "server_error", detail: wentWrong}.want(t, resp, got)
+			resp, got := do(t, http.DefaultClient, o.Method, p.URL+o.Path, o.Header(""), o.Body)
+			failure{Status: 500, Code: "server_error", Detail: wentWrong}.Want(t, resp, got)
 		})
 	}
 }

@@ -145,10 +145,10 @@ func record(t *testing.T, faults ...string) *recording {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := &recording{}
-	auth := newLedger(t, p.url).auth
+	auth := newLedger(t, p.URL).auth
 	for i := range replayWriters {
 		r.writers = append(r.writers, &replayWriter{
-			ledger: ledger{base: p.url, client: patientClient(t), auth: auth},
+			ledger: ledger{base: p.URL, client: patientClient(t), auth: auth},
 			number: i,
 			random: rand.New(rand.NewPCG(seed, uint64(i))),
 		})
@@ -157,8 +157,8 @@ func record(t *testing.T, faults ...string) *recording {
 	r.before = readFile(t, db) // idle, and so synced
 	var stand atomic.Int64
 	together(t, len(r.writers), func(i int) error { return r.writers[i].run(&stand) })
-	if err := p.terminate(t); err != nil {
-		t.Errorf("after SIGTERM: %v\n%s", err, p.stderr)
+	if err := p.Terminate(t); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, p.Stderr)
 	}
 	tracer.detach()
 	r.takeIn(t, tracer.trace(t), db)

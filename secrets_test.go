@@ -30,7 +30,7 @@ type secrets struct {
 
 var known = &secrets{long: map[string]struct{}{}, short: []string{"demo-secret"}}
 
-func (s *secrets) add(secret string) {
+func (s *secrets) Add(secret string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -42,7 +42,7 @@ func (s *secrets) add(secret string) {
 }
 
 // in returns the secrets that a text has.
-func (s *secrets) in(text string) (found []string) {
+func (s *secrets) In(text string) (found []string) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, secret := range s.short {
@@ -80,39 +80,39 @@ var isBase64 = func() (is [256]bool) {
 func (s *secrets) exchanged(r *http.Request, resp *http.Response, content []byte) []string {
 	for _, value := range r.Header["Authorization"] {
 		_, credentials, _ := strings.Cut(value, " ")
-		s.add(credentials)
+		s.Add(credentials)
 		if decoded, err := base64.StdEncoding.DecodeString(credentials); err == nil {
 			_, secret, _ := strings.Cut(string(decoded), ":")
-			s.add(secret)
+			s.Add(secret)
 		}
 	}
 	var granted struct {
 		AccessToken string `json:"access_token"`
 	}
 	if json.Unmarshal(content, &granted) == nil {
-		s.add(granted.AccessToken)
+		s.Add(granted.AccessToken)
 	}
 	if resp.StatusCode < 400 {
 		return nil
 	}
 	var answer strings.Builder
 	_ = resp.Header.Write(&answer) // to memory
-	return append(s.in(answer.String()), s.in(string(content))...)
+	return append(s.In(answer.String()), s.In(string(content))...)
 }
 
 // wantNone fails if a text of some kind has a secret.
-func (s *secrets) wantNone(t testing.TB, what, text string) {
+func (s *secrets) WantNone(t testing.TB, what, text string) {
 	t.Helper()
-	if found := s.in(text); len(found) > 0 {
+	if found := s.In(text); len(found) > 0 {
 		t.Errorf("%s has the secrets %q", what, found)
 	}
 }
 
 // wantNoneIn is wantNone for a file.
-func (s *secrets) wantNoneIn(t testing.TB, path string) {
+func (s *secrets) WantNoneIn(t testing.TB, path string) {
 	t.Helper()
 	if file, err := os.ReadFile(path); err == nil { // else there is none, or the test took its rights
-		s.wantNone(t, path, string(file))
+		s.WantNone(t, path, string(file))
 	}
 }
 
@@ -127,13 +127,13 @@ func databaseOf(args []string) string {
 func TestSecretIsFoundWhereverItStands(t *testing.T) {
 	secret := newSecret()
 	s := &secrets{long: map[string]struct{}{}}
-	s.add("header.claims." + secret)
-	s.add("a-secret")
+	s.Add("header.claims." + secret)
+	s.Add("a-secret")
 	for text, want := range map[string]int{
 		"": 0, secret: 1, "token=" + secret + "&": 1, "x" + secret + "y" + secret: 2, secret[1:]: 0,
 		"\x00\x01" + secret + "\xff": 1, "my a-secret": 1, strings.ToUpper(secret): 0,
 	} {
-		if got := s.in(text); len(got) != want {
+		if got := s.In(text); len(got) != want {
 			t.Errorf("in %q: %q, want %d", text, got, want)
 		}
 	}
@@ -142,27 +142,27 @@ func TestSecretIsFoundWhereverItStands(t *testing.T) {
 // A profile would show what is in memory; so would the stacks that end a process.
 func TestNoProfileIsServedAndStacksHaveNoSecrets(t *testing.T) {
 	p := startProcess(t, nil, "--demo", "--metrics-addr", "127.0.0.1:0", "--db", shortPath(t))
-	bearer := token(t, p.url, "demo", "demo-secret")
-	metrics := "http://" + metricsLine.FindStringSubmatch(p.stderr.String())[1]
-	for _, base := range []string{p.url, metrics} {
+	bearer := token(t, p.URL, "demo", "demo-secret")
+	metrics := "http://" + metricsLine.FindStringSubmatch(p.Stderr.String())[1]
+	for _, base := range []string{p.URL, metrics} {
 		for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/vars"} {
 			if resp, got := do(t, http.DefaultClient, "GET", base+path, nil, ""); resp.StatusCode != 404 {
 				t.Errorf("GET %s: %s\n%.300s", base+path, resp.Status, got)
 			}
 		}
 	}
-	conn, _ := halfRequest(t, p.url, bearer) // is in flight
+	conn, _ := halfRequest(t, p.URL, bearer) // is in flight
 	defer conn.Close()
-	if err := p.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+	if err := p.Cmd.Process.Signal(syscall.SIGQUIT); err != nil {
 		t.Fatal(err)
 	}
 	select {
-	case <-p.ended:
+	case <-p.Ended:
 	case <-time.After(20 * time.Second):
 		t.Fatal("still running after SIGQUIT")
 	}
-	if !strings.Contains(p.stderr.String(), "goroutine ") {
-		t.Errorf("no stacks\n%s", p.stderr)
+	if !strings.Contains(p.Stderr.String(), "goroutine ") {
+		t.Errorf("no stacks\n%s", p.Stderr)
 	}
-	known.wantNone(t, "the stacks", p.stderr.String())
+	known.WantNone(t, "the stacks", p.Stderr.String())
 }

@@ -102,8 +102,8 @@ func trusting(pair keyPair, http2 bool) *http.Client {
 func TestTLSServesHTTP2AndHTTP1(t *testing.T) {
 	pair := newKeyPair(t, 1)
 	s := startCertified(t, pair)
-	if !strings.HasPrefix(s.url, "https://") {
-		t.Fatalf("the log says %s", s.url)
+	if !strings.HasPrefix(s.URL, "https://") {
+		t.Fatalf("the log says %s", s.URL)
 	}
 	for _, tt := range []struct {
 		http2 bool
@@ -111,14 +111,14 @@ func TestTLSServesHTTP2AndHTTP1(t *testing.T) {
 	}{{true, "HTTP/2.0"}, {false, "HTTP/1.1"}} {
 		c := trusting(pair, tt.http2)
 		form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
-		resp, got := do(t, c, "POST", s.url+"/oauth2/token/", form, "grant_type=client_credentials&client_id=demo&client_secret=demo-secret")
+		resp, got := do(t, c, "POST", s.URL+"/oauth2/token/", form, "grant_type=client_credentials&client_id=demo&client_secret=demo-secret")
 		var granted struct {
 			AccessToken string `json:"access_token"`
 		}
 		if err := json.Unmarshal([]byte(got), &granted); err != nil || resp.Proto != tt.proto {
 			t.Fatalf("%s %s, %v\n%s", resp.Proto, resp.Status, err, got)
 		}
-		url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+		url := contractsURL(s.URL, demoOrg, demoUser) + "/" + demoContract
 		bearer := with(jsonBody, "Authorization", "Bearer "+granted.AccessToken)
 		resp, put := do(t, c, "PUT", url, bearer, `{"supplier":"`+tt.proto+`"}`)
 		if resp.StatusCode != 200 || resp.Proto != tt.proto {
@@ -133,16 +133,16 @@ func TestTLSServesHTTP2AndHTTP1(t *testing.T) {
 		if resp.StatusCode != 200 {
 			t.Errorf("PUT: %s\n%.300s", resp.Status, put)
 		}
-		if resp, got = do(t, c, "GET", contractsURL(s.url, demoOrg, demoUser), bearer, ""); !strings.Contains(got, put) {
+		if resp, got = do(t, c, "GET", contractsURL(s.URL, demoOrg, demoUser), bearer, ""); !strings.Contains(got, put) {
 			t.Errorf("GET: %s, %d bytes", resp.Status, len(got))
 		}
-		resp, got = do(t, c, "GET", s.url+"/.well-known/oauth-authorization-server", nil, "")
-		if !strings.Contains(got, `"issuer":"`+s.url+`"`) {
+		resp, got = do(t, c, "GET", s.URL+"/.well-known/oauth-authorization-server", nil, "")
+		if !strings.Contains(got, `"issuer":"`+s.URL+`"`) {
 			t.Errorf("%s\n%s", resp.Status, got)
 		}
 	}
-	if !strings.Contains(s.stdout.String(), "--url "+s.url+"/api/") {
-		t.Errorf("--demo prints\n%s", s.stdout)
+	if !strings.Contains(s.Stdout.String(), "--url "+s.URL+"/api/") {
+		t.Errorf("--demo prints\n%s", s.Stdout)
 	}
 }
 
@@ -151,10 +151,10 @@ func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
 	s := startCertified(t, first)
 	wantTrust := func(when string, good, bad keyPair) {
 		t.Helper()
-		if resp, got := do(t, trusting(good, false), "GET", s.url+"/healthz", nil, ""); resp.StatusCode != 200 {
+		if resp, got := do(t, trusting(good, false), "GET", s.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
 			t.Errorf("%s: %s\n%s", when, resp.Status, got)
 		}
-		if resp, err := trusting(bad, false).Get(s.url + "/healthz"); err == nil {
+		if resp, err := trusting(bad, false).Get(s.URL + "/healthz"); err == nil {
 			resp.Body.Close()
 			t.Errorf("%s: the other certificate is served", when)
 		}
@@ -180,7 +180,7 @@ func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
 	wantTrust("by links", first, second)
 	writeTo(t, s.certFile, []byte("broken"))
 	wantTrust("broken", first, second)
-	log := s.stderr.String()
+	log := s.Stderr.String()
 	for what, n := range map[string]int{
 		`"level":"WARN","msg":"the TLS certificate or its key changed and cannot be used`: 3,
 		`"level":"INFO","msg":"the TLS certificate changed","expires":"`:                  2,
@@ -230,8 +230,8 @@ func TestListeningBeyondLoopbackWithoutTLSIsAWarning(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := startProcess(t, nil, append([]string{"--db", newPath(t)}, tt.args...)...)
-			if got := strings.Contains(p.stderr.String(), `"level":"WARN","msg":"tokens and secrets can be read on their way`); got != tt.warn {
-				t.Errorf("warned: %v\n%s", got, p.stderr)
+			if got := strings.Contains(p.Stderr.String(), `"level":"WARN","msg":"tokens and secrets can be read on their way`); got != tt.warn {
+				t.Errorf("warned: %v\n%s", got, p.Stderr)
 			}
 		})
 	}
@@ -277,17 +277,17 @@ func TestSystemdIsToldOfStartAndStop(t *testing.T) {
 	told := supervised(t)
 	p := startProcess(t, nil, "--demo")
 	wantTold(t, told, "READY=1")
-	if resp, got := do(t, http.DefaultClient, "GET", p.url+"/healthz", nil, ""); resp.StatusCode != 200 {
+	if resp, got := do(t, http.DefaultClient, "GET", p.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
 		t.Errorf("%s\n%s", resp.Status, got)
 	}
-	conn, _ := halfRequest(t, p.url, token(t, p.url, "demo", "demo-secret"))
-	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+	conn, _ := halfRequest(t, p.URL, token(t, p.URL, "demo", "demo-secret"))
+	if err := p.Cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
 	wantTold(t, told, "STOPPING=1") // while a request is in flight
 	fmt.Fprint(conn, `{"supplier":"last to go"}`)
-	if err := <-p.ended; err != nil {
-		t.Errorf("%v\n%s", err, p.stderr)
+	if err := <-p.Ended; err != nil {
+		t.Errorf("%v\n%s", err, p.Stderr)
 	}
 	t.Run("not by a start that fails", func(t *testing.T) {
 		fails(t, "serve", "--db", t.TempDir(), "--addr", "127.0.0.1:0")
@@ -341,7 +341,7 @@ func TestLogsAreTextOnATerminalAndJSONElsewhere(t *testing.T) {
 		}
 	}
 	p := startProcess(t, nil, "--demo")
-	for line := range strings.Lines(p.stderr.String()) {
+	for line := range strings.Lines(p.Stderr.String()) {
 		var entry map[string]any
 		if err := json.Unmarshal([]byte(line), &entry); err != nil || entry["msg"] == "" || entry["level"] == "" || entry["time"] == "" {
 			t.Errorf("in a pipe: %q, %v", line, err)

@@ -184,7 +184,7 @@ func slots(t testing.TB) (found []slot) {
 			walk(slot{s.pointer + "/" + name, member.Value, s.depth + 1, fmt.Sprintf("%s{%s%q:", s.before, others, name), "}" + s.after})
 		}
 	}
-	walk(slot{schema: described().doc.Components.Schemas["EnergyContractRequest"].Value})
+	walk(slot{schema: described().Doc.Components.Schemas["EnergyContractRequest"].Value})
 	slices.SortFunc(found, func(a, b slot) int { return strings.Compare(a.pointer, b.pointer) })
 	if len(found) != len(rightValues) {
 		t.Fatalf("openapi.json has %d of the %d in rightValues", len(found), len(rightValues))
@@ -533,7 +533,7 @@ func refusal(t testing.TB, status int, faults []fault) failure {
 	for _, f := range faults {
 		list = append(list, fmt.Sprintf(`{"pointer":%s,"detail":%s}`, canonical(t, f.Pointer), canonical(t, f.Detail)))
 	}
-	return failure{status: status, detail: detail, errors: `,"errors":[` + strings.Join(list, ",") + "]"}
+	return failure{Status: status, Detail: detail, Errors: `,"errors":[` + strings.Join(list, ",") + "]"}
 }
 
 // shapesTimeout is for an answer to whatever is sent, on a machine that others keep busy.
@@ -542,12 +542,12 @@ const shapesTimeout = 20 * time.Second
 func TestEachShapeAtEachMember(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
-	bearer := token(t, p.url, "demo", "demo-secret")
+	bearer := token(t, p.URL, "demo", "demo-secret")
 	t.Run("of", func(t *testing.T) {
 		for n, method := range []string{"POST", "PUT", "PATCH"} {
 			t.Run(method, func(t *testing.T) {
 				t.Parallel()
-				tryShapes(t, method, bearer, contractsURL(p.url, demoOrg, fmt.Sprintf("00000000-0000-4000-8000-%012d", n)))
+				tryShapes(t, method, bearer, contractsURL(p.URL, demoOrg, fmt.Sprintf("00000000-0000-4000-8000-%012d", n)))
 			})
 		}
 	})
@@ -592,7 +592,7 @@ func tryShapes(t *testing.T, method, bearer, collection string) {
 			}
 			resp, got := do(t, c, method, url, header, x.body)
 			if x.status != 200 {
-				refusal(t, x.status, x.faults).want(t, resp, got)
+				refusal(t, x.status, x.faults).Want(t, resp, got)
 				return
 			}
 			id, location := demoContract, http.Header{}
@@ -629,16 +629,16 @@ func wantContract(t testing.TB, resp *http.Response, got, want string, more http
 func wantUnharmed(t testing.TB, p *process) {
 	t.Helper()
 	const limit = 150 // MB; 20 to 52 were seen
-	if resp, got := do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, ""); resp.StatusCode != 200 {
+	if resp, got := do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, ""); resp.StatusCode != 200 {
 		t.Errorf("%s\n%s", resp.Status, got)
 	}
-	if mb := (loaded{pid: p.cmd.Process.Pid}).memory(t, "RssAnon"); mb > limit {
+	if mb := (loaded{pid: p.Cmd.Process.Pid}).memory(t, "RssAnon"); mb > limit {
 		t.Errorf("it has %.0f MB", mb)
 	}
-	if err := p.terminate(t); err != nil {
+	if err := p.Terminate(t); err != nil {
 		t.Error(err)
 	}
-	if log := p.stderr.String(); strings.Contains(log, `"level":"ERROR"`) {
+	if log := p.Stderr.String(); strings.Contains(log, `"level":"ERROR"`) {
 		t.Errorf("its log has\n%s", log)
 	}
 }
@@ -723,21 +723,21 @@ func TestEachShapeAsABody(t *testing.T) {
 	t.Parallel()
 	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
 	c := &http.Client{Timeout: shapesTimeout}
-	bearer := token(t, p.url, "demo", "demo-secret")
-	list := contractsURL(p.url, demoOrg, demoUser)
+	bearer := token(t, p.URL, "demo", "demo-secret")
+	list := contractsURL(p.URL, demoOrg, demoUser)
 	before := answerTo(t, c, list, bearer)
 	for _, o := range operations(t, withContent) {
-		header := o.header(bearer)
-		if o.oauth {
+		header := o.Header(bearer)
+		if o.OAuth {
 			header.Set("Content-Type", "application/json")
 		}
 		for _, sh := range bodies {
-			t.Run(o.id+" "+sh.name, func(t *testing.T) {
-				resp, got := do(t, c, o.method, p.url+o.path, header, sh.value)
-				if o.oauth {
-					oauthBody(o, sh.value).want(t, resp, got)
+			t.Run(o.ID+" "+sh.name, func(t *testing.T) {
+				resp, got := do(t, c, o.Method, p.URL+o.Path, header, sh.value)
+				if o.OAuth {
+					oauthBody(o, sh.value).Want(t, resp, got)
 				} else {
-					contractBody(t, sh).want(t, resp, got)
+					contractBody(t, sh).Want(t, resp, got)
 				}
 			})
 		}
@@ -763,7 +763,7 @@ func contractBody(t testing.TB, sh shape) failure {
 	f := fault{Pointer: "#", Detail: "the body is empty; send a JSON object"}
 	switch {
 	case len(sh.value) > 4<<20:
-		return failure{status: 413, detail: "The content may have at most 4194304 bytes; send fewer prices, or start the service with a larger --max-body."}
+		return failure{Status: 413, Detail: "The content may have at most 4194304 bytes; send fewer prices, or start the service with a larger --max-body."}
 	case sh.value == "", sh.notJSON == "{empty}":
 	case sh.notJSON != "":
 		f.Detail = fmt.Sprintf("at byte %d: %s", sh.at, sh.notJSON)
@@ -779,15 +779,15 @@ func contractBody(t testing.TB, sh shape) failure {
 
 // oauthBody is what becomes of a body that asks an OAuth endpoint for nothing.
 func oauthBody(o operation, body string) failure {
-	f := failure{status: 400, code: "invalid_request", detail: "the body must be a JSON object whose members are strings"}
+	f := failure{Status: 400, Code: "invalid_request", Detail: "the body must be a JSON object whose members are strings"}
 	switch {
 	case len(body) > 64<<10:
-		f.status, f.detail = 413, "the body cannot be read, or has more than 64 KiB"
+		f.Status, f.Detail = 413, "the body cannot be read, or has more than 64 KiB"
 	case body != "" && body != "null":
-	case strings.Contains(o.path, "revoke"):
-		f.detail = "token is missing; send the access token to revoke"
+	case strings.Contains(o.Path, "revoke"):
+		f.Detail = "token is missing; send the access token to revoke"
 	default:
-		f.detail = "grant_type is missing; it must be client_credentials"
+		f.Detail = "grant_type is missing; it must be client_credentials"
 	}
 	return f
 }
@@ -799,18 +799,18 @@ func TestEachShapeAtEachOAuthParameter(t *testing.T) {
 	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
 	c := &http.Client{Timeout: shapesTimeout}
 	for _, o := range operations(t, ofOAuth) {
-		header := o.header("")
+		header := o.Header("")
 		header.Set("Content-Type", "application/json")
 		for _, name := range []string{"client_id", "client_secret", "grant_type", "scope", "token"} {
 			for _, sh := range shapes {
-				t.Run(o.id+" "+name+" is "+sh.name, func(t *testing.T) {
+				t.Run(o.ID+" "+name+" is "+sh.name, func(t *testing.T) {
 					right := map[string]string{"grant_type": "client_credentials", "token": "none"}
 					delete(right, name)
 					others, _ := json.Marshal(right)
 					body := fmt.Sprintf(`%s,%q:%s}`, strings.TrimSuffix(string(others), "}"), name, sh.value)
-					resp, got := do(t, c, o.method, p.url+o.path, header, body)
-					if f := oauthParameter(o, name, body, sh); f.status != 200 {
-						f.want(t, resp, got)
+					resp, got := do(t, c, o.Method, p.URL+o.Path, header, body)
+					if f := oauthParameter(o, name, body, sh); f.Status != 200 {
+						f.Want(t, resp, got)
 					} else if resp.StatusCode != 200 {
 						t.Errorf("%s\n%s", resp.Status, got)
 					}
@@ -824,30 +824,30 @@ func TestEachShapeAtEachOAuthParameter(t *testing.T) {
 // oauthParameter is what becomes of a shape of one parameter.
 func oauthParameter(o operation, name, body string, sh shape) failure {
 	if len(body) > 64<<10 {
-		return failure{status: 413, code: "invalid_request", detail: "the body cannot be read, or has more than 64 KiB"}
+		return failure{Status: 413, Code: "invalid_request", Detail: "the body cannot be read, or has more than 64 KiB"}
 	}
-	f := failure{status: 400, code: "invalid_request"}
+	f := failure{Status: 400, Code: "invalid_request"}
 	text, isString := readShape(sh.value).(string)
-	isToken := !strings.Contains(o.path, "revoke")
+	isToken := !strings.Contains(o.Path, "revoke")
 	switch {
 	case strings.Contains(sh.notJSON, "twice"):
-		f.detail = "a parameter appears twice"
+		f.Detail = "a parameter appears twice"
 	case sh.notJSON != "", !isString:
-		f.detail = "the body must be a JSON object whose members are strings"
+		f.Detail = "the body must be a JSON object whose members are strings"
 	case text == "" && name == "token" && !isToken:
-		f.detail = "token is missing; send the access token to revoke"
+		f.Detail = "token is missing; send the access token to revoke"
 	case text == "" && name == "grant_type" && isToken:
-		f.detail = "grant_type is missing; it must be client_credentials"
+		f.Detail = "grant_type is missing; it must be client_credentials"
 	case text == "":
-		f.status = 200
+		f.Status = 200
 	case name == "client_id", name == "client_secret":
-		f.detail = "the client authenticates twice; send its id and secret in the Authorization field or in the body"
+		f.Detail = "the client authenticates twice; send its id and secret in the Authorization field or in the body"
 	case name == "grant_type" && isToken:
-		f.code, f.detail = "unsupported_grant_type", "grant_type must be client_credentials"
+		f.Code, f.Detail = "unsupported_grant_type", "grant_type must be client_credentials"
 	case name == "scope" && isToken:
-		f.code, f.detail = "invalid_scope", "this client may ask for: read write"
+		f.Code, f.Detail = "invalid_scope", "this client may ask for: read write"
 	default:
-		f.status = 200
+		f.Status = 200
 	}
 	return f
 }
