@@ -1,8 +1,8 @@
-package main
+package servicetest
 
 // No token, secret or Authorization value stands where it does not belong. Whatever a
-// test runs is looked at when it ends: logs, what commands complain of, answers,
-// metrics, database files.
+// test runs is looked at when it ends: logs, complaints of commands, answers, metrics,
+// database files.
 
 import (
 	"encoding/base64"
@@ -12,25 +12,25 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
-	"time"
 )
 
-// secretSize is the size of a secret of ours, in characters of base64url. Longer ones are
-// known by their last so many.
+// secretSize is the size of a secret of the service, in characters of base64url. Longer
+// ones are known by their last secretSize characters.
 const secretSize = 43
 
-// secrets are those that tests have seen or sent.
-type secrets struct {
+// Secrets is a set of secrets that tests have seen or sent.
+type Secrets struct {
 	mu    sync.RWMutex
 	long  map[string]struct{}
 	short []string // of the demo clients
 }
 
-var known = &secrets{long: map[string]struct{}{}, short: []string{"demo-secret"}}
+// Known is the set that all tests of a package add to.
+var Known = &Secrets{long: map[string]struct{}{}, short: []string{"demo-secret"}}
 
-func (s *secrets) Add(secret string) {
+// Add adds a secret to the set.
+func (s *Secrets) Add(secret string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -41,8 +41,8 @@ func (s *secrets) Add(secret string) {
 	}
 }
 
-// in returns the secrets that a text has.
-func (s *secrets) In(text string) (found []string) {
+// in returns the secrets of the set that a text has.
+func (s *Secrets) in(text string) (found []string) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, secret := range s.short {
@@ -67,7 +67,7 @@ func (s *secrets) In(text string) (found []string) {
 	return found
 }
 
-// isBase64 is for the characters of both alphabets.
+// isBase64 tells whether a byte is a character of either alphabet of base64.
 var isBase64 = func() (is [256]bool) {
 	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/=") {
 		is[c] = true
@@ -75,9 +75,9 @@ var isBase64 = func() (is [256]bool) {
 	return is
 }()
 
-// exchanged learns the secrets of an exchange, and returns those that are in its answer if
-// that is an error.
-func (s *secrets) exchanged(r *http.Request, resp *http.Response, content []byte) []string {
+// exchanged adds the secrets of an exchange to the set, and returns those that an answer
+// has in it that is an error.
+func (s *Secrets) exchanged(r *http.Request, resp *http.Response, content []byte) []string {
 	for _, value := range r.Header["Authorization"] {
 		_, credentials, _ := strings.Cut(value, " ")
 		s.Add(credentials)
@@ -97,72 +97,29 @@ func (s *secrets) exchanged(r *http.Request, resp *http.Response, content []byte
 	}
 	var answer strings.Builder
 	_ = resp.Header.Write(&answer) // to memory
-	return append(s.In(answer.String()), s.In(string(content))...)
+	return append(s.in(answer.String()), s.in(string(content))...)
 }
 
-// wantNone fails if a text of some kind has a secret.
-func (s *secrets) WantNone(t testing.TB, what, text string) {
+// WantNone fails a test if a text has a secret of the set.
+func (s *Secrets) WantNone(t testing.TB, what, text string) {
 	t.Helper()
-	if found := s.In(text); len(found) > 0 {
+	if found := s.in(text); len(found) > 0 {
 		t.Errorf("%s has the secrets %q", what, found)
 	}
 }
 
-// wantNoneIn is wantNone for a file.
-func (s *secrets) WantNoneIn(t testing.TB, path string) {
+// WantNoneIn is WantNone for the content of a file.
+func (s *Secrets) WantNoneIn(t testing.TB, path string) {
 	t.Helper()
 	if file, err := os.ReadFile(path); err == nil { // else there is none, or the test took its rights
 		s.WantNone(t, path, string(file))
 	}
 }
 
-// databaseOf is the file that a command line names, or "".
-func databaseOf(args []string) string {
+// DatabaseOf returns the file that a command line names by --db, or "".
+func DatabaseOf(args []string) string {
 	if i := slices.Index(args, "--db"); i >= 0 && i+1 < len(args) {
 		return args[i+1]
 	}
 	return ""
-}
-
-func TestSecretIsFoundWhereverItStands(t *testing.T) {
-	secret := newSecret()
-	s := &secrets{long: map[string]struct{}{}}
-	s.Add("header.claims." + secret)
-	s.Add("a-secret")
-	for text, want := range map[string]int{
-		"": 0, secret: 1, "token=" + secret + "&": 1, "x" + secret + "y" + secret: 2, secret[1:]: 0,
-		"\x00\x01" + secret + "\xff": 1, "my a-secret": 1, strings.ToUpper(secret): 0,
-	} {
-		if got := s.In(text); len(got) != want {
-			t.Errorf("in %q: %q, want %d", text, got, want)
-		}
-	}
-}
-
-// A profile would show what is in memory; so would the stacks that end a process.
-func TestNoProfileIsServedAndStacksHaveNoSecrets(t *testing.T) {
-	p := startProcess(t, nil, "--demo", "--metrics-addr", "127.0.0.1:0", "--db", shortPath(t))
-	bearer := token(t, p.URL, "demo", "demo-secret")
-	metrics := "http://" + metricsLine.FindStringSubmatch(p.Stderr.String())[1]
-	for _, base := range []string{p.URL, metrics} {
-		for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/vars"} {
-			if resp, got := do(t, http.DefaultClient, "GET", base+path, nil, ""); resp.StatusCode != 404 {
-				t.Errorf("GET %s: %s\n%.300s", base+path, resp.Status, got)
-			}
-		}
-	}
-	conn, _ := halfRequest(t, p.URL, bearer) // is in flight
-	defer conn.Close()
-	if err := p.Cmd.Process.Signal(syscall.SIGQUIT); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case <-p.Ended:
-	case <-time.After(20 * time.Second):
-		t.Fatal("still running after SIGQUIT")
-	}
-	if !strings.Contains(p.Stderr.String(), "goroutine ") {
-		t.Errorf("no stacks\n%s", p.Stderr)
-	}
-	known.WantNone(t, "the stacks", p.Stderr.String())
 }
