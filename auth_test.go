@@ -3,6 +3,7 @@ package main
 // Every route with every kind of wrong token.
 
 import (
+	"energy-contracts/internal/servicetest"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -21,7 +22,7 @@ var publicRoutes = append([]string{
 	"GET /healthz", "HEAD /healthz", "GET /readyz", "HEAD /readyz",
 	"POST /oauth2/revoke_token", "POST /oauth2/revoke_token/",
 	"POST /oauth2/token", "POST /oauth2/token/",
-}, undescribed...)
+}, servicetest.Undescribed...)
 
 // wrongToken is a way to have no right to a request, and the answer to it.
 type wrongToken struct {
@@ -189,4 +190,23 @@ func tokenOfRemovedClient(t *testing.T, s *service) string {
 		t.Fatal(err)
 	}
 	return text
+}
+
+// A bearer check, in steady state, beside the hash that it cannot do without.
+func BenchmarkBearerCheck(b *testing.B) {
+	s, check := bearerCheck(b)
+	b.Run("hash", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			hashOf(someToken)
+		}
+	})
+	b.Run("check", func(b *testing.B) {
+		b.ReportAllocs()
+		before := s.db.Stats().TxN
+		for b.Loop() {
+			check()
+		}
+		b.ReportMetric(float64(s.db.Stats().TxN-before)/float64(b.N), "transactions/op")
+	})
 }

@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -65,15 +66,6 @@ func trimmed(t testing.TB, path string) []byte {
 
 // pageSize is what bbolt takes for a new file.
 var pageSize = os.Getpagesize()
-
-func writeFile(t testing.TB, content []byte) string {
-	t.Helper()
-	path := newPath(t)
-	if err := os.WriteFile(path, content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
 
 // changed is a copy of a file with other bytes at an offset.
 func changed(file []byte, at int, with []byte) []byte {
@@ -286,21 +278,6 @@ func TestProgramRefusesAFileThatIsNoneOfItsOwn(t *testing.T) {
 	}
 }
 
-// nobody is the user and the group of asNobody.
-const nobody = 65534
-
-// asNobody is a command before a command, which takes root's rights from it. Who is not
-// root has none.
-func asNobody(t testing.TB) []string {
-	t.Helper()
-	if os.Getuid() != 0 {
-		return nil
-	}
-	needTool(t, "setpriv")
-	id := fmt.Sprint(nobody)
-	return []string{"setpriv", "--reuid", id, "--regid", id, "--clear-groups"}
-}
-
 func TestFileThatMayNotBeWritten(t *testing.T) {
 	file, bearer := servedFile(t)
 	wrapper := asNobody(t)
@@ -434,7 +411,7 @@ func (a *rightAnswers) wantNoLie(t testing.TB, p *process, db string) (failed in
 	for i, url := range a.urls {
 		step := 20
 		if failed > 0 {
-			step = shortOr(4, 1)
+			step = servicetest.Amount(4, 1)
 		}
 		if i > 1 && i%step != 0 {
 			continue
@@ -486,7 +463,7 @@ func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
 	}
 	seed := rand.Uint64()
 	random := rand.New(rand.NewPCG(seed, 0))
-	for range shortOr(300, 10_000) {
+	for range servicetest.Amount(300, 10_000) {
 		bit := random.IntN(8 * len(file))
 		kinds["flipped"] = append(kinds["flipped"], breakage{fmt.Sprintf("bit %d", bit), over(bit/8, []byte{file[bit/8] ^ 1<<(bit%8)})})
 	}

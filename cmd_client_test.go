@@ -26,37 +26,6 @@ import (
 
 const unknownClientSays = "There is no client with this id; client list shows those that there are.\n"
 
-// shortPath is a database file that is not there yet, at a path that leaves room for
-// its socket's; t.TempDir has the name of the test in it.
-func shortPath(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "ec-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return filepath.Join(dir, "c.db")
-}
-
-// ran is what became of a command.
-type ran struct {
-	stdout, stderr string
-	status         int
-}
-
-// run runs the program to its end.
-func run(t testing.TB, wrapper []string, args ...string) ran {
-	t.Helper()
-	cmd := command(t, wrapper, args...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-		t.Fatal(err)
-	}
-	known.WantNone(t, "stderr", stderr.String())
-	return ran{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
-}
-
 // clientCommand runs "client" on a database, and wants it to succeed and to complain
 // of nothing.
 func clientCommand(t testing.TB, db, verb string, args ...string) (stdout string) {
@@ -190,21 +159,6 @@ func wantTokenStatus(t testing.TB, url, text string, status int) {
 	if resp.StatusCode != status {
 		t.Errorf("token: %s, want %d\n%s", resp.Status, status, got)
 	}
-}
-
-// besideAndWithout runs a test of commands with a server up, and with none until the
-// test asks where it is.
-func besideAndWithout(t *testing.T, test func(t *testing.T, db string, served func() string)) {
-	t.Helper()
-	t.Run("beside a server", func(t *testing.T) {
-		db := shortPath(t)
-		p := startProcess(t, nil, "--db", db)
-		test(t, db, func() string { return p.URL })
-	})
-	t.Run("without a server", func(t *testing.T) {
-		db := shortPath(t)
-		test(t, db, func() string { return startProcess(t, nil, "--db", db).URL })
-	})
 }
 
 func TestClientAddMakesCredentialsThatWorkAtOnce(t *testing.T) {
@@ -498,22 +452,6 @@ func TestClientCommandsSayWhatIsWrong(t *testing.T) {
 	wantFiles(t, filepath.Dir(db))
 }
 
-// wantFiles compares the names in a directory.
-func wantFiles(t testing.TB, dir string, want ...string) {
-	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, e := range entries {
-		got = append(got, e.Name())
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("%s has %q, want %q", dir, got, want)
-	}
-}
-
 // asOwner is a wrapper that takes root's power over permissions away: what the
 // owner of a file may do is then what its mode says.
 func asOwner(t testing.TB) []string {
@@ -613,18 +551,9 @@ func TestControlSocketGoesWithTheServer(t *testing.T) {
 	})
 }
 
-// kill ends a server, and what it runs behind, as a crash does.
-func kill(t testing.TB, p *process) {
-	t.Helper()
-	if err := syscall.Kill(-p.Cmd.Process.Pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	<-p.Ended
-}
-
 func TestControlSocketThatACrashLeftIsNoObstacle(t *testing.T) {
 	db := shortPath(t)
-	kill(t, startProcess(t, nil, "--db", db))
+	startProcess(t, nil, "--db", db).Kill(t)
 	wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
 	c := addClient(t, db)
 	wantListed(t, db, c.ID)
@@ -635,7 +564,7 @@ func TestControlSocketThatACrashLeftIsNoObstacle(t *testing.T) {
 		wantListed(t, db, c.ID) // the server has the file, so this went through its socket
 		wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
 		if round == 0 {
-			kill(t, p)
+			p.Kill(t)
 		}
 	}
 }

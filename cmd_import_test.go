@@ -323,7 +323,7 @@ func TestImportThatIsBrokenOffLeavesNothing(t *testing.T) {
 			}
 		},
 		"the server is killed": func(t *testing.T, f *feeding, p *process) {
-			kill(t, p)
+			p.Kill(t)
 			f.Close()
 			if err := f.cmd.Wait(); err == nil || !strings.Contains(f.stderr.String(), "energy-contracts: ") {
 				t.Errorf("it ends well\n%s%s", f.stdout, f.stderr)
@@ -382,7 +382,7 @@ func TestImportIsAllOrNothingWhenTheServerIsKilled(t *testing.T) {
 		}
 		// Somewhere between its first page and its last.
 		time.Sleep(time.Duration(round*15) * time.Millisecond)
-		kill(t, p)
+		p.Kill(t)
 		_ = cmd.Wait()
 		got := ok(t, db, "export")
 		switch {

@@ -24,6 +24,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -83,18 +84,11 @@ func (p keyPair) files(t testing.TB) (cert, key string) {
 	return cert, key
 }
 
-func writeTo(t testing.TB, name string, content []byte) {
-	t.Helper()
-	if err := os.WriteFile(name, content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // trusting is a client that trusts a certificate and makes a connection per request.
 func trusting(pair keyPair, http2 bool) *http.Client {
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(pair.cert)
-	return &http.Client{Transport: validated{&http.Transport{
+	return &http.Client{Transport: validated{Transport: &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: http2, DisableKeepAlives: !http2,
 	}}}
 }
@@ -517,4 +511,32 @@ func TestFileOfANewerProgramSaysWhichReadsIt(t *testing.T) {
 			t.Errorf("%q: %+v\nwant %s", args, got, want)
 		}
 	}
+}
+
+// A profile would show what is in memory; so would the stacks that end a process.
+func TestNoProfileIsServedAndStacksHaveNoSecrets(t *testing.T) {
+	p := startProcess(t, nil, "--demo", "--metrics-addr", "127.0.0.1:0", "--db", shortPath(t))
+	bearer := token(t, p.URL, "demo", "demo-secret")
+	metrics := "http://" + metricsLine.FindStringSubmatch(p.Stderr.String())[1]
+	for _, base := range []string{p.URL, metrics} {
+		for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/vars"} {
+			if resp, got := do(t, http.DefaultClient, "GET", base+path, nil, ""); resp.StatusCode != 404 {
+				t.Errorf("GET %s: %s\n%.300s", base+path, resp.Status, got)
+			}
+		}
+	}
+	conn, _ := halfRequest(t, p.URL, bearer) // is in flight
+	defer conn.Close()
+	if err := p.Cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.Ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("still running after SIGQUIT")
+	}
+	if !strings.Contains(p.Stderr.String(), "goroutine ") {
+		t.Errorf("no stacks\n%s", p.Stderr)
+	}
+	known.WantNone(t, "the stacks", p.Stderr.String())
 }

@@ -615,7 +615,7 @@ func TestIssuersKeysRotateUnderManyRequests(t *testing.T) {
 		wrong   atomic.Int64
 		clients sync.WaitGroup
 	)
-	transport := validated{&http.Transport{MaxIdleConnsPerHost: 32}}
+	transport := validated{Transport: &http.Transport{MaxIdleConnsPerHost: 32}}
 	defer transport.CloseIdleConnections()
 	ask := func(token string, want int) {
 		req, err := http.NewRequest("GET", url, nil)

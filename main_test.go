@@ -6,8 +6,6 @@ import (
 	"fmt"
 	goparser "go/parser"
 	gotoken "go/token"
-	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -18,27 +16,6 @@ import (
 	"syscall"
 	"testing"
 )
-
-// fails runs the program and returns what it says when it exits 1.
-func fails(t testing.TB, args ...string) string {
-	t.Helper()
-	cmd := command(t, nil, args...)
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	err := cmd.Run()
-	if err == nil || cmd.ProcessState.ExitCode() != 1 || strings.Contains(stderr.String(), "goroutine ") {
-		t.Fatalf("%v: %v, want exit status 1\n%s", args, err, &stderr)
-	}
-	return stderr.String()
-}
-
-// sentence is stderr without serve's first line of the log.
-func sentence(stderr string) string {
-	if strings.HasPrefix(stderr, `{"time":`) {
-		_, stderr, _ = strings.Cut(stderr, "\n")
-	}
-	return stderr
-}
 
 func TestCommandLineRefusesWithASentence(t *testing.T) {
 	db := filepath.Join(t.TempDir(), "x.db")
@@ -186,28 +163,6 @@ func TestDemoCommandsWorkAsPasted(t *testing.T) {
 	if err != nil || !strings.HasSuffix(string(out), want) {
 		t.Errorf("%v\n%s\nwant\n%s\nof\n%s", err, out, want, script)
 	}
-}
-
-// halfRequest sends the start of a PUT, and returns its connection once the
-// handler has asked for the body.
-func halfRequest(t testing.TB, url, token string) (conn *net.TCPConn, sent string) {
-	t.Helper()
-	dialed, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { dialed.Close() })
-	sent = fmt.Sprintf("PUT %s/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 25\r\nExpect: 100-continue\r\n\r\n",
-		contractsURL("", demoOrg, demoUser), demoContract, token)
-	if _, err := io.WriteString(dialed, sent); err != nil {
-		t.Fatal(err)
-	}
-	const want = "HTTP/1.1 100 Continue\r\n\r\n"
-	got := make([]byte, len(want))
-	if _, err := io.ReadFull(dialed, got); err != nil || string(got) != want {
-		t.Fatalf("got %q, %v", got, err)
-	}
-	return dialed.(*net.TCPConn), sent
 }
 
 func TestSignal(t *testing.T) {

@@ -1,13 +1,19 @@
 package main
 
-// openapi.json has the routes, and its examples are those of testdata.
+// openapi.json is the routes, and its examples are those of testdata; and every operation
+// of it answers alike: the same wrong request, or the same fault of the service, with the
+// whole of the answer.
 
 import (
 	"bytes"
 	"encoding/json"
+	"energy-contracts/internal/servicetest"
+	"io"
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -29,7 +35,7 @@ func TestEachRouteIsDescribedAndEachOperationIsARoute(t *testing.T) {
 		routes[r.method+" "+path] = true
 		routes["OPTIONS "+path] = true // the router's own
 	}
-	for _, name := range undescribed {
+	for _, name := range servicetest.Undescribed {
 		_, path, _ := strings.Cut(name, " ")
 		delete(routes, name)
 		delete(routes, "OPTIONS "+path)
@@ -49,7 +55,7 @@ func TestEachRouteIsDescribedAndEachOperationIsARoute(t *testing.T) {
 func TestAllowIsWhatIsDescribed(t *testing.T) {
 	s := start(t, "--demo")
 	for path, item := range described().Doc.Paths.Map() {
-		resp, _ := do(t, http.DefaultClient, "OPTIONS", s.url+demoNames.Replace(path), nil, "")
+		resp, _ := do(t, http.DefaultClient, "OPTIONS", s.url+servicetest.DemoNames.Replace(path), nil, "")
 		want := strings.Join(slices.Sorted(maps.Keys(item.Operations())), ", ")
 		if got := resp.Header.Get("Allow"); resp.StatusCode != 204 || got != want {
 			t.Errorf("OPTIONS %s: %s, Allow: %q, want %q", path, resp.Status, got, want)
@@ -142,5 +148,223 @@ func TestExamplesAreThoseOfTestdata(t *testing.T) {
 		if !slices.ContainsFunc(bodies, func(body *regexp.Regexp) bool { return body.MatchString(text) }) {
 			t.Errorf("an example of openapi.json is nowhere in testdata:\n%s", text)
 		}
+	}
+}
+
+// every asks each of some operations, and compares the answer.
+func every(t *testing.T, base, bearer string, some func(*operation) bool, change func(*operation, http.Header), want func(*operation) failure) {
+	t.Helper()
+	for _, o := range operations(t, some) {
+		t.Run(o.ID, func(t *testing.T) {
+			h := o.Header(bearer)
+			if change != nil {
+				change(&o, h)
+			}
+			resp, got := do(t, http.DefaultClient, o.Method, base+o.Path, h, o.Body)
+			want(&o).Want(t, resp, got)
+		})
+	}
+}
+
+func anyOperation(*operation) bool  { return true }
+func ofContracts(o *operation) bool { return o.Contract }
+func ofOAuth(o *operation) bool     { return o.OAuth }
+func withContent(o *operation) bool { return o.ContentType != "" }
+func isWrite(o *operation) bool {
+	return o.OAuth || o.Contract && o.Method != "GET" && o.Method != "HEAD"
+}
+func onOneContract(o *operation) bool { return o.Contract && strings.HasSuffix(o.Path, demoContract) }
+
+func TestEveryOperationRefusesTwoAuthorizationFields(t *testing.T) {
+	s := start(t, "--demo")
+	every(t, s.url, "", anyOperation, func(_ *operation, h http.Header) {
+		h["Authorization"] = []string{"Bearer a", "Bearer a"}
+	}, func(*operation) failure {
+		return failure{
+			Status: 400, Detail: "The request cannot be read; errors says where.",
+			Errors: `,"errors":[{"parameter":"Authorization","detail":"appears 2 times; send it once"}]`,
+		}
+	})
+}
+
+func TestEveryOperationNamesEachIDThatIsNone(t *testing.T) {
+	s := start(t, "--demo")
+	every(t, s.url, token(t, s.url, "demo", "demo-secret"), ofContracts, func(o *operation, _ http.Header) {
+		o.Path = strings.NewReplacer(demoUser, "me", demoContract, strings.Repeat("g", 36)).Replace(o.Path)
+	}, func(o *operation) failure {
+		f := failure{
+			Status: 422, Detail: "The request breaks rules; errors lists them.",
+			Errors: `,"errors":[{"parameter":"user_id","detail":"must be a UUID of 36 characters, has 2"}`,
+		}
+		if strings.HasSuffix(o.Path, "g") {
+			f.Errors += `,{"parameter":"energy_contract_id","detail":"must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a"}`
+		}
+		f.Errors += "]"
+		return f
+	})
+}
+
+func TestEveryOperationOnOneContractKnowsIfMatch(t *testing.T) {
+	s := start(t, "--demo")
+	every(t, s.url, token(t, s.url, "demo", "demo-secret"), onOneContract, func(_ *operation, h http.Header) {
+		h.Set("If-Match", `"0000000000000000"`)
+	}, func(*operation) failure {
+		return failure{Status: 412, Detail: "The contract is not the one that If-Match names; nothing was changed. Get it again and decide anew."}
+	})
+}
+
+func TestEveryOperationIsUnavailableWhileTheIssuerOfItsTokenIsDown(t *testing.T) {
+	s := start(t, "--demo", "--issuer", "http://127.0.0.1:1", "--audience", "energy-contracts")
+	jwt := "eyJhbGciOiJFUzI1NiIsInR5cCI6ImF0K2p3dCIsImtpZCI6ImEifQ.e30.AA" // {"alg":"ES256","typ":"at+jwt","kid":"a"}
+	every(t, s.url, jwt, ofContracts, nil, func(*operation) failure {
+		return failure{
+			Status: 503, Header: http.Header{"Retry-After": {"1"}},
+			Detail: "The issuer of the token cannot be asked for its keys at the moment. Send the request again.",
+		}
+	})
+}
+
+func TestEveryOperationRefusesContentThatIsTooLarge(t *testing.T) {
+	s := start(t, "--demo", "--max-body", "1000")
+	every(t, s.url, token(t, s.url, "demo", "demo-secret"), withContent, func(o *operation, _ http.Header) {
+		o.Body += strings.Repeat(" ", 64<<10)
+	}, func(o *operation) failure {
+		if o.OAuth {
+			return failure{Status: 413, Code: "invalid_request", Detail: "the body cannot be read, or has more than 64 KiB"}
+		}
+		return failure{Status: 413, Detail: "The content may have at most 1000 bytes; send fewer prices, or start the service with a larger --max-body."}
+	})
+}
+
+// The real server has 30 seconds for it, as TestServerHasItsLimits says; this one does
+// not have the test wait for that.
+func TestEveryOperationRefusesContentThatTakesTooLong(t *testing.T) {
+	t.Parallel() // all of it is to wait
+	store, _ := openStore(t, newPath(t))
+	if err := loadDemo(t.Context(), store, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	a, err := newAPI(store, time.Now, slog.New(slog.DiscardHandler), apiSettings{maxBody: 1000, builtInTokens: true, tokenLifetime: tokenLifetime})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(a)
+	s.Config.ReadTimeout, s.Config.IdleTimeout = time.Second, time.Minute
+	s.Start()
+	defer s.Close()
+	described().Serves(t, s.URL)
+	bearer := token(t, s.URL, "demo", "demo-secret")
+	for _, o := range operations(t, withContent) {
+		t.Run(o.ID, func(t *testing.T) {
+			content, half := io.Pipe()
+			defer half.Close()
+			go half.Write([]byte("{")) // and no more
+			req, err := http.NewRequest(o.Method, s.URL+o.Path, content)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header = o.Header(bearer)
+			resp, err := http.DefaultClient.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			got, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := failure{Status: 408, Detail: "The content took too long to arrive; send it within 30 seconds."}
+			if o.OAuth {
+				f = failure{Status: 408, Code: "invalid_request", Detail: "the body cannot be read, or has more than 64 KiB"}
+			}
+			f.Want(t, resp, string(got))
+		})
+	}
+}
+
+func TestServerHasItsLimits(t *testing.T) {
+	s := (&app{log: slog.New(slog.DiscardHandler)}).newServer(nil)
+	if s.ReadHeaderTimeout != 5*time.Second || s.ReadTimeout != 30*time.Second || s.IdleTimeout != 2*time.Minute || s.WriteTimeout != 2*time.Minute || s.HTTP2.WriteByteTimeout != 30*time.Second {
+		t.Errorf("header %v, request %v, idle %v, answer %v, HTTP/2 %+v", s.ReadHeaderTimeout, s.ReadTimeout, s.IdleTimeout, s.WriteTimeout, s.HTTP2)
+	}
+}
+
+func TestEveryOAuthEndpointLimitsGuesses(t *testing.T) {
+	for _, o := range operations(t, ofOAuth) {
+		t.Run(o.ID, func(t *testing.T) {
+			s := start(t, "--demo")
+			s.clock.stop(time.Now())
+			h := o.Header("")
+			h.Set("Authorization", "Basic ZGVtbzp3cm9uZw==") // demo:wrong
+			for range freeGuesses {
+				resp, got := do(t, http.DefaultClient, o.Method, s.url+o.Path, h, o.Body)
+				refusedClient.Want(t, resp, got)
+			}
+			resp, got := do(t, http.DefaultClient, o.Method, s.url+o.Path, h, o.Body)
+			limitedClient("6").Want(t, resp, got)
+		})
+	}
+}
+
+const wentWrong = "Something is wrong with the service. Its log says more under this request id."
+
+// A page of the file breaks, on which the demo user's contracts are: what needs
+// it is a 500, and then all that writes is a 503. Each in a process of its own.
+func TestEveryOperationOnABrokenPage(t *testing.T) {
+	file, bearer := servedFile(t)
+	var pages []int
+	for at := 2 * pageSize; at < len(file); at += pageSize {
+		if strings.Contains(string(file[at:at+pageSize]), demoUser+"/"+demoContract) {
+			pages = append(pages, at)
+		}
+	}
+	if len(pages) == 0 {
+		t.Fatal("no page has the contract")
+	}
+	for _, o := range operations(t, ofContracts) {
+		t.Run(o.ID, func(t *testing.T) {
+			t.Parallel()
+			db := writeFile(t, file)
+			p := startProcess(t, nil, "--db", db)
+			for _, at := range pages {
+				breakFile(t, db, at, make([]byte, pageSize))
+			}
+			resp, got := do(t, http.DefaultClient, o.Method, p.URL+o.Path, o.Header(bearer), o.Body)
+			failure{Status: 500, Detail: wentWrong}.Want(t, resp, got)
+			stopped := "The database file is damaged and writes are stopped; nothing was changed. The service's log says what to do."
+			retry := http.Header{"Retry-After": {"1"}}
+			every(t, p.URL, bearer, isWrite, func(o *operation, _ http.Header) {
+				if o.OAuth {
+					o.Body = strings.Replace(o.Body, "none", bearer, 1) // to revoke an unknown one needs no write
+				}
+				if o.Method == "PATCH" {
+					o.Path = strings.Replace(o.Path, demoContract, string(key(0).Contract), 1) // it is read first
+				}
+			}, func(o *operation) failure {
+				if o.OAuth {
+					return failure{Status: 503, Code: "temporarily_unavailable", Header: retry, Detail: stopped}
+				}
+				return failure{Status: 503, Header: retry, Detail: stopped}
+			})
+			for _, method := range []string{"GET", "HEAD"} {
+				resp, got := do(t, http.DefaultClient, method, p.URL+"/readyz", nil, "")
+				failure{Status: 503, Header: retry, Detail: stopped}.Want(t, resp, got)
+			}
+		})
+	}
+}
+
+func TestOAuthEndpointsOnAFileThatIsCutOff(t *testing.T) {
+	for _, o := range operations(t, ofOAuth) {
+		t.Run(o.ID, func(t *testing.T) {
+			t.Parallel()
+			db := newPath(t)
+			p := startProcess(t, nil, "--demo", "--db", db)
+			if err := os.Truncate(db, int64(3*pageSize)); err != nil {
+				t.Fatal(err)
+			}
+			resp, got := do(t, http.DefaultClient, o.Method, p.URL+o.Path, o.Header(""), o.Body)
+			failure{Status: 500, Code: "server_error", Detail: wentWrong}.Want(t, resp, got)
+		})
 	}
 }

@@ -123,3 +123,13 @@ func WantProblem(t testing.TB, resp *http.Response, body string, status int) Pro
 	}
 	return p
 }
+
+// WantUnavailable fails a test unless an answer is a problem document of status 503 that
+// says when to try again.
+func WantUnavailable(t testing.TB, resp *http.Response, body string) {
+	t.Helper()
+	WantProblem(t, resp, body, http.StatusServiceUnavailable)
+	if got := resp.Header.Get("Retry-After"); got != "1" {
+		t.Errorf("503 with Retry-After %q, want 1\n%s", got, body)
+	}
+}
