@@ -5,17 +5,10 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
+	"energy-contracts/internal/servicetest"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -32,69 +25,22 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// keyPair is a certificate of 127.0.0.1 and its key, in PEM.
-type keyPair struct{ cert, key []byte }
-
-func newKeyPair(t testing.TB, serial int64) keyPair {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "test"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keyPair{
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
-	}
-}
-
 // certified is a service with --tls-cert and --tls-key.
 type certified struct {
 	*process
 	certFile, keyFile string
 }
 
-func startCertified(t testing.TB, pair keyPair) *certified {
+func startCertified(t testing.TB, pair servicetest.KeyPair) *certified {
 	t.Helper()
 	s := &certified{}
-	s.certFile, s.keyFile = pair.files(t)
+	s.certFile, s.keyFile = pair.Files(t)
 	s.process = startProcess(t, nil, "--demo", "--tls-cert", s.certFile, "--tls-key", s.keyFile)
 	return s
 }
 
-// files writes the pair to two new files.
-func (p keyPair) files(t testing.TB) (cert, key string) {
-	t.Helper()
-	dir := t.TempDir()
-	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	writeTo(t, cert, p.cert)
-	writeTo(t, key, p.key)
-	return cert, key
-}
-
-// trusting is a client that trusts a certificate and makes a connection per request.
-func trusting(pair keyPair, http2 bool) *http.Client {
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(pair.cert)
-	return &http.Client{Transport: validated{Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: http2, DisableKeepAlives: !http2,
-	}}}
-}
-
 func TestTLSServesHTTP2AndHTTP1(t *testing.T) {
-	pair := newKeyPair(t, 1)
+	pair := servicetest.NewKeyPair(t, 1)
 	s := startCertified(t, pair)
 	if !strings.HasPrefix(s.URL, "https://") {
 		t.Fatalf("the log says %s", s.URL)
@@ -103,7 +49,7 @@ func TestTLSServesHTTP2AndHTTP1(t *testing.T) {
 		http2 bool
 		proto string
 	}{{true, "HTTP/2.0"}, {false, "HTTP/1.1"}} {
-		c := trusting(pair, tt.http2)
+		c := pair.Client(tt.http2)
 		form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
 		resp, got := do(t, c, "POST", s.URL+"/oauth2/token/", form, "grant_type=client_credentials&client_id=demo&client_secret=demo-secret")
 		var granted struct {
@@ -141,22 +87,22 @@ func TestTLSServesHTTP2AndHTTP1(t *testing.T) {
 }
 
 func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
-	first, second := newKeyPair(t, 1), newKeyPair(t, 2)
+	first, second := servicetest.NewKeyPair(t, 1), servicetest.NewKeyPair(t, 2)
 	s := startCertified(t, first)
-	wantTrust := func(when string, good, bad keyPair) {
+	wantTrust := func(when string, good, bad servicetest.KeyPair) {
 		t.Helper()
-		if resp, got := do(t, trusting(good, false), "GET", s.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
+		if resp, got := do(t, good.Client(false), "GET", s.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
 			t.Errorf("%s: %s\n%s", when, resp.Status, got)
 		}
-		if resp, err := trusting(bad, false).Get(s.URL + "/healthz"); err == nil {
+		if resp, err := bad.Client(false).Get(s.URL + "/healthz"); err == nil {
 			resp.Body.Close()
 			t.Errorf("%s: the other certificate is served", when)
 		}
 	}
 	wantTrust("at first", first, second)
-	writeTo(t, s.certFile, second.cert)
+	writeTo(t, s.certFile, second.Cert)
 	wantTrust("between the two files", first, second)
-	writeTo(t, s.keyFile, second.key)
+	writeTo(t, s.keyFile, second.Key)
 	wantTrust("after both", second, first)
 	for _, name := range []string{s.certFile, s.keyFile} { // as certbot and Kubernetes do
 		if err := os.Rename(name, name+".old"); err != nil {
@@ -164,8 +110,8 @@ func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
 		}
 	}
 	wantTrust("without files", second, first)
-	writeTo(t, s.certFile+".new", first.cert)
-	writeTo(t, s.keyFile+".new", first.key)
+	writeTo(t, s.certFile+".new", first.Cert)
+	writeTo(t, s.keyFile+".new", first.Key)
 	for _, name := range []string{s.certFile, s.keyFile} {
 		if err := os.Symlink(name+".new", name); err != nil {
 			t.Fatal(err)
@@ -186,8 +132,8 @@ func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
 }
 
 func TestTLSFilesThatAreWrongAreRefusedAtTheStart(t *testing.T) {
-	cert, key := newKeyPair(t, 1).files(t)
-	_, otherKey := newKeyPair(t, 2).files(t)
+	cert, key := servicetest.NewKeyPair(t, 1).Files(t)
+	_, otherKey := servicetest.NewKeyPair(t, 2).Files(t)
 	for _, tt := range []struct {
 		name, want string
 		args       []string
@@ -211,7 +157,7 @@ func TestTLSFilesThatAreWrongAreRefusedAtTheStart(t *testing.T) {
 }
 
 func TestListeningBeyondLoopbackWithoutTLSIsAWarning(t *testing.T) {
-	cert, key := newKeyPair(t, 1).files(t)
+	cert, key := servicetest.NewKeyPair(t, 1).Files(t)
 	for _, tt := range []struct {
 		name string
 		args []string

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // What a request costs, beside what it cannot do without. The service runs in a process
 // of its own; what it is compared with runs in turn with it, so that both see the same

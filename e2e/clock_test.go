@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // What has an end, while the wall clock of the machine is set forward and back by an
 // hour: tokens, secrets, idempotency keys. The clock is that of a process of its own,

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // The process or the machine is gone in the middle of writes, again and again on one
 // file. What was acknowledged is there, what was not is there wholly or not at all,

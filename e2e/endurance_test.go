@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // Hours of use in a short time: every kind of request on many connections at once, and
 // what the process and its file have grown to in the end.

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // The store when the disk fails, over HTTP: strace makes system calls of the
 // running process fail, and a small file system runs full. What is asserted are

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // Clients that are slow, broken or mean ill, by the thousand, beside some that are
 // well. They write to their connections themselves, as no library would.

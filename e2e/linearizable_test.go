@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // Clients that write, read and delete a few contracts at the same time. A checker that
 // is not ours says whether they could have been answered so one after the other, in an

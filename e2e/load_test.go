@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // What the benchmarks measure with: a file of many contracts, a client that adds as
 // little as it can, and what the service is compared with.

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // Clients that nobody here wrote, as partners have them: each unmodified, in a
 // process of its own, against the program, and with Prism between the two, which

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // Every state in which a power cut may leave the file. strace prints each write and sync
 // of the running process, and in the same order the answers that leave it. From that the

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // Every JSON shape at every member, and as the whole of every body: what a generator of
 // wrong requests would try first. Which members there are, and what each may be, is
