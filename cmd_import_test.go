@@ -14,8 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -195,56 +193,6 @@ func manyLines(t testing.TB, n, size int) (path string) {
 		t.Fatal(err)
 	}
 	return path
-}
-
-var heapLine = regexp.MustCompile(`gc \d+ .* (\d+)->(\d+)->\d+ MB`)
-
-// heap is the largest heap of a process that ran with GODEBUG=gctrace=1, in MB; 0 if it
-// never grew to 4, where the first collection would be.
-func heap(stderr string) (most int) {
-	for _, m := range heapLine.FindAllStringSubmatch(stderr, -1) {
-		for _, n := range m[1:] {
-			mb, _ := strconv.Atoi(n)
-			most = max(most, mb)
-		}
-	}
-	return most
-}
-
-func TestExportAndImportTakeNoMoreMemoryForMore(t *testing.T) {
-	t.Parallel()
-	const limit = 40 // MB
-	file := manyLines(t, 60_000, 1500)
-	if info, err := os.Stat(file); err != nil || info.Size() < 2*limit<<20 {
-		t.Fatalf("%v, %v: too small to tell", info, err)
-	}
-	traced := []string{"env", "GODEBUG=gctrace=1"}
-	for _, up := range []bool{true, false} {
-		t.Run(fmt.Sprintf("server %v", up), func(t *testing.T) {
-			db := shortPath(t)
-			var p *process
-			if up {
-				p = startProcess(t, traced, "--db", db)
-			}
-			for _, args := range [][]string{{"import", file}, {"export", file + ".out"}, {"backup", file + ".db"}} {
-				got := run(t, traced, append(args, "--db", db)...)
-				if got.status != 0 {
-					t.Fatalf("%q: %+v", args, got)
-				}
-				if mb := heap(got.stderr); mb > limit {
-					t.Errorf("%q took %d MB", args, mb)
-				}
-			}
-			if up {
-				if mb := heap(p.Stderr.String()) - ballast>>20; mb > limit || mb <= 0 {
-					t.Errorf("the server took %d MB", mb)
-				}
-			}
-			if diff, err := exec.Command("cmp", file, file+".out").CombinedOutput(); err != nil {
-				t.Errorf("%v\n%s", err, diff)
-			}
-		})
-	}
 }
 
 // feeding is an import whose lines a test gives one after the other.

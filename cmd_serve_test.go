@@ -4,7 +4,6 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"energy-contracts/internal/servicetest"
 	"fmt"
@@ -12,10 +11,8 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -377,49 +374,6 @@ func TestCompactShowsProgress(t *testing.T) {
 	seen, stdout := onTerminal(t, nil, "compact", "--db", db)
 	if !strings.Contains(seen, "checking") || !strings.Contains(seen, "rewriting") || strings.Count(stdout, "\n") != 1 {
 		t.Errorf("shows %q, prints %q", seen, stdout)
-	}
-}
-
-func TestVersionIsWhatTheToolchainWroteIntoTheBinary(t *testing.T) {
-	t.Parallel()
-	commit, err := exec.Command("git", "rev-parse", "HEAD").Output()
-	if err != nil {
-		t.Skipf("this is no clone of a repository: %v", err)
-	}
-	path := filepath.Join(t.TempDir(), "energy-contracts")
-	if out, err := exec.Command("go", "build", "-buildvcs=true", "-o", path, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	out, err := exec.Command(path, "version").Output()
-	want := fmt.Sprintf(`^energy-contracts (v\S+), commit %s, %s\n$`, strings.TrimSpace(string(commit)), regexp.QuoteMeta(runtime.Version()))
-	m := regexp.MustCompile(want).FindSubmatch(out)
-	if err != nil || m == nil {
-		t.Fatalf("%v, %q, want %s", err, out, want)
-	}
-	// As others read it.
-	module, err := exec.Command("go", "version", "-m", path).Output()
-	if err != nil || !strings.Contains(string(module), "\tmod\tenergy-contracts\t"+string(m[1])) {
-		t.Errorf("%v, %s, want version %s", err, module, m[1])
-	}
-	// The same in the first line of serve's log, and in the file that it makes.
-	db := newPath(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	cmd := exec.CommandContext(ctx, path, "serve", "--db", db, "--addr", "127.0.0.1:0")
-	stderr := &lockedBuffer{}
-	cmd.Stderr = stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, "it listens", func() bool { return strings.Contains(stderr.String(), `"msg":"listening"`) })
-	cancel()
-	_ = cmd.Wait()
-	first, _, _ := strings.Cut(stderr.String(), "\n")
-	if want := fmt.Sprintf(`"level":"INFO","msg":"starting","version":%q,"commit":%q,"go":%q}`, m[1], strings.TrimSpace(string(commit)), runtime.Version()); !strings.HasSuffix(first, want) {
-		t.Errorf("the log begins with %s\nwant %s", first, want)
-	}
-	if !strings.Contains(readFile(t, db), "program"+string(m[1])) {
-		t.Error("the file does not say which program made it")
 	}
 }
 

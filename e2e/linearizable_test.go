@@ -6,6 +6,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"energy-contracts/internal/servicetest"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -333,6 +334,7 @@ type historian struct {
 }
 
 func TestAnswersAreThoseOfOneThingAfterTheOther(t *testing.T) {
+	long(t)
 	t.Parallel()
 	for _, kind := range []historyKind{
 		{name: "of single contracts", clients: 12, each: 25},
@@ -341,7 +343,7 @@ func TestAnswersAreThoseOfOneThingAfterTheOther(t *testing.T) {
 	} {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
-			for range shortOr(2, 200) {
+			for range servicetest.Amount(2, 200) {
 				checkHistory(t, kind)
 			}
 		})
@@ -368,7 +370,7 @@ func checkHistory(t *testing.T, kind historyKind) {
 			}
 			return nil
 		})
-		kill(t, p)
+		p.Kill(t)
 		p = startProcess(t, nil, "--demo", "--db", db)
 		h.base.Store(&p.URL)
 		close(h.restarted)
@@ -491,9 +493,10 @@ func (h *historian) ask(c *http.Client, id int, q asked) (r replied, err error) 
 }
 
 func TestNoUpdateOfClientsThatUseETagsIsLost(t *testing.T) {
+	long(t)
 	t.Parallel()
 	const clients = 10
-	each := shortOr(5, 200)
+	each := servicetest.Amount(5, 200)
 	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
 	c := client(p.URL, "demo", "demo-secret")
 	url := contractsURL(p.URL, demoOrg, demoUser) + "/" + demoContract

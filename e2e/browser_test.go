@@ -1,18 +1,30 @@
 package e2e
 
-var browserProgram = nestedProgram("browser")
+import (
+	"encoding/json"
+	"energy-contracts/internal/servicetest"
+	"errors"
+	"os"
+	"os/exec"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+var browserProgram = servicetest.NestedProgram("browser")
 
 // What a person does on the page, in headless Chromium.
 func TestDocsPageInABrowser(t *testing.T) {
+	long(t)
 	t.Parallel() // most of it is to wait for Chromium
 	needTool(t, "chromium")
-	path := needNested(t, browserProgram)
+	path := servicetest.NeedNested(t, browserProgram)
 	shots := os.Getenv("SCREENSHOTS") // where to leave them for a person to look at
 	if shots == "" {
 		shots = t.TempDir()
 	}
-	s := start(t, "--demo")
-	out := servicetest.Succeeds(t, exec.Command(path, "-url", s.url, "-shots", shots))
+	p := startProcess(t, nil, "--demo")
+	out := servicetest.Succeeds(t, exec.Command(path, "-url", p.URL, "-shots", shots))
 	var saw struct {
 		Page, Status, Content string
 		Console, Failed       []string
@@ -21,11 +33,11 @@ func TestDocsPageInABrowser(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &saw); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if saw.Page != s.url+docsPath {
+	if saw.Page != p.URL+docsPath {
 		t.Errorf("/ leads to %s", saw.Page)
 	}
 	var shown, want any
-	if err := errors.Join(json.Unmarshal([]byte(saw.Content), &shown), json.Unmarshal([]byte(readFile(t, "testdata/seed.answer.json")), &want)); err != nil ||
+	if err := errors.Join(json.Unmarshal([]byte(saw.Content), &shown), json.Unmarshal([]byte(readFile(t, seedAnswer)), &want)); err != nil ||
 		saw.Status != "200" || !reflect.DeepEqual(shown, want) {
 		t.Errorf("the seed's PUT: %s, %v\n%s", saw.Status, err, saw.Content)
 	}
@@ -34,7 +46,7 @@ func TestDocsPageInABrowser(t *testing.T) {
 			t.Errorf("in the console: %s", message)
 		}
 	}
-	if len(saw.Hosts) != 1 || saw.Hosts[s.url] == 0 || len(saw.Failed) > 0 {
+	if len(saw.Hosts) != 1 || saw.Hosts[p.URL] == 0 || len(saw.Failed) > 0 {
 		t.Errorf("the page asked %v; failed: %q", saw.Hosts, saw.Failed)
 	}
 	if len(saw.Overflow) < 5 {
