@@ -3,6 +3,7 @@ package main
 // Every route with every kind of wrong token.
 
 import (
+	"energy-contracts/internal/servicetest"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -21,7 +22,7 @@ var publicRoutes = append([]string{
 	"GET /healthz", "HEAD /healthz", "GET /readyz", "HEAD /readyz",
 	"POST /oauth2/revoke_token", "POST /oauth2/revoke_token/",
 	"POST /oauth2/token", "POST /oauth2/token/",
-}, undescribed...)
+}, servicetest.Undescribed...)
 
 // wrongToken is a way to have no right to a request, and the answer to it.
 type wrongToken struct {
@@ -36,17 +37,17 @@ func challenge(text string) http.Header { return http.Header{"Www-Authenticate":
 // refused is a wrongToken with one Authorization field.
 func refused(name, authorization, why string) wrongToken {
 	return wrongToken{name, http.Header{"Authorization": {authorization}}, "", failure{
-		status: 401,
-		header: challenge(`Bearer realm="energy-contracts", error="invalid_token", error_description="The token is ` + why + `"`),
-		detail: "The token is " + why + "; POST /oauth2/token/ issues another.",
+		Status: 401,
+		Header: challenge(`Bearer realm="energy-contracts", error="invalid_token", error_description="The token is ` + why + `"`),
+		Detail: "The token is " + why + "; POST /oauth2/token/ issues another.",
 	}}
 }
 
 // notSent is a wrongToken that does not stand where it must.
 func notSent(name string, sent http.Header, query string) wrongToken {
 	return wrongToken{name, sent, query, failure{
-		status: 401, header: challenge(`Bearer realm="energy-contracts"`),
-		detail: "Send a token as Authorization: Bearer …; POST /oauth2/token/ issues one.",
+		Status: 401, Header: challenge(`Bearer realm="energy-contracts"`),
+		Detail: "Send a token as Authorization: Bearer …; POST /oauth2/token/ issues one.",
 	}}
 }
 
@@ -86,11 +87,11 @@ func TestEveryRouteRefusesEveryWrongToken(t *testing.T) {
 		refused("revoked", "Bearer "+revoked, "unknown or revoked"),
 		refused("of a removed client", "Bearer "+tokenOfRemovedClient(t, s), "unknown or revoked"),
 		{"of another organization", bearer(token(t, s.url, "demo-other", "demo-other-secret")), "", failure{
-			status: 403, detail: "The token belongs to another organization than the path names.",
+			Status: 403, Detail: "The token belongs to another organization than the path names.",
 		}},
 		{"in two header fields", http.Header{"Authorization": {"Bearer " + good, "Bearer " + good}}, "", failure{
-			status: 400, detail: "The request cannot be read; errors says where.",
-			errors: `,"errors":[{"parameter":"Authorization","detail":"appears 2 times; send it once"}]`,
+			Status: 400, Detail: "The request cannot be read; errors says where.",
+			Errors: `,"errors":[{"parameter":"Authorization","detail":"appears 2 times; send it once"}]`,
 		}},
 	}
 	var public []string
@@ -105,8 +106,8 @@ func TestEveryRouteRefusesEveryWrongToken(t *testing.T) {
 			need, has = "read", "write"
 		}
 		tooLittle := wrongToken{"of too little scope", bearer(scoped[has]), "", failure{
-			status: 403, header: challenge(fmt.Sprintf(`Bearer realm="energy-contracts", error="insufficient_scope", scope=%q`, need)),
-			detail: fmt.Sprintf("The token has the scope %q, this needs %q.", has, need),
+			Status: 403, Header: challenge(fmt.Sprintf(`Bearer realm="energy-contracts", error="insufficient_scope", scope=%q`, need)),
+			Detail: fmt.Sprintf("The token has the scope %q, this needs %q.", has, need),
 		}}
 		path := strings.NewReplacer(":org_id", demoOrg, ":user_id", demoUser, ":energy_contract_id", demoContract).Replace(r.pattern)
 		if strings.ContainsAny(path, ":*") {
@@ -115,7 +116,7 @@ func TestEveryRouteRefusesEveryWrongToken(t *testing.T) {
 		for _, w := range append(wrong, tooLittle) {
 			t.Run(name+"/"+w.name, func(t *testing.T) {
 				resp, got := do(t, http.DefaultClient, r.method, s.url+path+w.query, w.sent, "")
-				w.answer.want(t, resp, got)
+				w.answer.Want(t, resp, got)
 			})
 		}
 	}
@@ -189,4 +190,23 @@ func tokenOfRemovedClient(t *testing.T, s *service) string {
 		t.Fatal(err)
 	}
 	return text
+}
+
+// A bearer check, in steady state, beside the hash that it cannot do without.
+func BenchmarkBearerCheck(b *testing.B) {
+	s, check := bearerCheck(b)
+	b.Run("hash", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			hashOf(someToken)
+		}
+	})
+	b.Run("check", func(b *testing.B) {
+		b.ReportAllocs()
+		before := s.db.Stats().TxN
+		for b.Loop() {
+			check()
+		}
+		b.ReportMetric(float64(s.db.Stats().TxN-before)/float64(b.N), "transactions/op")
+	})
 }

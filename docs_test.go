@@ -1,17 +1,12 @@
 package main
 
-// The description and the page: as files, for a linter, and in a browser.
-
 import (
-	"encoding/json"
-	"errors"
 	"net/http"
-	"os"
-	"os/exec"
-	"reflect"
 	"strings"
 	"testing"
 )
+
+// The description and the page of the docs, as files.
 
 func TestFilesOfTheDocsAreThoseOfTheBinary(t *testing.T) {
 	s := start(t)
@@ -47,52 +42,5 @@ func TestFilesOfTheDocsAreThoseOfTheBinary(t *testing.T) {
 				t.Errorf("If-None-Match: %s\n%v\n%.200s", again.Status, again.Header, got)
 			}
 		})
-	}
-}
-
-var browserProgram = nestedProgram("browser")
-
-// What a person does on the page, in headless Chromium.
-func TestDocsPageInABrowser(t *testing.T) {
-	t.Parallel() // most of it is to wait for Chromium
-	needTool(t, "chromium")
-	path := needNested(t, browserProgram)
-	shots := os.Getenv("SCREENSHOTS") // where to leave them for a person to look at
-	if shots == "" {
-		shots = t.TempDir()
-	}
-	s := start(t, "--demo")
-	out := succeeds(t, exec.Command(path, "-url", s.url, "-shots", shots))
-	var saw struct {
-		Page, Status, Content string
-		Console, Failed       []string
-		Hosts, Overflow       map[string]int
-	}
-	if err := json.Unmarshal([]byte(out), &saw); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	if saw.Page != s.url+docsPath {
-		t.Errorf("/ leads to %s", saw.Page)
-	}
-	var shown, want any
-	if err := errors.Join(json.Unmarshal([]byte(saw.Content), &shown), json.Unmarshal([]byte(readFile(t, "testdata/seed.response.json")), &want)); err != nil ||
-		saw.Status != "200" || !reflect.DeepEqual(shown, want) {
-		t.Errorf("the seed's PUT: %s, %v\n%s", saw.Status, err, saw.Content)
-	}
-	for _, message := range saw.Console {
-		if !strings.HasPrefix(message, "debug: ") { // Chromium's advice on forms
-			t.Errorf("in the console: %s", message)
-		}
-	}
-	if len(saw.Hosts) != 1 || saw.Hosts[s.url] == 0 || len(saw.Failed) > 0 {
-		t.Errorf("the page asked %v; failed: %q", saw.Hosts, saw.Failed)
-	}
-	if len(saw.Overflow) < 5 {
-		t.Errorf("looked at %v only", saw.Overflow)
-	}
-	for name, pixels := range saw.Overflow {
-		if pixels > 0 {
-			t.Errorf("%s is %d pixels wider than the window", name, pixels)
-		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	stdjson "encoding/json"
+	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"io"
@@ -43,14 +44,14 @@ import (
 // counted and not timed, as Go before 1.27 fails now and then when a duration is over,
 // without an input that failed (https://go.dev/issue/75804).
 func TestEachFuzzTargetHolds(t *testing.T) {
-	if shortOr(true, false) {
-		t.Skipf("the seeds of each target are tests too; set %s to fuzz each for a minute", longEnv)
+	if servicetest.Amount(true, false) {
+		t.Skipf("the seeds of each target are tests too; set %s to fuzz each for a minute", servicetest.LongEnv)
 	}
 	t.Parallel()
 	instrumented := filepath.Join(t.TempDir(), "fuzz.test")
-	succeeds(t, exec.Command("go", "test", "-c", "-fuzz", ".", "-o", instrumented, "."))
+	servicetest.Succeeds(t, exec.Command("go", "test", "-c", "-fuzz", ".", "-o", instrumented, "."))
 	cache := t.TempDir()
-	targets := strings.Fields(succeeds(t, exec.Command(instrumented, "-test.list", "^Fuzz")))
+	targets := strings.Fields(servicetest.Succeeds(t, exec.Command(instrumented, "-test.list", "^Fuzz")))
 	if len(targets) == 0 {
 		t.Fatal("there are none")
 	}

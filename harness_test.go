@@ -4,11 +4,9 @@ package main
 // process or in one of its own.
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -18,31 +16,320 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
+	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
+	"energy-contracts/internal/servicetest"
+
 	"go.etcd.io/bbolt"
-	"golang.org/x/oauth2/clientcredentials"
 )
 
-// The demo data that the tests rely on, as clients may.
+// What the tests here share with those of e2e.
 const (
-	demoOrg      = "5f0c2b9e-6f7a-4f0e-9b1d-2a4c8e6d0f11"
-	demoOtherOrg = "c2a7e5d4-3b1f-4e8a-8f60-7d9b5a1c3e22"
-	demoUser     = "016b78a7-0c7c-4241-a277-015c3ad3cb90"
-	demoContract = "3c90c3cc-0d44-4b50-8888-8dd25736052a"
+	demoOrg      = servicetest.DemoOrg
+	demoOtherOrg = servicetest.DemoOtherOrg
+	demoUser     = servicetest.DemoUser
+	demoContract = servicetest.DemoContract
 )
+
+type (
+	process      = servicetest.Process
+	lockedBuffer = servicetest.LockedBuffer
+	validated    = servicetest.Validated
+	operation    = servicetest.Operation
+	failure      = servicetest.Failure
+)
+
+var (
+	described       = servicetest.Described
+	known           = servicetest.Known
+	contractsURL    = servicetest.ContractsURL
+	client          = servicetest.Client
+	token           = servicetest.Token
+	do              = servicetest.Do
+	jsonBody        = servicetest.JSONBody
+	with            = servicetest.With
+	year            = servicetest.Year
+	wantProblem     = servicetest.WantProblem
+	wantUnavailable = servicetest.WantUnavailable
+	operations      = servicetest.Operations
+	readFile        = servicetest.ReadFile
+	writeTo         = servicetest.WriteFile
+	writeFile       = servicetest.NewFile
+	newPath         = servicetest.NewPath
+	shortPath       = servicetest.ShortPath
+	checkFileSound  = servicetest.CheckFileSound
+	waitUntil       = servicetest.WaitUntil
+	waitFor         = servicetest.WaitFor
+	needTool        = servicetest.NeedTool
+	needNested      = servicetest.NeedNested
+	nestedProgram   = servicetest.NestedProgram
+)
+
+// programEnv has the test binary be the program: main of the package, with the race
+// detector and the counters of coverage that the tests have.
+const programEnv = "ENERGY_CONTRACTS_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(programEnv) != "" {
+		main()
+		return
+	}
+	os.Exit(servicetest.Main(m, true))
+}
+
+// program returns the path of the test binary, in a directory that other users may enter.
+var program = sync.OnceValues(func() (string, error) {
+	binary, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(servicetest.BuildDir(), "energy-contracts")
+	if os.Link(binary, path) == nil {
+		return path, nil
+	}
+	content, err := os.ReadFile(binary) // it is on another file system
+	if err != nil {
+		return "", err
+	}
+	return path, os.WriteFile(path, content, 0o755)
+})
+
+// uncounted returns a directory for the counters of coverage of a process that may not
+// write to where those of the others are added up.
+var uncounted = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(servicetest.BuildDir(), "uncounted")
+	if err := os.Mkdir(path, 0o777); err != nil {
+		return "", err
+	}
+	return path, os.Chmod(path, 0o777) // whatever the umask
+})
+
+// command is the program with arguments, behind a wrapper such as setpriv.
+func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := program()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := servicetest.Command(t, wrapper, path, args...)
+	cmd.Env = append(cmd.Env, programEnv+"=1")
+	if testing.CoverMode() != "" {
+		dir := flag.Lookup("test.gocoverdir").Value.String()
+		if dir == "" || len(wrapper) > 0 {
+			if dir, err = uncounted(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cmd.Env = append(cmd.Env, "GOCOVERDIR="+dir)
+	}
+	return cmd
+}
+
+// serve is the command "serve" on a free port.
+func serve(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
+	t.Helper()
+	return command(t, wrapper, append([]string{"serve", "--addr", "127.0.0.1:0"}, args...)...)
+}
+
+// startProcess runs "serve" on a free port and waits until it listens. The test
+// ends it, or its cleanup kills it.
+func startProcess(t testing.TB, wrapper []string, args ...string) *process {
+	t.Helper()
+	return servicetest.Start(t, serve(t, wrapper, args...))
+}
+
+// launch is startProcess for a server that may end without listening: then its URL is "".
+func launch(t testing.TB, wrapper []string, args ...string) *process {
+	t.Helper()
+	return servicetest.Launch(t, serve(t, wrapper, args...))
+}
+
+// ran is what became of a command.
+type ran struct {
+	stdout, stderr string
+	status         int
+}
+
+// run runs the program to its end.
+func run(t testing.TB, wrapper []string, args ...string) ran {
+	t.Helper()
+	cmd := command(t, wrapper, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	known.WantNone(t, "stderr", stderr.String())
+	return ran{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// contractLines is an export.
+const contractLines = "testdata/contracts.jsonl"
+
+// ok runs a command on a database, wants it to succeed without complaint, and returns
+// what it prints.
+func ok(t testing.TB, db string, args ...string) (stdout string) {
+	t.Helper()
+	got := run(t, nil, append(args, "--db", db)...)
+	if got.status != 0 || got.stderr != "" {
+		t.Fatalf("%q: %+v", args, got)
+	}
+	return got.stdout
+}
+
+// refusedCommand runs a command on a database and wants it to exit 1 with one sentence.
+func refusedCommand(t testing.TB, db, want string, args ...string) (stdout string) {
+	t.Helper()
+	got := run(t, nil, append(args, "--db", db)...)
+	if got.status != 1 || got.stderr != "energy-contracts: "+want+"\n" {
+		t.Errorf("%q: %+v\nwant %q", args, got, want)
+	}
+	return got.stdout
+}
+
+// absolute is a file of ours for a command, which runs elsewhere.
+func absolute(t testing.TB, name string) string {
+	t.Helper()
+	path, err := filepath.Abs(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// wantMode is for files that are the owner's alone.
+func wantMode(t testing.TB, path string) {
+	t.Helper()
+	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
+		t.Errorf("%s: %v, %v; want mode 0600", path, info, err)
+	}
+}
+
+// wantExport compares what is in a database with lines.
+func wantExport(t testing.TB, db, want string) {
+	t.Helper()
+	if got := ok(t, db, "export"); got != want {
+		t.Errorf("the export of %s is\n%s\nwant\n%s", db, head(got), head(want))
+	}
+}
+
+// fails runs the program and returns what it says when it exits 1.
+func fails(t testing.TB, args ...string) string {
+	t.Helper()
+	cmd := command(t, nil, args...)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	err := cmd.Run()
+	if err == nil || cmd.ProcessState.ExitCode() != 1 || strings.Contains(stderr.String(), "goroutine ") {
+		t.Fatalf("%v: %v, want exit status 1\n%s", args, err, &stderr)
+	}
+	return stderr.String()
+}
+
+// sentence is stderr without serve's first line of the log.
+func sentence(stderr string) string {
+	if strings.HasPrefix(stderr, `{"time":`) {
+		_, stderr, _ = strings.Cut(stderr, "\n")
+	}
+	return stderr
+}
+
+// head is enough of a text to see what it is.
+func head(text string) string {
+	const enough = 500
+	if len(text) <= enough {
+		return text
+	}
+	return fmt.Sprintf("%s… (%d bytes)", text[:enough], len(text))
+}
+
+// besideAndWithout runs a test of commands with a server up, and with none until the
+// test asks where it is.
+func besideAndWithout(t *testing.T, test func(t *testing.T, db string, served func() string)) {
+	t.Helper()
+	t.Run("beside a server", func(t *testing.T) {
+		db := shortPath(t)
+		p := startProcess(t, nil, "--db", db)
+		test(t, db, func() string { return p.URL })
+	})
+	t.Run("without a server", func(t *testing.T) {
+		db := shortPath(t)
+		test(t, db, func() string { return startProcess(t, nil, "--db", db).URL })
+	})
+}
+
+// halfRequest sends the start of a PUT, and returns its connection once the
+// handler has asked for the body.
+func halfRequest(t testing.TB, url, token string) (conn *net.TCPConn, sent string) {
+	t.Helper()
+	dialed, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dialed.Close() })
+	sent = fmt.Sprintf("PUT %s/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 25\r\nExpect: 100-continue\r\n\r\n",
+		contractsURL("", demoOrg, demoUser), demoContract, token)
+	if _, err := io.WriteString(dialed, sent); err != nil {
+		t.Fatal(err)
+	}
+	const want = "HTTP/1.1 100 Continue\r\n\r\n"
+	got := make([]byte, len(want))
+	if _, err := io.ReadFull(dialed, got); err != nil || string(got) != want {
+		t.Fatalf("got %q, %v", got, err)
+	}
+	return dialed.(*net.TCPConn), sent
+}
+
+// nobody is the user and the group of asNobody.
+const nobody = 65534
+
+// asNobody is a command before a command, which takes root's rights from it. Who is not
+// root has none.
+func asNobody(t testing.TB) []string {
+	t.Helper()
+	if os.Getuid() != 0 {
+		return nil
+	}
+	needTool(t, "setpriv")
+	id := fmt.Sprint(nobody)
+	return []string{"setpriv", "--reuid", id, "--regid", id, "--clear-groups"}
+}
+
+// wantFiles compares the names in a directory.
+func wantFiles(t testing.TB, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%s has %q, want %q", dir, got, want)
+	}
+}
+
+// editBolt writes to a database behind the store's back.
+func editBolt(t testing.TB, path string, edit func(*bbolt.Tx) error) {
+	t.Helper()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.Update(edit); err != nil {
+		t.Fatal(err)
+	}
+}
 
 // tokenLifetime is the default of --token-lifetime.
 const tokenLifetime = 10 * time.Hour
-
-func contractsURL(base, org, user string) string {
-	return base + "/api/partners/v2.0/org/" + org + "/users/" + user + "/energy-contracts"
-}
 
 // service is the service, running in this process.
 type service struct {
@@ -77,7 +364,7 @@ func startOn(t testing.TB, db string, args ...string) *service {
 	select {
 	case a := <-addr:
 		s.url = "http://" + a.String()
-		described().serves(t, s.url)
+		described().Serves(t, s.url)
 	case err := <-ended:
 		t.Fatalf("serve ended at once: %v", err)
 	}
@@ -87,78 +374,11 @@ func startOn(t testing.TB, db string, args ...string) *service {
 			t.Errorf("serve: %v", err)
 		}
 		checkFileSound(t, s.db)
-		known.wantNone(t, "the log", s.log.String())
-		known.wantNoneIn(t, s.db)
+		known.WantNone(t, "the log", s.log.String())
+		known.WantNoneIn(t, s.db)
 	})
 	t.Cleanup(s.stop)
 	return s
-}
-
-// checkFileSound runs bbolt's consistency check.
-func checkFileSound(t testing.TB, path string) {
-	t.Helper()
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, ReadOnly: true, PreLoadFreelist: true})
-	if err != nil {
-		t.Errorf("open %s: %v", path, err)
-		return
-	}
-	defer db.Close()
-	_ = db.View(func(tx *bbolt.Tx) error {
-		for err := range tx.Check() {
-			t.Errorf("check %s: %v", path, err)
-		}
-		return nil
-	})
-}
-
-// client is a client of an organization, with tokens got by a library that is
-// not ours.
-func client(url, id, secret string, scopes ...string) *http.Client {
-	c := clientcredentials.Config{ClientID: id, ClientSecret: secret, TokenURL: url + "/oauth2/token/", Scopes: scopes}
-	return c.Client(context.Background())
-}
-
-// token gets an access token for a client.
-func token(t testing.TB, url, id, secret string, scopes ...string) string {
-	t.Helper()
-	c := clientcredentials.Config{ClientID: id, ClientSecret: secret, TokenURL: url + "/oauth2/token/", Scopes: scopes}
-	got, err := c.Token(context.Background())
-	if err != nil {
-		t.Fatalf("token for %s: %v", id, err)
-	}
-	return got.AccessToken
-}
-
-// do sends a request and reads the whole answer.
-func do(t testing.TB, c *http.Client, method, url string, header http.Header, body string) (*http.Response, string) {
-	t.Helper()
-	req, err := http.NewRequest(method, url, strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if header != nil {
-		req.Header = header.Clone()
-		req.Host = header.Get("Host") // which Go takes from nowhere else
-	}
-	resp, content, err := answerOf(c, req)
-	if err != nil {
-		t.Fatalf("%s %s: %v", method, url, err)
-	}
-	return resp, content
-}
-
-// answerOf reads the whole answer to a request. The response is nil if none came.
-func answerOf(c *http.Client, req *http.Request) (*http.Response, string, error) {
-	resp, err := c.Do(req)
-	if err != nil {
-		return nil, "", err
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(resp.Body)
-	if err != nil {
-		err = fmt.Errorf("read answer: %w", err)
-	}
-	return resp, string(b), err
 }
 
 // compact is JSON as the service writes it.
@@ -170,8 +390,6 @@ func compact(t testing.TB, text string) string {
 	}
 	return b.String()
 }
-
-var jsonBody = http.Header{"Content-Type": {"application/json"}}
 
 // clock is the time, moved by a test.
 type clock struct {
@@ -202,258 +420,62 @@ func (c *clock) move(d time.Duration) {
 	c.moved += d
 }
 
-// lockedBuffer is a bytes.Buffer that is read while it is written.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+// author makes contracts of the demo user that are larger than a page of the file, and
+// keeps what each must be.
+type author struct {
+	base, bearer string
+	want         map[string]string // by id, the document
 }
 
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
-
-// program builds the program, once.
-var program = sync.OnceValues(func() (string, error) {
-	path := filepath.Join(buildDir, "energy-contracts")
-	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return path, nil
-})
-
-var buildDir string
-
-func TestMain(m *testing.M) {
-	if serve := bareServers[os.Getenv(bareEnv)]; serve != nil {
-		if err := serve(os.Args[1]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	dir, err := os.MkdirTemp("", "energy-contracts-test-")
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	buildDir = dir
-	if err := os.Chmod(dir, 0o755); err != nil { // for tests that run the program as another user
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	http.DefaultTransport = validated{http.DefaultTransport.(*http.Transport)}
-	flag.Parse()
-	code := described().verdict(m.Run())
-	os.RemoveAll(dir)
-	os.Exit(code)
-}
-
-// nestedProgram builds a program that has a module of its own under testdata, once.
-func nestedProgram(name string) func() (string, error) {
-	return sync.OnceValues(func() (path string, err error) {
-		path, dir := filepath.Join(buildDir, name), filepath.Join("testdata", name)
-		if err := goIn(dir, "mod", "download"); err != nil {
-			return "", errNoModules{err}
-		}
-		return path, goIn(dir, "build", "-o", path, ".")
-	})
-}
-
-// goIn runs the go command in a directory.
-func goIn(dir string, args ...string) error {
-	cmd := exec.Command("go", args...)
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("go %s in %s: %w\n%s", strings.Join(args, " "), dir, err, out)
-	}
-	return nil
-}
-
-// succeeds runs a command and returns what it prints.
-func succeeds(t testing.TB, cmd *exec.Cmd) string {
+// newAuthor knows the demo user's first contract.
+func newAuthor(t testing.TB, base string) *author {
 	t.Helper()
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%v: %v\n%s%s", cmd.Args, err, out, &stderr)
-	}
-	return string(out)
+	a := &author{base: base, bearer: token(t, base, "demo", "demo-secret"), want: map[string]string{}}
+	a.want[demoContract] = a.send(t, 200, "GET", "/"+demoContract, nil, "")
+	return a
 }
 
-// errNoModules: the modules of a nested program cannot be downloaded.
-type errNoModules struct{ error }
-
-// needNested skips a test whose nested program cannot be had; where CI=true it fails.
-func needNested(t testing.TB, program func() (string, error)) (path string) {
+// send asks for the contracts of the demo user, or for one of them, wants a status, and
+// returns the content of the answer.
+func (a *author) send(t testing.TB, status int, method, path string, header http.Header, body string) string {
 	t.Helper()
-	path, err := program()
-	if errors.As(err, new(errNoModules)) {
-		lacking(t, "the modules of a program to test with cannot be had: %v", err)
+	if header == nil {
+		header = http.Header{}
 	}
-	if err != nil {
-		t.Fatal(err)
+	resp, got := do(t, http.DefaultClient, method, contractsURL(a.base, demoOrg, demoUser)+path, with(header, "Authorization", "Bearer "+a.bearer), body)
+	if resp.StatusCode != status {
+		t.Fatalf("%s %s: %s, want %d\n%s", method, path, resp.Status, status, head(got))
 	}
-	return path
+	return got
 }
 
-// process is the service in a process of its own.
-type process struct {
-	url    string
-	cmd    *exec.Cmd
-	stdout *lockedBuffer
-	stderr *lockedBuffer
-	ended  chan error // gets what Wait returns
-}
+// largeContract is how many prices a contract of an author has: its document has some
+// 100 KB.
+const largeContract = 2000
 
-// command is the built program with arguments, behind a wrapper such as strace.
-func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
+func (a *author) create(t testing.TB, id ID) {
 	t.Helper()
-	path, err := program()
-	if err != nil {
-		t.Fatal(err)
-	}
-	line := append(append(wrapper[:len(wrapper):len(wrapper)], path), args...)
-	cmd := exec.Command(line[0], line[1:]...)
-	cmd.Dir = t.TempDir()
-	if os.Getenv("TMPDIR") == "" { // what --demo leaves when it is killed
-		cmd.Env = append(os.Environ(), "TMPDIR="+t.TempDir())
-	}
-	return cmd
+	a.want[string(id)] = a.send(t, 201, "PUT", "/"+string(id), with(jsonBody, "If-None-Match", "*"), year(largeContract))
 }
 
-var listeningLine = regexp.MustCompile(`"msg":"listening","addr":"([^"]+)","scheme":"([^"]+)"`)
-
-// startProcess runs "serve" on a free port and waits until it listens. The test
-// ends it, or its cleanup kills it.
-func startProcess(t testing.TB, wrapper []string, args ...string) *process {
+func (a *author) remove(t testing.TB, id ID) {
 	t.Helper()
-	p := launch(t, wrapper, args...)
-	if p.url == "" {
-		t.Fatalf("%v ended at once: %v\n%s", p.cmd.Args, <-p.ended, p.stderr)
-	}
-	return p
+	a.send(t, 204, "DELETE", "/"+string(id), nil, "")
+	delete(a.want, string(id))
 }
 
-// launch runs "serve" until it listens, or has ended without: then url is "".
-func launch(t testing.TB, wrapper []string, args ...string) *process {
+// list is the whole list of the demo user's contracts.
+func (a *author) list(t testing.TB) string {
 	t.Helper()
-	p := &process{
-		cmd:    command(t, wrapper, append([]string{"serve", "--addr", "127.0.0.1:0"}, args...)...),
-		stdout: &lockedBuffer{}, stderr: &lockedBuffer{}, ended: make(chan error, 1),
-	}
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that a wrapper's child is killed too
-	p.cmd.Stdout = p.stdout
-	pipe, err := p.cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := p.cmd.Start(); err != nil {
-		t.Fatalf("%v: %v", p.cmd.Args, err)
-	}
-	t.Cleanup(func() {
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-		known.wantNone(t, "the log", p.stderr.String())
-		known.wantNoneIn(t, databaseOf(args))
-	})
-	listening := make(chan string, 1)
-	go func() {
-		lines := bufio.NewScanner(pipe)
-		lines.Buffer(nil, 1<<20) // the stack of a panic is one line
-		for lines.Scan() {
-			fmt.Fprintln(p.stderr, lines.Text())
-			if m := listeningLine.FindStringSubmatch(lines.Text()); m != nil {
-				listening <- m[2] + "://" + m[1]
-			}
-		}
-		close(listening)
-		p.ended <- p.cmd.Wait()
-	}()
-	select {
-	case p.url = <-listening:
-		if p.url != "" {
-			described().serves(t, p.url)
-		}
-	case <-time.After(30 * time.Second):
-		t.Fatalf("%v neither listens nor ends\n%s", p.cmd.Args, p.stderr)
-	}
-	return p
+	return a.send(t, 200, "GET", "", nil, "")
 }
 
-// terminate sends SIGTERM and returns what the process ended with.
-func (p *process) terminate(t testing.TB) error {
+// check gets each contract that the author knows.
+func (a *author) check(t testing.TB) {
 	t.Helper()
-	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-p.ended:
-		return err
-	case <-time.After(30 * time.Second):
-		t.Fatalf("still running 30 s after SIGTERM\n%s", p.stderr)
-		return nil
-	}
-}
-
-// waitUntil asks again and again until there is no error.
-func waitUntil(t testing.TB, limit time.Duration, what string, ask func() error) {
-	t.Helper()
-	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
-		err := ask()
-		if err == nil {
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("after %v it is not so that %s: %v", limit, what, err)
+	for id, want := range a.want {
+		if got := a.send(t, 200, "GET", "/"+id, nil, ""); got != want {
+			t.Errorf("GET %s: %s\nwant\n%s", id, head(got), head(want))
 		}
 	}
-}
-
-// waitFor waits until something is so that nothing tells of.
-func waitFor(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	waitUntil(t, 20*time.Second, what, func() error {
-		if !done() {
-			return errors.New("not yet")
-		}
-		return nil
-	})
-}
-
-// longEnv is the variable that has the tests of faults and attackers take as long as
-// they can be of use.
-const longEnv = "LONG"
-
-// shortOr is how much a test does: of the two the long form where longEnv is set.
-func shortOr[N any](short, long N) N {
-	if os.Getenv(longEnv) != "" {
-		return long
-	}
-	return short
-}
-
-// needTool skips a test without the tool; where CI=true it fails.
-func needTool(t testing.TB, name string) {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		lacking(t, "%s is not installed; .ci/run says which package has it, and installs it", name)
-	}
-}
-
-// lacking skips a test for want of something; where CI=true it fails.
-func lacking(t testing.TB, format string, args ...any) {
-	t.Helper()
-	if os.Getenv("CI") == "true" {
-		t.Fatalf(format, args...)
-	}
-	t.Skipf(format, args...)
 }

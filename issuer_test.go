@@ -367,15 +367,15 @@ func TestIssuerOfTheProgram(t *testing.T) {
 	t.Setenv("ENERGY_CONTRACTS_ISSUER", i.url)
 	t.Setenv("ENERGY_CONTRACTS_AUDIENCE", audience)
 	p := startProcess(t, nil, "--demo")
-	resp, got := do(t, http.DefaultClient, "GET", contractsURL(p.url, demoOrg, demoUser)+"/"+demoContract, http.Header{"Authorization": {"Bearer " + i.token(t, "good")}}, "")
+	resp, got := do(t, http.DefaultClient, "GET", contractsURL(p.URL, demoOrg, demoUser)+"/"+demoContract, http.Header{"Authorization": {"Bearer " + i.token(t, "good")}}, "")
 	if resp.StatusCode != 200 || !strings.Contains(got, demoContract) {
 		t.Errorf("got %s\n%s", resp.Status, got)
 	}
-	if err := p.terminate(t); err != nil {
+	if err := p.Terminate(t); err != nil {
 		t.Errorf("SIGTERM: %v", err)
 	}
-	if strings.Contains(p.stderr.String(), "level=WARN") {
-		t.Errorf("the log warns\n%s", p.stderr)
+	if strings.Contains(p.Stderr.String(), "level=WARN") {
+		t.Errorf("the log warns\n%s", p.Stderr)
 	}
 }
 
@@ -615,7 +615,7 @@ func TestIssuersKeysRotateUnderManyRequests(t *testing.T) {
 		wrong   atomic.Int64
 		clients sync.WaitGroup
 	)
-	transport := validated{&http.Transport{MaxIdleConnsPerHost: 32}}
+	transport := validated{Transport: &http.Transport{MaxIdleConnsPerHost: 32}}
 	defer transport.CloseIdleConnections()
 	ask := func(token string, want int) {
 		req, err := http.NewRequest("GET", url, nil)
@@ -1147,14 +1147,14 @@ func TestIssuersKeysComeOverHTTPSOnlyWhereItIsHTTPS(t *testing.T) {
 			}
 			t.Setenv("SSL_CERT_FILE", trusted)
 			p := startProcess(t, nil, "--demo", "--issuer", i.url, "--audience", audience)
-			s := &relying{service: &service{url: p.url}}
-			_, s.document = s.send(t, "PUT", token(t, p.url, "demo", "demo-secret"))
+			s := &relying{service: &service{url: p.URL}}
+			_, s.document = s.send(t, "PUT", token(t, p.URL, "demo", "demo-secret"))
 			if tt.good {
 				s.wantGood(t, i.token(t, nil))
 			} else {
 				s.wantUnknowable(t, i.token(t, nil))
 			}
-			if err := p.terminate(t); err != nil {
+			if err := p.Terminate(t); err != nil {
 				t.Errorf("SIGTERM: %v", err)
 			}
 		})

@@ -4,8 +4,6 @@ package main
 
 import (
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -15,27 +13,6 @@ import (
 	"syscall"
 	"testing"
 )
-
-// fails runs the program and returns what it says when it exits 1.
-func fails(t testing.TB, args ...string) string {
-	t.Helper()
-	cmd := command(t, nil, args...)
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	err := cmd.Run()
-	if err == nil || cmd.ProcessState.ExitCode() != 1 || strings.Contains(stderr.String(), "goroutine ") {
-		t.Fatalf("%v: %v, want exit status 1\n%s", args, err, &stderr)
-	}
-	return stderr.String()
-}
-
-// sentence is stderr without serve's first line of the log.
-func sentence(stderr string) string {
-	if strings.HasPrefix(stderr, `{"time":`) {
-		_, stderr, _ = strings.Cut(stderr, "\n")
-	}
-	return stderr
-}
 
 func TestCommandLineRefusesWithASentence(t *testing.T) {
 	db := filepath.Join(t.TempDir(), "x.db")
@@ -104,10 +81,10 @@ func TestFlagsAreVariablesToo(t *testing.T) {
 	db := filepath.Join(t.TempDir(), "env.db")
 	t.Setenv("ENERGY_CONTRACTS_DB", db)
 	p := startProcess(t, nil)
-	resp, got := do(t, client(p.url, "demo", "demo-secret"), "PUT", contractsURL(p.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, `{"supplier":"a"}`)
+	resp, got := do(t, client(p.URL, "demo", "demo-secret"), "PUT", contractsURL(p.URL, demoOrg, demoUser)+"/"+demoContract, jsonBody, `{"supplier":"a"}`)
 	wantProblem(t, resp, got, 413)
 	for _, origin := range []string{"https://app.example", "http://localhost:3000"} {
-		resp, _ := do(t, http.DefaultClient, "GET", p.url+"/healthz", http.Header{"Origin": {origin}}, "")
+		resp, _ := do(t, http.DefaultClient, "GET", p.URL+"/healthz", http.Header{"Origin": {origin}}, "")
 		if got := resp.Header.Get("Access-Control-Allow-Origin"); got != origin {
 			t.Errorf("Access-Control-Allow-Origin: %q, want %s", got, origin)
 		}
@@ -121,8 +98,8 @@ func TestFirstStartSaysHowToAddAClient(t *testing.T) {
 	db := filepath.Join(t.TempDir(), "new.db")
 	p := startProcess(t, nil, "--db", db)
 	want := `"command":"energy-contracts client add --org ORGANIZATION_UUID --db \"` + db + `\""`
-	if !strings.Contains(p.stderr.String(), want) {
-		t.Errorf("the log does not say %s\n%s", want, p.stderr)
+	if !strings.Contains(p.Stderr.String(), want) {
+		t.Errorf("the log does not say %s\n%s", want, p.Stderr)
 	}
 }
 
@@ -134,7 +111,7 @@ func TestDemo(t *testing.T) {
 		if files, _ := filepath.Glob(tmp + "/*/*"); len(files) != 1 {
 			t.Errorf("files: %v", files)
 		}
-		if err := p.terminate(t); err != nil {
+		if err := p.Terminate(t); err != nil {
 			t.Errorf("SIGTERM: %v", err)
 		}
 		if files, _ := filepath.Glob(tmp + "/*"); len(files) != 0 {
@@ -168,8 +145,8 @@ func TestDemo(t *testing.T) {
 func TestDemoCommandsWorkAsPasted(t *testing.T) {
 	needTool(t, "curl")
 	p := startProcess(t, nil, "--demo")
-	waitFor(t, "the commands are printed", func() bool { return strings.HasSuffix(p.stdout.String(), "'\n\n") })
-	blocks := strings.SplitAfter(p.stdout.String(), "\n\n")
+	waitFor(t, "the commands are printed", func() bool { return strings.HasSuffix(p.Stdout.String(), "'\n\n") })
+	blocks := strings.SplitAfter(p.Stdout.String(), "\n\n")
 	var script string
 	for _, b := range blocks { // without the sentences between them
 		if strings.HasPrefix(b, "TOKEN=") || strings.HasPrefix(b, "curl ") {
@@ -185,49 +162,27 @@ func TestDemoCommandsWorkAsPasted(t *testing.T) {
 	}
 }
 
-// halfRequest sends the start of a PUT, and returns its connection once the
-// handler has asked for the body.
-func halfRequest(t testing.TB, url, token string) (conn *net.TCPConn, sent string) {
-	t.Helper()
-	dialed, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { dialed.Close() })
-	sent = fmt.Sprintf("PUT %s/%s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 25\r\nExpect: 100-continue\r\n\r\n",
-		contractsURL("", demoOrg, demoUser), demoContract, token)
-	if _, err := io.WriteString(dialed, sent); err != nil {
-		t.Fatal(err)
-	}
-	const want = "HTTP/1.1 100 Continue\r\n\r\n"
-	got := make([]byte, len(want))
-	if _, err := io.ReadFull(dialed, got); err != nil || string(got) != want {
-		t.Fatalf("got %q, %v", got, err)
-	}
-	return dialed.(*net.TCPConn), sent
-}
-
 func TestSignal(t *testing.T) {
 	for _, sig := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
 		t.Run(fmt.Sprint(sig, " finishes the request in flight"), func(t *testing.T) {
 			db := filepath.Join(t.TempDir(), "test.db")
 			p := startProcess(t, nil, "--demo", "--db", db)
-			conn, sent := halfRequest(t, p.url, token(t, p.url, "demo", "demo-secret"))
-			if err := p.cmd.Process.Signal(sig); err != nil {
+			conn, sent := halfRequest(t, p.URL, token(t, p.URL, "demo", "demo-secret"))
+			if err := p.Cmd.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
-			waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.stderr.String(), "stopping") })
+			waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.Stderr.String(), "stopping") })
 			const rest = `{"supplier":"last to go"}`
 			fmt.Fprint(conn, rest)
-			resp, got, err := described().read(t, conn, sent+rest)
+			resp, got, err := described().Read(t, conn, sent+rest)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if resp.StatusCode != 200 || !strings.Contains(got, "last to go") {
 				t.Errorf("%s\n%s", resp.Status, got)
 			}
-			if err := <-p.ended; err != nil {
-				t.Errorf("%v\n%s", err, p.stderr)
+			if err := <-p.Ended; err != nil {
+				t.Errorf("%v\n%s", err, p.Stderr)
 			}
 			again := startOn(t, db, "--demo")
 			_, kept := do(t, client(again.url, "demo", "demo-secret"), "GET", contractsURL(again.url, demoOrg, demoUser)+"/"+demoContract, nil, "")
@@ -238,18 +193,18 @@ func TestSignal(t *testing.T) {
 	}
 	t.Run("the second one ends it at once", func(t *testing.T) {
 		p := startProcess(t, nil, "--demo")
-		halfRequest(t, p.url, token(t, p.url, "demo", "demo-secret"))
-		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		halfRequest(t, p.URL, token(t, p.URL, "demo", "demo-secret"))
+		if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.stderr.String(), "stopping") })
+		waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.Stderr.String(), "stopping") })
 		// Else it would take all of shutdownTimeout, and exit 0.
-		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		<-p.ended
-		if status := p.cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGTERM {
-			t.Errorf("ended with %v\n%s", p.cmd.ProcessState, p.stderr)
+		<-p.Ended
+		if status := p.Cmd.ProcessState.Sys().(syscall.WaitStatus); !status.Signaled() || status.Signal() != syscall.SIGTERM {
+			t.Errorf("ended with %v\n%s", p.Cmd.ProcessState, p.Stderr)
 		}
 	})
 }

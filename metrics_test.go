@@ -29,7 +29,7 @@ func scrape(t testing.TB, log string) string {
 	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/plain; version=0.0.4; charset=utf-8" {
 		t.Fatalf("%s, %v\n%s", resp.Status, resp.Header, text)
 	}
-	known.wantNone(t, "metrics", text)
+	known.WantNone(t, "metrics", text)
 	return text
 }
 
@@ -171,12 +171,12 @@ func TestMetricsShowThatWritesShareACommit(t *testing.T) {
 func TestMetricsKnowFreePagesFromTheStart(t *testing.T) {
 	db := newPath(t)
 	s := startOn(t, db, "--demo")
-	l := newLedger(t, s.url, demoContract)
+	l := newAuthor(t, s.url)
 	for i := range 10 {
-		l.create(t, string(key(i).Contract), largeContract)
+		l.create(t, key(i).Contract)
 	}
 	for i := range 10 {
-		l.send("DELETE", string(key(i).Contract), "")
+		l.remove(t, key(i).Contract)
 	}
 	s.stop()
 	again := startOn(t, db, "--metrics-addr", "127.0.0.1:0")

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -45,8 +44,6 @@ func openStore(t testing.TB, path string) (*Store, *clock) {
 	})
 	return s, c
 }
-
-func newPath(t testing.TB) string { return filepath.Join(t.TempDir(), "test.db") }
 
 // key is the key of a contract of the demo user.
 func key(n int) Key {

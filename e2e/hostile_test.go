@@ -1,4 +1,6 @@
-package main
+//go:build linux
+
+package e2e
 
 // Clients that are slow, broken or mean ill, by the thousand, beside some that are
 // well. They write to their connections themselves, as no library would.
@@ -9,6 +11,7 @@ import (
 	"cmp"
 	"crypto/tls"
 	"encoding/binary"
+	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +27,13 @@ import (
 	"time"
 )
 
+// The limits of the service that attackers run into.
+const (
+	readHeaderTimeout = 5 * time.Second
+	readTimeout       = 30 * time.Second
+	pieceTimeout      = 30 * time.Second // for the next piece of an answer to be taken
+)
+
 // besieged is the service in a process of its own, to be attacked.
 type besieged struct {
 	loaded
@@ -34,16 +44,16 @@ type besieged struct {
 func besiege(t testing.TB, wrapper ...string) *besieged {
 	t.Helper()
 	p := startProcess(t, wrapper, "--demo", "--db", newPath(t), "--metrics-addr", "127.0.0.1:0")
-	s := loaded{addr: strings.TrimPrefix(p.url, "http://"), pid: p.cmd.Process.Pid}
-	s.metrics = "http://" + metricsLine.FindStringSubmatch(p.stderr.String())[1] + "/metrics"
-	return &besieged{s, p, newLedger(t, p.url, demoContract)}
+	s := loaded{addr: strings.TrimPrefix(p.URL, "http://"), pid: p.Cmd.Process.Pid}
+	s.metrics = "http://" + metricsLine.FindStringSubmatch(p.Stderr.String())[1] + "/metrics"
+	return &besieged{s, p, newLedger(t, p.URL, demoContract)}
 }
 
 // ends has the process stop, which it must do as if nothing had been.
 func (v *besieged) ends(t testing.TB) {
 	t.Helper()
-	if err := v.p.terminate(t); err != nil || strings.Contains(v.p.stderr.String(), "panic") {
-		t.Errorf("after SIGTERM: %v\n%s", err, head(v.p.stderr.String()))
+	if err := v.p.Terminate(t); err != nil || strings.Contains(v.p.Stderr.String(), "panic") {
+		t.Errorf("after SIGTERM: %v\n%s", err, head(v.p.Stderr.String()))
 	}
 }
 
@@ -55,7 +65,7 @@ const (
 )
 
 func largePath(i int) string {
-	return contractsURL("", demoOrg, largeUser) + "/" + string(key(i).Contract)
+	return contractsURL("", demoOrg, largeUser) + "/" + key(i).Contract
 }
 
 func (v *besieged) makeLarge(t testing.TB) {
@@ -462,7 +472,7 @@ func (v *besieged) healthy(t testing.TB) (stop func()) {
 	errs, over := make([]error, clients), make(chan struct{})
 	var all sync.WaitGroup
 	for i := range clients {
-		id := string(key(i).Contract)
+		id := key(i).Contract
 		v.l.send("PUT", id, "{}", "If-None-Match", "*") // or it is there from the round before
 		l := newLedger(t, v.l.base, id)
 		l.client.Timeout = healthyTimeout
@@ -510,6 +520,7 @@ func (l *ledger) round(id string) error {
 }
 
 func TestHealthyClientsKeepTheirAnswersAmongHostileOnes(t *testing.T) {
+	long(t)
 	t.Parallel()
 	v := besiege(t)
 	v.makeLarge(t)
@@ -517,7 +528,7 @@ func TestHealthyClientsKeepTheirAnswersAmongHostileOnes(t *testing.T) {
 	for i := range 9 { // a page of a list is 256 KB
 		long = append(long, v.header("GET", largePath(i), ""))
 	}
-	for round := range shortOr(1, 20) {
+	for round := range servicetest.Amount(1, 20) {
 		before := v.inHand(t)
 		stop := v.healthy(t)
 		longAnswers := v.neverRead(t, 2000, long...)
@@ -558,11 +569,12 @@ const (
 
 // It is not parallel: what is slow for want of a processor would be refused, as slow.
 func TestLargestBodiesAtOnceTakeBoundedMemory(t *testing.T) {
+	long(t)
 	v := besiege(t)
 	body := year(largestBody / 60)
 	body += strings.Repeat(" ", largestBody-len(body))
 	header := v.header("PUT", demoPath, jsonType+"Connection: close\r\nExpect: 100-continue\r\nContent-Length: "+strconv.Itoa(largestBody)+"\r\n")
-	for range shortOr(1, 50) {
+	for range servicetest.Amount(1, 50) {
 		var ready, arrived sync.WaitGroup // for its content; all but its last byte
 		ready.Add(bodiesAtOnce)
 		arrived.Add(bodiesAtOnce)
@@ -591,6 +603,7 @@ func TestLargestBodiesAtOnceTakeBoundedMemory(t *testing.T) {
 // the content of one that is refused, or after which the connection is closed, is the
 // deletion of a contract.
 func TestOneRequestIsNeverTwo(t *testing.T) {
+	long(t)
 	t.Parallel()
 	v := besiege(t)
 	del := v.header("DELETE", demoPath, "")
@@ -707,6 +720,7 @@ func (v *besieged) wantOne(t *testing.T, text string, want ...int) {
 }
 
 func TestServiceOutOfDescriptorsGoesOnWhenThereAreSome(t *testing.T) {
+	long(t)
 	t.Parallel()
 	const limit = 100
 	v := besiege(t, "sh", "-c", fmt.Sprintf(`ulimit -n %d && exec "$0" "$@"`, limit))
@@ -725,7 +739,7 @@ func TestServiceOutOfDescriptorsGoesOnWhenThereAreSome(t *testing.T) {
 		idle = append(idle, c)
 	}
 	waitFor(t, "the service has no descriptor left", func() bool {
-		return strings.Contains(v.p.stderr.String(), "too many open files; retrying in")
+		return strings.Contains(v.p.Stderr.String(), "too many open files; retrying in")
 	})
 	for range 20 { // a client that is connected notices nothing
 		if err := v.l.round(demoContract); err != nil {
@@ -762,10 +776,19 @@ func getFrame(stream int, path string) string {
 		method+scheme+pathIs+string(rune(len(path)))+path+authorityIs+"\x01x")
 }
 
+// certified is a service with --tls-cert and --tls-key.
+type certified struct{ *process }
+
+func startCertified(t testing.TB, pair servicetest.KeyPair) *certified {
+	t.Helper()
+	cert, key := pair.Files(t)
+	return &certified{startProcess(t, nil, "--demo", "--tls-cert", cert, "--tls-key", key)}
+}
+
 // dialHTTP2 begins a connection whose streams have a window of so many bytes.
 func dialHTTP2(t *testing.T, s *certified, window uint32) net.Conn {
 	t.Helper()
-	c, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
+	c, err := tls.Dial("tcp", strings.TrimPrefix(s.URL, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -782,8 +805,9 @@ func dialHTTP2(t *testing.T, s *certified, window uint32) net.Conn {
 }
 
 func TestHTTP2StreamsThatNobodyReadsAreReset(t *testing.T) {
+	long(t)
 	t.Parallel()
-	s := startCertified(t, newKeyPair(t, 1))
+	s := startCertified(t, servicetest.NewKeyPair(t, 1))
 	c := dialHTTP2(t, s, 0)
 	const streams = 100
 	began := time.Now()
@@ -810,12 +834,13 @@ func TestHTTP2StreamsThatNobodyReadsAreReset(t *testing.T) {
 }
 
 func TestHTTP2StreamsThatAreResetAtOnceLeaveNothing(t *testing.T) {
+	long(t)
 	t.Parallel()
-	pair := newKeyPair(t, 1)
+	pair := servicetest.NewKeyPair(t, 1)
 	s := startCertified(t, pair)
-	well, process := trusting(pair, true), loaded{pid: s.cmd.Process.Pid}
+	well, process := pair.Client(true), loaded{pid: s.Cmd.Process.Pid}
 	before := process.descriptors(t)
-	for range shortOr(1, 20) {
+	for range servicetest.Amount(1, 20) {
 		c := dialHTTP2(t, s, 1<<16)
 		go io.Copy(io.Discard, c)
 		for i := range 20_000 {
@@ -824,14 +849,14 @@ func TestHTTP2StreamsThatAreResetAtOnceLeaveNothing(t *testing.T) {
 				break // it is hung up on
 			}
 		}
-		if resp, got := do(t, well, "GET", s.url+"/healthz", nil, ""); resp.StatusCode != http.StatusOK {
+		if resp, got := do(t, well, "GET", s.URL+"/healthz", nil, ""); resp.StatusCode != http.StatusOK {
 			t.Errorf("%s\n%s", resp.Status, got)
 		}
 		c.Close()
 	}
 	well.CloseIdleConnections()
 	waitFor(t, "no descriptor is left behind", func() bool { return process.descriptors(t) <= before })
-	if err := s.terminate(t); err != nil || strings.Contains(s.stderr.String(), "panic") {
-		t.Errorf("after SIGTERM: %v\n%s", err, head(s.stderr.String()))
+	if err := s.Terminate(t); err != nil || strings.Contains(s.Stderr.String(), "panic") {
+		t.Errorf("after SIGTERM: %v\n%s", err, head(s.Stderr.String()))
 	}
 }

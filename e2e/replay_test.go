@@ -1,4 +1,6 @@
-package main
+//go:build linux
+
+package e2e
 
 // Every state in which a power cut may leave the file. strace prints each write and sync
 // of the running process, and in the same order the answers that leave it. From that the
@@ -16,16 +18,21 @@ package main
 
 import (
 	"bytes"
-	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"energy-contracts/internal/servicetest"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -50,9 +57,10 @@ var tracedFaults = []struct {
 }
 
 func TestEveryCrashStateHoldsWhatWasAcknowledged(t *testing.T) {
+	long(t)
 	needTool(t, "strace")
 	t.Parallel()
-	replays(t, "sound disk", shortOr(1, 10), shortOr(20_000, 1_000_000), func(t *testing.T, r *recording) {
+	replays(t, "sound disk", servicetest.Amount(1, 10), servicetest.Amount(20_000, 1_000_000), func(t *testing.T, r *recording) {
 		if r.calls.count(func(c call) bool { return c.name == "ftruncate" }) == 0 {
 			t.Error("the file has not grown")
 		}
@@ -64,7 +72,7 @@ func TestEveryCrashStateHoldsWhatWasAcknowledged(t *testing.T) {
 		})
 	})
 	for _, kind := range tracedFaults {
-		replays(t, "EIO at "+kind.name, shortOr(1, 10), shortOr(2_000, 100_000), func(t *testing.T, r *recording) {
+		replays(t, "EIO at "+kind.name, servicetest.Amount(1, 10), servicetest.Amount(2_000, 100_000), func(t *testing.T, r *recording) {
 			if r.calls.injected() == 0 || r.refused() == 0 {
 				t.Errorf("%d faults, and %d writes refused", r.calls.injected(), r.refused())
 			}
@@ -140,15 +148,19 @@ type recording struct {
 // record has a process write under faults.
 func record(t *testing.T, faults ...string) *recording {
 	t.Helper()
-	db := withoutLinks(t.TempDir()) + "/test.db"
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := filepath.Join(dir, "test.db")
 	p := startProcess(t, nil, "--demo", "--db", db)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := &recording{}
-	auth := newLedger(t, p.url).auth
+	auth := newLedger(t, p.URL).auth
 	for i := range replayWriters {
 		r.writers = append(r.writers, &replayWriter{
-			ledger: ledger{base: p.url, client: patientClient(t), auth: auth},
+			ledger: ledger{base: p.URL, client: patientClient(t), auth: auth},
 			number: i,
 			random: rand.New(rand.NewPCG(seed, uint64(i))),
 		})
@@ -157,8 +169,8 @@ func record(t *testing.T, faults ...string) *recording {
 	r.before = readFile(t, db) // idle, and so synced
 	var stand atomic.Int64
 	together(t, len(r.writers), func(i int) error { return r.writers[i].run(&stand) })
-	if err := p.terminate(t); err != nil {
-		t.Errorf("after SIGTERM: %v\n%s", err, p.stderr)
+	if err := p.Terminate(t); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, p.Stderr)
 	}
 	tracer.detach()
 	r.takeIn(t, tracer.trace(t), db)
@@ -246,7 +258,7 @@ func (r *recording) after() string {
 type cell struct{ bucket, key string }
 
 func contractCell(id string) cell {
-	return cell{string(bucketContracts), string(Key{Owner{demoOrg, demoUser}, ID(id)}.bytes())}
+	return cell{"contracts", string(contractKey{demoOrg, demoUser, id}.bytes())}
 }
 
 // tracedWrite is a request that was made or refused as a whole.
@@ -343,8 +355,8 @@ func (w *replayWriter) post(prices int) error {
 	doc := w.document(prices)
 	key := fmt.Sprintf("%d-%d", w.number, w.written)
 	a := w.ask("POST", w.collection(), doc, "Idempotency-Key", key)
-	record := cell{string(bucketIdempotency), demoOrg + "/" + demoUser + "/demo\x00" + key}
-	contract := cell{bucket: string(bucketContracts)}
+	record := cell{"idempotency", demoOrg + "/" + demoUser + "/demo\x00" + key}
+	contract := cell{bucket: "contracts"}
 	id := filepath.Base(a.header.Get("Location"))
 	if a.status == http.StatusOK {
 		contract = contractCell(id)
@@ -387,13 +399,13 @@ func (w *replayWriter) remove() error {
 var demoForm = []string{"Content-Type", "application/x-www-form-urlencoded", "Authorization", "Basic ZGVtbzpkZW1vLXNlY3JldA=="}
 
 func tokenCell(token string) cell {
-	h := hashOf(token)
-	return cell{string(bucketTokens), string(h[:])}
+	h := sha256.Sum256([]byte(token))
+	return cell{"tokens", string(h[:])}
 }
 
 func (w *replayWriter) addToken() error {
 	a := w.ask("POST", w.base+tokenPath, "grant_type=client_credentials", demoForm...)
-	is := cell{bucket: string(bucketTokens)}
+	is := cell{bucket: "tokens"}
 	_, token, _ := strings.Cut(a.body, `"access_token":"`)
 	token, _, _ = strings.Cut(token, `"`)
 	if a.status == http.StatusOK {
@@ -743,31 +755,83 @@ func (r *recording) replay(t testing.TB, states int) (made int, bad []string) {
 	return made, bad
 }
 
+// checker is a process that looks at databases as "check" does.
+type checker struct {
+	paths   io.Writer
+	results *json.Decoder
+	stderr  *lockedBuffer
+}
+
+// checkerProgram builds the program with many checks in a process, once.
+var checkerProgram = sync.OnceValues(func() (string, error) {
+	return buildWith("checker", map[string]string{"manychecks.go": "testdata/check/check.go"})
+})
+
+func startChecker(t testing.TB) *checker {
+	t.Helper()
+	path, err := checkerProgram()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path)
+	cmd.Env = append(os.Environ(), "MANY_CHECKS=1")
+	c := &checker{stderr: &lockedBuffer{}}
+	cmd.Stderr = c.stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v\n%s", err, c.stderr)
+		}
+	})
+	c.paths, c.results = in, json.NewDecoder(out)
+	return c
+}
+
+// faults is what is wrong with a database.
+func (c *checker) faults(path string) (faults []string) {
+	_, err := fmt.Fprintln(c.paths, path)
+	if err == nil {
+		err = c.results.Decode(&faults)
+	}
+	if err != nil {
+		faults = append(faults, fmt.Sprintf("the check did not end in order: %v\n%s", err, c.stderr))
+	}
+	return faults
+}
+
 // judge knows what must be in the file.
 type judge struct {
-	path      string
-	validator *Validator
-	valid     map[string]Key // by documents that were looked at, and have nothing wrong
-	writers   []*replayWriter
-	next      []int // by writer, its first write that is not answered yet
-	stands    map[cell]string
-	flying    []tracedWrite   // not answered yet, one of each writer
-	may       map[cell]string // what they make
+	path    string
+	checker *checker
+	writers []*replayWriter
+	next    []int // by writer, its first write that is not answered yet
+	stands  map[cell]string
+	flying  []tracedWrite   // not answered yet, one of each writer
+	may     map[cell]string // what they make
 }
 
 // newJudge takes what is in a file for what stands.
 func newJudge(t testing.TB, r *recording, path string) *judge {
 	t.Helper()
-	v, err := newValidator()
-	if err != nil {
-		t.Fatal(err)
+	j := &judge{path: path, checker: startChecker(t), writers: r.writers, next: make([]int, len(r.writers)), stands: map[cell]string{}}
+	if faults := j.checker.faults(path); len(faults) > 0 {
+		t.Fatal(strings.Join(faults, "\n"))
 	}
-	j := &judge{path: path, validator: v, valid: map[string]Key{}, writers: r.writers, next: make([]int, len(r.writers)), stands: map[cell]string{}}
-	_, err = Checker{Report: func(fault string) { t.Fatal(fault) }, Progress: func(int64) {}}.checkFile(t.Context(), path, func(tx *bbolt.Tx) error {
-		for c, value := range cells(tx) {
+	err := cells(path, func(found map[cell][]byte) {
+		for c, value := range found {
 			j.stands[c] = string(value)
 		}
-		return nil
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -803,42 +867,32 @@ func set(stands, makes map[cell]string) {
 	}
 }
 
-// cells is what is in the buckets that the writers write to.
-func cells(tx *bbolt.Tx) map[cell][]byte {
-	found := map[cell][]byte{}
-	for _, bucket := range [][]byte{bucketContracts, bucketTokens, bucketIdempotency} {
-		c := tx.Bucket(bucket).Cursor()
-		for k, v := c.First(); k != nil; k, v = c.Next() {
-			found[cell{string(bucket), string(k)}] = v
-		}
+// cells calls look with what is in the buckets that the writers write to.
+func cells(path string, look func(found map[cell][]byte)) error {
+	db, err := bbolt.Open(path, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		return err
 	}
-	return found
+	defer db.Close()
+	return db.View(func(tx *bbolt.Tx) error {
+		found := map[cell][]byte{}
+		for _, bucket := range []string{"contracts", "tokens", "idempotency"} {
+			c := tx.Bucket([]byte(bucket)).Cursor()
+			for k, v := c.First(); k != nil; k, v = c.Next() {
+				found[cell{bucket, string(k)}] = v
+			}
+		}
+		look(found)
+		return nil
+	})
 }
 
 // faults is what is wrong with the file.
 func (j *judge) faults() (faults []string) {
-	e := Checker{
-		Report:   func(fault string) { faults = append(faults, fault) },
-		Progress: func(int64) {},
-		Contract: func(k Key, doc []byte) {
-			if j.valid[string(doc)] == k {
-				return
-			}
-			if wrong := j.validator.stored(k, doc); len(wrong) > 0 {
-				faults = append(faults, wrong...)
-				return
-			}
-			j.valid[string(doc)] = k
-		},
+	if faults = j.checker.faults(j.path); len(faults) > 0 {
+		return faults
 	}
-	_, err := e.checkFile(context.Background(), j.path, func(tx *bbolt.Tx) error {
-		if err := e.checkBuckets(context.Background(), tx, &Contents{}); err != nil || len(faults) > 0 {
-			return err
-		}
-		faults = j.compare(cells(tx))
-		return nil
-	})
-	if err != nil {
+	if err := cells(j.path, func(found map[cell][]byte) { faults = j.compare(found) }); err != nil {
 		faults = append(faults, err.Error())
 	}
 	return faults

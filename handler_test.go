@@ -14,7 +14,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -25,38 +24,6 @@ import (
 	"go.etcd.io/bbolt"
 	"golang.org/x/oauth2/clientcredentials"
 )
-
-// problemDoc is a problem document as a client reads it.
-type problemDoc struct {
-	Type, Title, Detail, Instance string
-	Status                        int
-	Errors                        []struct{ Pointer, Parameter, Detail string }
-}
-
-// wantProblem fails unless the answer is a problem document of a status.
-func wantProblem(t testing.TB, resp *http.Response, body string, status int) problemDoc {
-	t.Helper()
-	var p problemDoc
-	d := json.NewDecoder(strings.NewReader(body))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&p); err != nil {
-		t.Fatalf("status %s: not a problem document: %v\n%s", resp.Status, err, body)
-	}
-	if resp.StatusCode != status || p.Status != status || p.Type != "about:blank" || p.Title != http.StatusText(status) ||
-		p.Detail == "" || p.Instance != resp.Header.Get("X-Request-ID") || resp.Header.Get("Content-Type") != "application/problem+json" {
-		t.Fatalf("got %s, want a problem document of status %d\n%v\n%s", resp.Status, status, resp.Header, body)
-	}
-	return p
-}
-
-func readFile(t testing.TB, name string) string {
-	t.Helper()
-	b, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
 
 func TestSeedPageRequestGetsItsAnswer(t *testing.T) {
 	s := start(t, "--demo")
@@ -102,21 +69,6 @@ func TestDemoDataIsWhatClientsRelyOn(t *testing.T) {
 	if resp.StatusCode != 200 || strings.Count(list, `"id"`) != 1 {
 		t.Errorf("the second user's contracts: %s\n%s", resp.Status, list)
 	}
-}
-
-// year is a contract with n hourly prices.
-func year(n int) string {
-	var b strings.Builder
-	b.WriteString(`{"energy_contract_type":"spot_hourly","currency_energy_price":"EUR","energy_prices":[`)
-	at := time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
-	for i := range n {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		fmt.Fprintf(&b, `{"price":%.4f,"timestamp":%q}`, float64(i%400)/1000-0.05, at.Add(time.Duration(i)*time.Hour).Format(time.RFC3339))
-	}
-	b.WriteString("]}")
-	return b.String()
 }
 
 func TestYearOfHourlyPricesComesBack(t *testing.T) {
@@ -223,12 +175,6 @@ func TestIdempotencyKeyIsForgottenAfterADay(t *testing.T) {
 	}
 }
 
-func with(h http.Header, name, value string) http.Header {
-	h = h.Clone()
-	h.Set(name, value)
-	return h
-}
-
 func TestIdempotencyKeyOfARunningRequestConflicts(t *testing.T) {
 	s := start(t, "--demo")
 	url := contractsURL(s.url, demoOrg, demoUser)
@@ -243,7 +189,7 @@ func TestIdempotencyKeyOfARunningRequestConflicts(t *testing.T) {
 		req.Header = header.Clone()
 		// The server says so once the handler has the key and asks for the body.
 		req.Header.Set("Expect", "100-continue")
-		resp, err := (&http.Client{Transport: validated{&http.Transport{ExpectContinueTimeout: time.Minute}}}).Do(req)
+		resp, err := (&http.Client{Transport: validated{Transport: &http.Transport{ExpectContinueTimeout: time.Minute}}}).Do(req)
 		if err != nil {
 			t.Error(err)
 		}
@@ -418,7 +364,7 @@ func TestBodyThatEndsEarlyChangesNothing(t *testing.T) {
 	if err := conn.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	resp, got, err := described().read(t, conn, sent)
+	resp, got, err := described().Read(t, conn, sent)
 	if err == nil { // net/http may also hang up at once
 		wantProblem(t, resp, got, 400)
 	}
@@ -515,7 +461,7 @@ func TestPanicOfAHandlerIsA500ThatTheLogExplains(t *testing.T) {
 		t.Errorf("detail %q, want %q", p.Detail, want)
 	}
 	line := regexp.MustCompile(`(?m)^.*request=` + p.Instance + `.*$`).FindString(log.String())
-	if !strings.Contains(line, "for the log only") || !strings.Contains(line, "api_test.go") {
+	if !strings.Contains(line, "for the log only") || !strings.Contains(line, "handler_test.go") {
 		t.Errorf("the log does not have the panic and where it was\n%s", log)
 	}
 	if resp, got := do(t, http.DefaultClient, "GET", server.URL+"/healthz", nil, ""); resp.StatusCode != 200 {

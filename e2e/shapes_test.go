@@ -1,10 +1,13 @@
-package main
+//go:build linux
+
+package e2e
 
 // Every JSON shape at every member, and as the whole of every body: what a generator of
 // wrong requests would try first. Which members there are, and what each may be, is
 // openapi.json's to say; the answers are compared as a whole.
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -12,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +25,56 @@ import (
 
 	"github.com/getkin/kin-openapi/openapi3"
 )
+
+// form is a form of body that has a contract in it.
+type form int
+
+const (
+	wholeContract form = iota // of a POST or a PUT
+	mergePatch                // of a PATCH
+	exported                  // a line of an export
+)
+
+// fault is one thing that is wrong with a body, and where.
+type fault struct{ Pointer, Detail string }
+
+func (f fault) String() string { return f.Pointer + " " + f.Detail }
+
+// maxFaults is how many faults an answer lists.
+const maxFaults = 100
+
+var (
+	uuidForm = regexp.MustCompile(`^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$`)
+	timeForm = regexp.MustCompile(`^(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))$`)
+)
+
+// quoted returns a value as a response quotes it.
+func quoted(v any) string {
+	const longest = 40 // characters
+	r := []rune(fmt.Sprint(v))
+	if len(r) > longest {
+		return fmt.Sprintf("%q… (%d characters)", string(r[:longest]), len(r))
+	}
+	return fmt.Sprintf("%q", string(r))
+}
+
+// canonical is the one text of a JSON value.
+func canonical(t testing.TB, value any) string {
+	t.Helper()
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(value); err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(b.String())
+}
+
+// whereItBelongs is the members that a line must have.
+func whereItBelongs(i int) string {
+	k := key(i)
+	return fmt.Sprintf(`"org_id":%q,"user_id":%q,"id":%q`, k.Org, k.User, k.Contract)
+}
 
 // shape is what stands in the place of a member's value.
 type shape struct {
@@ -184,7 +238,7 @@ func slots(t testing.TB) (found []slot) {
 			walk(slot{s.pointer + "/" + name, member.Value, s.depth + 1, fmt.Sprintf("%s{%s%q:", s.before, others, name), "}" + s.after})
 		}
 	}
-	walk(slot{schema: described().doc.Components.Schemas["EnergyContractRequest"].Value})
+	walk(slot{schema: described().Doc.Components.Schemas["EnergyContractRequest"].Value})
 	slices.SortFunc(found, func(a, b slot) int { return strings.Compare(a.pointer, b.pointer) })
 	if len(found) != len(rightValues) {
 		t.Fatalf("openapi.json has %d of the %d in rightValues", len(found), len(rightValues))
@@ -243,7 +297,7 @@ func generated(t testing.TB, f form) (all []sent) {
 		right := rightValues[place.pointer]
 		if i := slices.Index(placeMembers, place.name()); i >= 0 {
 			k := key(len(all))
-			right = strconv.Quote(string([]ID{k.Org, k.User, k.Contract}[i]))
+			right = strconv.Quote([]string{k.Org, k.User, k.Contract}[i])
 		}
 		all = append(all, expect(place.inForm(f, len(all)), right))
 	}
@@ -533,21 +587,22 @@ func refusal(t testing.TB, status int, faults []fault) failure {
 	for _, f := range faults {
 		list = append(list, fmt.Sprintf(`{"pointer":%s,"detail":%s}`, canonical(t, f.Pointer), canonical(t, f.Detail)))
 	}
-	return failure{status: status, detail: detail, errors: `,"errors":[` + strings.Join(list, ",") + "]"}
+	return failure{Status: status, Detail: detail, Errors: `,"errors":[` + strings.Join(list, ",") + "]"}
 }
 
 // shapesTimeout is for an answer to whatever is sent, on a machine that others keep busy.
 const shapesTimeout = 20 * time.Second
 
 func TestEachShapeAtEachMember(t *testing.T) {
+	long(t)
 	t.Parallel()
 	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
-	bearer := token(t, p.url, "demo", "demo-secret")
+	bearer := token(t, p.URL, "demo", "demo-secret")
 	t.Run("of", func(t *testing.T) {
 		for n, method := range []string{"POST", "PUT", "PATCH"} {
 			t.Run(method, func(t *testing.T) {
 				t.Parallel()
-				tryShapes(t, method, bearer, contractsURL(p.url, demoOrg, fmt.Sprintf("00000000-0000-4000-8000-%012d", n)))
+				tryShapes(t, method, bearer, contractsURL(p.URL, demoOrg, fmt.Sprintf("00000000-0000-4000-8000-%012d", n)))
 			})
 		}
 	})
@@ -592,7 +647,7 @@ func tryShapes(t *testing.T, method, bearer, collection string) {
 			}
 			resp, got := do(t, c, method, url, header, x.body)
 			if x.status != 200 {
-				refusal(t, x.status, x.faults).want(t, resp, got)
+				refusal(t, x.status, x.faults).Want(t, resp, got)
 				return
 			}
 			id, location := demoContract, http.Header{}
@@ -629,21 +684,22 @@ func wantContract(t testing.TB, resp *http.Response, got, want string, more http
 func wantUnharmed(t testing.TB, p *process) {
 	t.Helper()
 	const limit = 150 // MB; 20 to 52 were seen
-	if resp, got := do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, ""); resp.StatusCode != 200 {
+	if resp, got := do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, ""); resp.StatusCode != 200 {
 		t.Errorf("%s\n%s", resp.Status, got)
 	}
-	if mb := (loaded{pid: p.cmd.Process.Pid}).memory(t, "RssAnon"); mb > limit {
+	if mb := (loaded{pid: p.Cmd.Process.Pid}).memory(t, "RssAnon"); mb > limit {
 		t.Errorf("it has %.0f MB", mb)
 	}
-	if err := p.terminate(t); err != nil {
+	if err := p.Terminate(t); err != nil {
 		t.Error(err)
 	}
-	if log := p.stderr.String(); strings.Contains(log, `"level":"ERROR"`) {
+	if log := p.Stderr.String(); strings.Contains(log, `"level":"ERROR"`) {
 		t.Errorf("its log has\n%s", log)
 	}
 }
 
 func TestEachShapeAtEachMemberOfALine(t *testing.T) {
+	long(t)
 	t.Parallel()
 	db := shortPath(t)
 	p := startProcess(t, nil, "--db", db)
@@ -663,14 +719,17 @@ func TestEachShapeAtEachMemberOfALine(t *testing.T) {
 		}
 		if x.status == 200 {
 			imported++
-			export.Write(appendLine(nil, key(i), []byte(contract(string(key(i).Contract), x.changed, x.to))))
+			export.WriteString(key(i).line(contract(key(i).Contract, x.changed, x.to)))
 		} else {
 			bad++
 		}
 	}
 	fmt.Fprintf(&report, "imported %d contracts\n", imported)
-	got := refusedCommand(t, db, fmt.Sprintf("skipped %d invalid lines out of %d", bad, imported+bad), "import", "--keep-going", file.Name())
-	wantLines(t, got, report.String())
+	got := run(t, nil, "import", "--keep-going", file.Name(), "--db", db)
+	if want := fmt.Sprintf("energy-contracts: skipped %d invalid lines out of %d\n", bad, imported+bad); got.status != 1 || got.stderr != want {
+		t.Errorf("exit status %d, %q, want %q", got.status, got.stderr, want)
+	}
+	wantLines(t, got.stdout, report.String())
 	wantLines(t, ok(t, db, "export"), export.String())
 	wantUnharmed(t, p)
 }
@@ -720,24 +779,25 @@ var bodies = []shape{
 }
 
 func TestEachShapeAsABody(t *testing.T) {
+	long(t)
 	t.Parallel()
 	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
 	c := &http.Client{Timeout: shapesTimeout}
-	bearer := token(t, p.url, "demo", "demo-secret")
-	list := contractsURL(p.url, demoOrg, demoUser)
+	bearer := token(t, p.URL, "demo", "demo-secret")
+	list := contractsURL(p.URL, demoOrg, demoUser)
 	before := answerTo(t, c, list, bearer)
-	for _, o := range operations(t, withContent) {
-		header := o.header(bearer)
-		if o.oauth {
+	for _, o := range operations(t, func(o *operation) bool { return o.ContentType != "" }) {
+		header := o.Header(bearer)
+		if o.OAuth {
 			header.Set("Content-Type", "application/json")
 		}
 		for _, sh := range bodies {
-			t.Run(o.id+" "+sh.name, func(t *testing.T) {
-				resp, got := do(t, c, o.method, p.url+o.path, header, sh.value)
-				if o.oauth {
-					oauthBody(o, sh.value).want(t, resp, got)
+			t.Run(o.ID+" "+sh.name, func(t *testing.T) {
+				resp, got := do(t, c, o.Method, p.URL+o.Path, header, sh.value)
+				if o.OAuth {
+					oauthBody(o, sh.value).Want(t, resp, got)
 				} else {
-					contractBody(t, sh).want(t, resp, got)
+					contractBody(t, sh).Want(t, resp, got)
 				}
 			})
 		}
@@ -763,7 +823,7 @@ func contractBody(t testing.TB, sh shape) failure {
 	f := fault{Pointer: "#", Detail: "the body is empty; send a JSON object"}
 	switch {
 	case len(sh.value) > 4<<20:
-		return failure{status: 413, detail: "The content may have at most 4194304 bytes; send fewer prices, or start the service with a larger --max-body."}
+		return failure{Status: 413, Detail: "The content may have at most 4194304 bytes; send fewer prices, or start the service with a larger --max-body."}
 	case sh.value == "", sh.notJSON == "{empty}":
 	case sh.notJSON != "":
 		f.Detail = fmt.Sprintf("at byte %d: %s", sh.at, sh.notJSON)
@@ -779,15 +839,15 @@ func contractBody(t testing.TB, sh shape) failure {
 
 // oauthBody is what becomes of a body that asks an OAuth endpoint for nothing.
 func oauthBody(o operation, body string) failure {
-	f := failure{status: 400, code: "invalid_request", detail: "the body must be a JSON object whose members are strings"}
+	f := failure{Status: 400, Code: "invalid_request", Detail: "the body must be a JSON object whose members are strings"}
 	switch {
 	case len(body) > 64<<10:
-		f.status, f.detail = 413, "the body cannot be read, or has more than 64 KiB"
+		f.Status, f.Detail = 413, "the body cannot be read, or has more than 64 KiB"
 	case body != "" && body != "null":
-	case strings.Contains(o.path, "revoke"):
-		f.detail = "token is missing; send the access token to revoke"
+	case strings.Contains(o.Path, "revoke"):
+		f.Detail = "token is missing; send the access token to revoke"
 	default:
-		f.detail = "grant_type is missing; it must be client_credentials"
+		f.Detail = "grant_type is missing; it must be client_credentials"
 	}
 	return f
 }
@@ -795,22 +855,23 @@ func oauthBody(o operation, body string) failure {
 // TestEachShapeAtEachOAuthParameter is for the JSON form, of a client that authenticates
 // by its Authorization field.
 func TestEachShapeAtEachOAuthParameter(t *testing.T) {
+	long(t)
 	t.Parallel()
 	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
 	c := &http.Client{Timeout: shapesTimeout}
-	for _, o := range operations(t, ofOAuth) {
-		header := o.header("")
+	for _, o := range operations(t, func(o *operation) bool { return o.OAuth }) {
+		header := o.Header("")
 		header.Set("Content-Type", "application/json")
 		for _, name := range []string{"client_id", "client_secret", "grant_type", "scope", "token"} {
 			for _, sh := range shapes {
-				t.Run(o.id+" "+name+" is "+sh.name, func(t *testing.T) {
+				t.Run(o.ID+" "+name+" is "+sh.name, func(t *testing.T) {
 					right := map[string]string{"grant_type": "client_credentials", "token": "none"}
 					delete(right, name)
 					others, _ := json.Marshal(right)
 					body := fmt.Sprintf(`%s,%q:%s}`, strings.TrimSuffix(string(others), "}"), name, sh.value)
-					resp, got := do(t, c, o.method, p.url+o.path, header, body)
-					if f := oauthParameter(o, name, body, sh); f.status != 200 {
-						f.want(t, resp, got)
+					resp, got := do(t, c, o.Method, p.URL+o.Path, header, body)
+					if f := oauthParameter(o, name, body, sh); f.Status != 200 {
+						f.Want(t, resp, got)
 					} else if resp.StatusCode != 200 {
 						t.Errorf("%s\n%s", resp.Status, got)
 					}
@@ -824,30 +885,30 @@ func TestEachShapeAtEachOAuthParameter(t *testing.T) {
 // oauthParameter is what becomes of a shape of one parameter.
 func oauthParameter(o operation, name, body string, sh shape) failure {
 	if len(body) > 64<<10 {
-		return failure{status: 413, code: "invalid_request", detail: "the body cannot be read, or has more than 64 KiB"}
+		return failure{Status: 413, Code: "invalid_request", Detail: "the body cannot be read, or has more than 64 KiB"}
 	}
-	f := failure{status: 400, code: "invalid_request"}
+	f := failure{Status: 400, Code: "invalid_request"}
 	text, isString := readShape(sh.value).(string)
-	isToken := !strings.Contains(o.path, "revoke")
+	isToken := !strings.Contains(o.Path, "revoke")
 	switch {
 	case strings.Contains(sh.notJSON, "twice"):
-		f.detail = "a parameter appears twice"
+		f.Detail = "a parameter appears twice"
 	case sh.notJSON != "", !isString:
-		f.detail = "the body must be a JSON object whose members are strings"
+		f.Detail = "the body must be a JSON object whose members are strings"
 	case text == "" && name == "token" && !isToken:
-		f.detail = "token is missing; send the access token to revoke"
+		f.Detail = "token is missing; send the access token to revoke"
 	case text == "" && name == "grant_type" && isToken:
-		f.detail = "grant_type is missing; it must be client_credentials"
+		f.Detail = "grant_type is missing; it must be client_credentials"
 	case text == "":
-		f.status = 200
+		f.Status = 200
 	case name == "client_id", name == "client_secret":
-		f.detail = "the client authenticates twice; send its id and secret in the Authorization field or in the body"
+		f.Detail = "the client authenticates twice; send its id and secret in the Authorization field or in the body"
 	case name == "grant_type" && isToken:
-		f.code, f.detail = "unsupported_grant_type", "grant_type must be client_credentials"
+		f.Code, f.Detail = "unsupported_grant_type", "grant_type must be client_credentials"
 	case name == "scope" && isToken:
-		f.code, f.detail = "invalid_scope", "this client may ask for: read write"
+		f.Code, f.Detail = "invalid_scope", "this client may ask for: read write"
 	default:
-		f.status = 200
+		f.Status = 200
 	}
 	return f
 }

@@ -18,60 +18,9 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"go.etcd.io/bbolt"
 )
-
-// contractLines is an export.
-const contractLines = "testdata/contracts.jsonl"
-
-// ok runs a command on a database, wants it to succeed without complaint, and returns
-// what it prints.
-func ok(t testing.TB, db string, args ...string) (stdout string) {
-	t.Helper()
-	got := run(t, nil, append(args, "--db", db)...)
-	if got.status != 0 || got.stderr != "" {
-		t.Fatalf("%q: %+v", args, got)
-	}
-	return got.stdout
-}
-
-// refusedCommand runs a command on a database and wants it to exit 1 with one sentence.
-func refusedCommand(t testing.TB, db, want string, args ...string) (stdout string) {
-	t.Helper()
-	got := run(t, nil, append(args, "--db", db)...)
-	if got.status != 1 || got.stderr != "energy-contracts: "+want+"\n" {
-		t.Errorf("%q: %+v\nwant %q", args, got, want)
-	}
-	return got.stdout
-}
-
-// absolute is a file of ours for a command, which runs elsewhere.
-func absolute(t testing.TB, name string) string {
-	t.Helper()
-	path, err := filepath.Abs(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-// wantMode is for files that are the owner's alone.
-func wantMode(t testing.TB, path string) {
-	t.Helper()
-	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
-		t.Errorf("%s: %v, %v; want mode 0600", path, info, err)
-	}
-}
-
-// wantExport compares what is in a database with lines.
-func wantExport(t testing.TB, db, want string) {
-	t.Helper()
-	if got := ok(t, db, "export"); got != want {
-		t.Errorf("the export of %s is\n%s\nwant\n%s", db, head(got), head(want))
-	}
-}
 
 func TestBackupIsTheDatabaseAsItIs(t *testing.T) {
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
@@ -93,7 +42,7 @@ func TestBackupIsTheDatabaseAsItIs(t *testing.T) {
 		}
 		wantExport(t, backup, readFile(t, contractLines))
 		p := startProcess(t, nil, "--db", backup)
-		wantSecret(t, p.url, c, true)
+		wantSecret(t, p.URL, c, true)
 
 		// In place of an older one, whoever that belongs to, and of a link, which may
 		// lead anywhere.
@@ -167,9 +116,9 @@ func TestCommandsNeedADatabase(t *testing.T) {
 func TestBackupOfASlowReaderHoldsUpNobody(t *testing.T) {
 	db := shortPath(t)
 	s := startOn(t, db, "--demo", "--metrics-addr", "127.0.0.1:0")
-	l := newLedger(t, s.url, demoContract)
+	l := newAuthor(t, s.url)
 	for i := range 8 { // more than the socket's buffers hold
-		l.create(t, string(key(i).Contract), largeContract)
+		l.create(t, key(i).Contract)
 	}
 	before := l.list(t)
 	conn, err := net.Dial("unix", controlPath(db))
@@ -183,7 +132,7 @@ func TestBackupOfASlowReaderHoldsUpNobody(t *testing.T) {
 		t.Fatalf("%q, %v", begin, err)
 	}
 	for i := range 40 {
-		l.create(t, string(key(100+i).Contract), largeContract)
+		l.create(t, key(100+i).Contract)
 	}
 	if open := metric(t, scrape(t, s.log.String()), "energy_contracts_database_open_read_transactions"); open != "0" {
 		t.Errorf("%s transactions are open while the backup is read", open)
@@ -196,7 +145,7 @@ func TestBackupOfASlowReaderHoldsUpNobody(t *testing.T) {
 	_, copied, _ := bytes.Cut(answer, []byte("\r\n\r\n"))
 	backup := writeFile(t, copied)
 	again := startOn(t, backup, "--demo")
-	if got := newLedger(t, again.url).list(t); got != before {
+	if got := newAuthor(t, again.url).list(t); got != before {
 		t.Errorf("the backup has %s\nwant what there was when it began\n%s", head(got), head(before))
 	}
 	l.check(t)
@@ -308,19 +257,6 @@ func besideAndWithoutBroken(t *testing.T, test func(t *testing.T, db, id string)
 	}
 }
 
-// editBolt writes to a database behind the store's back.
-func editBolt(t testing.TB, path string, edit func(*bbolt.Tx) error) {
-	t.Helper()
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	if err := db.Update(edit); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestRestorePutsABackupInPlace(t *testing.T) {
 	source := shortPath(t)
 	ok(t, source, "import", absolute(t, contractLines))
@@ -334,7 +270,7 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 		wantMode(t, db)
 		wantFiles(t, filepath.Dir(db), "c.db")
 		p := startProcess(t, nil, "--db", db)
-		wantSecret(t, p.url, c, true)
+		wantSecret(t, p.URL, c, true)
 	})
 	t.Run("from standard input", func(t *testing.T) {
 		db := shortPath(t)
@@ -381,7 +317,7 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 	})
 	t.Run("beside the socket that a crash left", func(t *testing.T) {
 		db := shortPath(t)
-		kill(t, startProcess(t, nil, "--db", db))
+		startProcess(t, nil, "--db", db).Kill(t)
 		ok(t, db, "restore", "--force", backup)
 		wantListed(t, db, c.ID)
 	})
@@ -398,13 +334,13 @@ func TestRestoreIsRefused(t *testing.T) {
 		c := addClient(t, db)
 		refusedCommand(t, db, "a server has "+db+" open; stop it first", "restore", "--force", backup)
 		refusedCommand(t, db, "a server has "+db+" open; stop it first", "restore", backup)
-		wantSecret(t, p.url, c, true)
+		wantSecret(t, p.URL, c, true)
 		// Also when it cannot be asked.
 		if err := os.Remove(db + ".sock"); err != nil {
 			t.Fatal(err)
 		}
 		refusedCommand(t, db, db+" is a database in use, so it was not replaced; name another file, or stop the process that uses it", "restore", "--force", backup)
-		wantSecret(t, p.url, c, true)
+		wantSecret(t, p.URL, c, true)
 	})
 	sound := readFile(t, backup)
 	half := writeFile(t, []byte(sound[:len(sound)/2]))
@@ -435,14 +371,12 @@ func TestRestoreIsRefused(t *testing.T) {
 func TestCompactRemovesFreePages(t *testing.T) {
 	db := shortPath(t)
 	p := startProcess(t, nil, "--demo", "--db", db)
-	l := newLedger(t, p.url, demoContract)
+	l := newAuthor(t, p.URL)
 	for i := range 30 {
-		l.create(t, string(key(i).Contract), largeContract)
+		l.create(t, key(i).Contract)
 	}
 	for i := range 30 {
-		if a := l.send("DELETE", string(key(i).Contract), ""); a.status != 204 {
-			t.Fatal(a)
-		}
+		l.remove(t, key(i).Contract)
 	}
 	before := readFile(t, db)
 	t.Run("not beside a server", func(t *testing.T) {
@@ -451,7 +385,7 @@ func TestCompactRemovesFreePages(t *testing.T) {
 			t.Error("the file changed")
 		}
 	})
-	if err := p.terminate(t); err != nil {
+	if err := p.Terminate(t); err != nil {
 		t.Fatal(err)
 	}
 	if os.Getuid() == 0 { // as a service's file is another user's, and stays so
@@ -482,11 +416,9 @@ func TestCompactRemovesFreePages(t *testing.T) {
 		t.Errorf("clients: %s\nwere %s", got, clients)
 	}
 	again := startProcess(t, nil, "--demo", "--db", db)
-	l.base = again.url
+	l.base = again.URL
 	// With its token, which is there still.
-	if a := l.send("GET", demoContract, ""); a.status != 200 {
-		t.Error(a)
-	}
+	l.check(t)
 }
 
 func ownerOf(t testing.TB, path string) [2]uint32 {

@@ -1,15 +1,16 @@
-package main
+package e2e
 
 // What the benchmarks measure with: a file of many contracts, a client that adds as
 // little as it can, and what the service is compared with.
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
+	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -17,6 +18,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,83 +27,87 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/go-playground/validator/v10"
 	"github.com/julienschmidt/httprouter"
 	"go.etcd.io/bbolt"
 )
 
-// benchToken is the text of a token that may do all in demoOrg. It is in each
-// benchFile.
-const benchToken = "benchmark-0123456789abcdef0123456789abcdef0"
-
-// benchSecret is the secret of the client "bench".
-const benchSecret = "benchmark-secret-0123456789abcdef0123456789"
-
 // contractsOfUser is how many contracts each user of a benchFile has.
 const contractsOfUser = 100
 
 // benchKey is the key of a contract of a benchFile. Keys sort by n.
-func benchKey(n int) Key {
-	return Key{
-		Owner{demoOrg, ID(fmt.Sprintf("00000000-0000-4000-8000-%012x", n/contractsOfUser))},
-		ID(fmt.Sprintf("00000000-0000-7000-8000-%012x", n)),
-	}
+func benchKey(n int) contractKey {
+	return contractKey{demoOrg, fmt.Sprintf("00000000-0000-4000-8000-%012x", n/contractsOfUser), fmt.Sprintf("00000000-0000-7000-8000-%012x", n)}
 }
 
 // benchBody is a contract of a common size: its document has 300 bytes.
 const benchBody = `{"energy_contract_type":"monthly","energy_prices":[{"price":0.2134}],"meter_id":"735999102100010234","supplier":"Nordlys Energi AB","currency_energy_price":"EUR","energy_price_includes_external_components":true}`
 
-// benchDocument is the document of contract 0 of a benchFile.
-func benchDocument(t testing.TB) []byte {
+// bench is what each benchFile begins with: a database that the program made, with a client
+// of demoOrg, a token of it, and contract 0.
+var bench struct {
+	sync.Once
+	file     string
+	client   credentials
+	token    string
+	document []byte // of contract 0
+}
+
+// makeBench makes it, once.
+func makeBench(t testing.TB) {
 	t.Helper()
-	v, err := newValidator()
-	if err != nil {
-		t.Fatal(err)
+	bench.Do(func() {
+		db := filepath.Join(servicetest.BuildDir(), "bench.db")
+		bench.client = addClient(t, db)
+		p := startProcess(t, nil, "--db", db)
+		bench.token = token(t, p.URL, bench.client.ID, bench.client.Secret)
+		header := http.Header{"Authorization": {"Bearer " + bench.token}, "Content-Type": {"application/json"}, "If-None-Match": {"*"}}
+		resp, document := do(t, http.DefaultClient, "PUT", p.URL+benchContract, header, benchBody)
+		if resp.StatusCode != http.StatusCreated {
+			t.Fatalf("%s\n%s", resp.Status, document)
+		}
+		if err := p.Terminate(t); err != nil {
+			t.Fatal(err)
+		}
+		bench.file, bench.document = db, []byte(document)
+	})
+	if bench.file == "" {
+		t.Fatal("there is no file for benchmarks, as another test said")
 	}
-	c, err := v.Contract([]byte(benchBody))
-	if err != nil {
-		t.Fatal(err)
-	}
-	doc, err := c.encode(benchKey(0).Contract)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return doc
+}
+
+// bucketContracts is where the database has its contracts, each sealed.
+var bucketContracts = []byte("contracts")
+
+// seal is a value as the database has it: its checksum with its key goes before it.
+func seal(key, value []byte) []byte {
+	sum := xxhash.New()
+	_, _ = sum.Write(key) // never fails
+	_, _ = sum.Write(value)
+	return append(binary.BigEndian.AppendUint64(nil, sum.Sum64()), value...)
 }
 
 // benchFile makes a database with n contracts, as an import leaves it.
 func benchFile(t testing.TB, n int) string {
 	t.Helper()
-	path := newPath(t)
-	s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	known.add(benchToken)
-	now := time.Now()
-	token := Token{Client: "bench", Org: demoOrg, Scopes: Scopes{true, true}, Expires: now.Add(24 * time.Hour), ClientCreated: now}
-	err = errors.Join(
-		s.AddClient(Client{ID: "bench", Org: demoOrg, Scopes: Scopes{true, true}, Secret: hashOf(benchSecret), Created: now}),
-		s.AddToken(hashOf(benchToken), token),
-		s.Close())
-	if err != nil {
-		t.Fatal(err)
-	}
+	makeBench(t)
+	path := copyOf(t, bench.file)
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{NoSync: true})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	doc := benchDocument(t)
-	at := bytes.Index(doc, []byte(benchKey(0).Contract))
+	at := bytes.Index(bench.document, []byte(benchKey(0).Contract))
 	for from := 0; from < n; from += 20_000 {
 		err := db.Update(func(tx *bbolt.Tx) error {
-			tx.Bucket(bucketContracts).FillPercent = importFill
+			b := tx.Bucket(bucketContracts)
+			b.FillPercent = 0.9
 			for i := from; i < min(from+20_000, n); i++ {
 				k := benchKey(i)
-				doc := bytes.Clone(doc)
+				doc := bytes.Clone(bench.document)
 				copy(doc[at:], k.Contract)
-				if err := put(tx, bucketContracts, k.bytes(), withChecksum(k.bytes(), doc)); err != nil {
+				if err := b.Put(k.bytes(), seal(k.bytes(), doc)); err != nil {
 					return err
 				}
 			}
@@ -120,15 +126,8 @@ func benchFile(t testing.TB, n int) string {
 // benchValue is what a benchFile has under a key.
 func benchValue(t testing.TB) []byte {
 	t.Helper()
-	return withChecksum(benchKey(0).bytes(), benchDocument(t))
-}
-
-// fileOf makes a file.
-func fileOf(t testing.TB, content []byte) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "content")
-	writeTo(t, path, content)
-	return path
+	makeBench(t)
+	return seal(benchKey(0).bytes(), bench.document)
 }
 
 // copyOf is a copy of a file.
@@ -160,6 +159,12 @@ type loaded struct {
 	pid     int
 }
 
+// listeningLine and metricsLine are lines of a server's log.
+var (
+	listeningLine = regexp.MustCompile(`"msg":"listening","addr":"([^"]+)"`)
+	metricsLine   = regexp.MustCompile(`"msg":"serving metrics","addr":"([^"]+)"`)
+)
+
 // listens runs a server until the benchmark ends. Its log goes to a file, as it does
 // where it is in use, so that nobody but it has work with that.
 func listens(t testing.TB, cmd *exec.Cmd) loaded {
@@ -179,8 +184,8 @@ func listens(t testing.TB, cmd *exec.Cmd) loaded {
 			t.Errorf("%v: %v\n%.2000s", cmd.Args, err, readFile(t, log))
 		}
 		if _, isTest := t.(*testing.T); isTest { // a benchmark's would be gigabytes
-			known.wantNone(t, "the log", readFile(t, log))
-			known.wantNoneIn(t, databaseOf(cmd.Args))
+			known.WantNone(t, "the log", readFile(t, log))
+			known.WantNoneIn(t, servicetest.DatabaseOf(cmd.Args))
 		}
 	})
 	s := loaded{pid: cmd.Process.Pid}
@@ -352,7 +357,7 @@ type message struct {
 // The paths of contract 0 and its user. Where a message has them, it is aimed at
 // another contract before it is sent.
 var (
-	benchContract  = location(benchKey(0))
+	benchContract  = contractsURL("", demoOrg, benchKey(0).User) + "/" + benchKey(0).Contract
 	benchContracts = benchContract[:strings.LastIndexByte(benchContract, '/')]
 )
 
@@ -362,14 +367,14 @@ const jsonType = "Content-Type: application/json\r\n"
 func (m message) bytes() (request []byte, aim func(n int)) {
 	head := m.method + " " + m.path + " HTTP/1.1\r\nHost: localhost\r\n" + m.header
 	if !strings.Contains(m.header, "Authorization: ") {
-		head += "Authorization: Bearer " + benchToken + "\r\n"
+		head += "Authorization: Bearer " + bench.token + "\r\n"
 	}
 	if m.body != "" {
 		head += "Content-Length: " + strconv.Itoa(len(m.body)) + "\r\n"
 	}
 	request = []byte(head + "\r\n" + m.body)
-	digits := func(id ID) []byte {
-		at := strings.Index(head, string(id))
+	digits := func(id string) []byte {
+		at := strings.Index(head, id)
 		if at < 0 {
 			return nil
 		}
@@ -632,11 +637,17 @@ func (s loaded) scrape(t testing.TB) string {
 // value is that of a series in what was scraped.
 func value(t testing.TB, scraped, series string) float64 {
 	t.Helper()
-	v, err := strconv.ParseFloat(metric(t, scraped, series), 64)
-	if err != nil {
-		t.Fatal(err)
+	for line := range strings.Lines(scraped) {
+		if text, ok := strings.CutPrefix(line, series+" "); ok {
+			v, err := strconv.ParseFloat(strings.TrimSpace(text), 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return v
+		}
 	}
-	return v
+	t.Fatalf("there is no %s in\n%s", series, scraped)
+	return 0
 }
 
 // memory is what the kernel says of a server's, in MB: RssAnon is what it has for itself
@@ -661,10 +672,10 @@ func timeToReady(t testing.TB, db string) time.Duration {
 	t.Helper()
 	began := time.Now()
 	p := startProcess(t, nil, "--db", db)
-	s := loaded{addr: strings.TrimPrefix(p.url, "http://")}
+	s := loaded{addr: strings.TrimPrefix(p.URL, "http://")}
 	err := s.lines(t, 1, message{method: "GET", path: "/readyz"}, 1)[0].ask()
 	took := time.Since(began)
-	if err := errors.Join(err, p.terminate(t)); err != nil {
+	if err := errors.Join(err, p.Terminate(t)); err != nil {
 		t.Fatal(err)
 	}
 	return took

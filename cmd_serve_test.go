@@ -4,26 +4,17 @@ package main
 
 import (
 	"bytes"
-	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
+	"energy-contracts/internal/servicetest"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -31,94 +22,40 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// keyPair is a certificate of 127.0.0.1 and its key, in PEM.
-type keyPair struct{ cert, key []byte }
-
-func newKeyPair(t testing.TB, serial int64) keyPair {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: "test"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-	}
-	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return keyPair{
-		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}),
-		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private}),
-	}
-}
-
 // certified is a service with --tls-cert and --tls-key.
 type certified struct {
 	*process
 	certFile, keyFile string
 }
 
-func startCertified(t testing.TB, pair keyPair) *certified {
+func startCertified(t testing.TB, pair servicetest.KeyPair) *certified {
 	t.Helper()
 	s := &certified{}
-	s.certFile, s.keyFile = pair.files(t)
+	s.certFile, s.keyFile = pair.Files(t)
 	s.process = startProcess(t, nil, "--demo", "--tls-cert", s.certFile, "--tls-key", s.keyFile)
 	return s
 }
 
-// files writes the pair to two new files.
-func (p keyPair) files(t testing.TB) (cert, key string) {
-	t.Helper()
-	dir := t.TempDir()
-	cert, key = filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
-	writeTo(t, cert, p.cert)
-	writeTo(t, key, p.key)
-	return cert, key
-}
-
-func writeTo(t testing.TB, name string, content []byte) {
-	t.Helper()
-	if err := os.WriteFile(name, content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// trusting is a client that trusts a certificate and makes a connection per request.
-func trusting(pair keyPair, http2 bool) *http.Client {
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(pair.cert)
-	return &http.Client{Transport: validated{&http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: http2, DisableKeepAlives: !http2,
-	}}}
-}
-
 func TestTLSServesHTTP2AndHTTP1(t *testing.T) {
-	pair := newKeyPair(t, 1)
+	pair := servicetest.NewKeyPair(t, 1)
 	s := startCertified(t, pair)
-	if !strings.HasPrefix(s.url, "https://") {
-		t.Fatalf("the log says %s", s.url)
+	if !strings.HasPrefix(s.URL, "https://") {
+		t.Fatalf("the log says %s", s.URL)
 	}
 	for _, tt := range []struct {
 		http2 bool
 		proto string
 	}{{true, "HTTP/2.0"}, {false, "HTTP/1.1"}} {
-		c := trusting(pair, tt.http2)
+		c := pair.Client(tt.http2)
 		form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
-		resp, got := do(t, c, "POST", s.url+"/oauth2/token/", form, "grant_type=client_credentials&client_id=demo&client_secret=demo-secret")
+		resp, got := do(t, c, "POST", s.URL+"/oauth2/token/", form, "grant_type=client_credentials&client_id=demo&client_secret=demo-secret")
 		var granted struct {
 			AccessToken string `json:"access_token"`
 		}
 		if err := json.Unmarshal([]byte(got), &granted); err != nil || resp.Proto != tt.proto {
 			t.Fatalf("%s %s, %v\n%s", resp.Proto, resp.Status, err, got)
 		}
-		url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+		url := contractsURL(s.URL, demoOrg, demoUser) + "/" + demoContract
 		bearer := with(jsonBody, "Authorization", "Bearer "+granted.AccessToken)
 		resp, put := do(t, c, "PUT", url, bearer, `{"supplier":"`+tt.proto+`"}`)
 		if resp.StatusCode != 200 || resp.Proto != tt.proto {
@@ -133,36 +70,36 @@ func TestTLSServesHTTP2AndHTTP1(t *testing.T) {
 		if resp.StatusCode != 200 {
 			t.Errorf("PUT: %s\n%.300s", resp.Status, put)
 		}
-		if resp, got = do(t, c, "GET", contractsURL(s.url, demoOrg, demoUser), bearer, ""); !strings.Contains(got, put) {
+		if resp, got = do(t, c, "GET", contractsURL(s.URL, demoOrg, demoUser), bearer, ""); !strings.Contains(got, put) {
 			t.Errorf("GET: %s, %d bytes", resp.Status, len(got))
 		}
-		resp, got = do(t, c, "GET", s.url+"/.well-known/oauth-authorization-server", nil, "")
-		if !strings.Contains(got, `"issuer":"`+s.url+`"`) {
+		resp, got = do(t, c, "GET", s.URL+"/.well-known/oauth-authorization-server", nil, "")
+		if !strings.Contains(got, `"issuer":"`+s.URL+`"`) {
 			t.Errorf("%s\n%s", resp.Status, got)
 		}
 	}
-	if !strings.Contains(s.stdout.String(), "--url "+s.url+"/api/") {
-		t.Errorf("--demo prints\n%s", s.stdout)
+	if !strings.Contains(s.Stdout.String(), "--url "+s.URL+"/api/") {
+		t.Errorf("--demo prints\n%s", s.Stdout)
 	}
 }
 
 func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
-	first, second := newKeyPair(t, 1), newKeyPair(t, 2)
+	first, second := servicetest.NewKeyPair(t, 1), servicetest.NewKeyPair(t, 2)
 	s := startCertified(t, first)
-	wantTrust := func(when string, good, bad keyPair) {
+	wantTrust := func(when string, good, bad servicetest.KeyPair) {
 		t.Helper()
-		if resp, got := do(t, trusting(good, false), "GET", s.url+"/healthz", nil, ""); resp.StatusCode != 200 {
+		if resp, got := do(t, good.Client(false), "GET", s.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
 			t.Errorf("%s: %s\n%s", when, resp.Status, got)
 		}
-		if resp, err := trusting(bad, false).Get(s.url + "/healthz"); err == nil {
+		if resp, err := bad.Client(false).Get(s.URL + "/healthz"); err == nil {
 			resp.Body.Close()
 			t.Errorf("%s: the other certificate is served", when)
 		}
 	}
 	wantTrust("at first", first, second)
-	writeTo(t, s.certFile, second.cert)
+	writeTo(t, s.certFile, second.Cert)
 	wantTrust("between the two files", first, second)
-	writeTo(t, s.keyFile, second.key)
+	writeTo(t, s.keyFile, second.Key)
 	wantTrust("after both", second, first)
 	for _, name := range []string{s.certFile, s.keyFile} { // as certbot and Kubernetes do
 		if err := os.Rename(name, name+".old"); err != nil {
@@ -170,8 +107,8 @@ func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
 		}
 	}
 	wantTrust("without files", second, first)
-	writeTo(t, s.certFile+".new", first.cert)
-	writeTo(t, s.keyFile+".new", first.key)
+	writeTo(t, s.certFile+".new", first.Cert)
+	writeTo(t, s.keyFile+".new", first.Key)
 	for _, name := range []string{s.certFile, s.keyFile} {
 		if err := os.Symlink(name+".new", name); err != nil {
 			t.Fatal(err)
@@ -180,7 +117,7 @@ func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
 	wantTrust("by links", first, second)
 	writeTo(t, s.certFile, []byte("broken"))
 	wantTrust("broken", first, second)
-	log := s.stderr.String()
+	log := s.Stderr.String()
 	for what, n := range map[string]int{
 		`"level":"WARN","msg":"the TLS certificate or its key changed and cannot be used`: 3,
 		`"level":"INFO","msg":"the TLS certificate changed","expires":"`:                  2,
@@ -192,8 +129,8 @@ func TestTLSCertificateIsReadAgainWhenItChanges(t *testing.T) {
 }
 
 func TestTLSFilesThatAreWrongAreRefusedAtTheStart(t *testing.T) {
-	cert, key := newKeyPair(t, 1).files(t)
-	_, otherKey := newKeyPair(t, 2).files(t)
+	cert, key := servicetest.NewKeyPair(t, 1).Files(t)
+	_, otherKey := servicetest.NewKeyPair(t, 2).Files(t)
 	for _, tt := range []struct {
 		name, want string
 		args       []string
@@ -217,7 +154,7 @@ func TestTLSFilesThatAreWrongAreRefusedAtTheStart(t *testing.T) {
 }
 
 func TestListeningBeyondLoopbackWithoutTLSIsAWarning(t *testing.T) {
-	cert, key := newKeyPair(t, 1).files(t)
+	cert, key := servicetest.NewKeyPair(t, 1).Files(t)
 	for _, tt := range []struct {
 		name string
 		args []string
@@ -230,8 +167,8 @@ func TestListeningBeyondLoopbackWithoutTLSIsAWarning(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := startProcess(t, nil, append([]string{"--db", newPath(t)}, tt.args...)...)
-			if got := strings.Contains(p.stderr.String(), `"level":"WARN","msg":"tokens and secrets travel unencrypted`); got != tt.warn {
-				t.Errorf("warned: %v\n%s", got, p.stderr)
+			if got := strings.Contains(p.Stderr.String(), `"level":"WARN","msg":"tokens and secrets travel unencrypted`); got != tt.warn {
+				t.Errorf("warned: %v\n%s", got, p.Stderr)
 			}
 		})
 	}
@@ -277,17 +214,17 @@ func TestSystemdIsToldOfStartAndStop(t *testing.T) {
 	told := supervised(t)
 	p := startProcess(t, nil, "--demo")
 	wantTold(t, told, "READY=1")
-	if resp, got := do(t, http.DefaultClient, "GET", p.url+"/healthz", nil, ""); resp.StatusCode != 200 {
+	if resp, got := do(t, http.DefaultClient, "GET", p.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
 		t.Errorf("%s\n%s", resp.Status, got)
 	}
-	conn, _ := halfRequest(t, p.url, token(t, p.url, "demo", "demo-secret"))
-	if err := p.cmd.Process.Signal(os.Interrupt); err != nil {
+	conn, _ := halfRequest(t, p.URL, token(t, p.URL, "demo", "demo-secret"))
+	if err := p.Cmd.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
 	wantTold(t, told, "STOPPING=1") // while a request is in flight
 	fmt.Fprint(conn, `{"supplier":"last to go"}`)
-	if err := <-p.ended; err != nil {
-		t.Errorf("%v\n%s", err, p.stderr)
+	if err := <-p.Ended; err != nil {
+		t.Errorf("%v\n%s", err, p.Stderr)
 	}
 	t.Run("not by a start that fails", func(t *testing.T) {
 		fails(t, "serve", "--db", t.TempDir(), "--addr", "127.0.0.1:0")
@@ -341,7 +278,7 @@ func TestLogsAreTextOnATerminalAndJSONElsewhere(t *testing.T) {
 		}
 	}
 	p := startProcess(t, nil, "--demo")
-	for line := range strings.Lines(p.stderr.String()) {
+	for line := range strings.Lines(p.Stderr.String()) {
 		var entry map[string]any
 		if err := json.Unmarshal([]byte(line), &entry); err != nil || entry["msg"] == "" || entry["level"] == "" || entry["time"] == "" {
 			t.Errorf("in a pipe: %q, %v", line, err)
@@ -440,49 +377,6 @@ func TestCompactShowsProgress(t *testing.T) {
 	}
 }
 
-func TestVersionIsWhatTheToolchainWroteIntoTheBinary(t *testing.T) {
-	t.Parallel()
-	commit, err := exec.Command("git", "rev-parse", "HEAD").Output()
-	if err != nil {
-		t.Skipf("this is no clone of a repository: %v", err)
-	}
-	path := filepath.Join(t.TempDir(), "energy-contracts")
-	if out, err := exec.Command("go", "build", "-buildvcs=true", "-o", path, ".").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	out, err := exec.Command(path, "version").Output()
-	want := fmt.Sprintf(`^energy-contracts (v\S+), commit %s, %s\n$`, strings.TrimSpace(string(commit)), regexp.QuoteMeta(runtime.Version()))
-	m := regexp.MustCompile(want).FindSubmatch(out)
-	if err != nil || m == nil {
-		t.Fatalf("%v, %q, want %s", err, out, want)
-	}
-	// As others read it.
-	module, err := exec.Command("go", "version", "-m", path).Output()
-	if err != nil || !strings.Contains(string(module), "\tmod\tenergy-contracts\t"+string(m[1])) {
-		t.Errorf("%v, %s, want version %s", err, module, m[1])
-	}
-	// The same in the first line of serve's log, and in the file that it makes.
-	db := newPath(t)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	cmd := exec.CommandContext(ctx, path, "serve", "--db", db, "--addr", "127.0.0.1:0")
-	stderr := &lockedBuffer{}
-	cmd.Stderr = stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, "it listens", func() bool { return strings.Contains(stderr.String(), `"msg":"listening"`) })
-	cancel()
-	_ = cmd.Wait()
-	first, _, _ := strings.Cut(stderr.String(), "\n")
-	if want := fmt.Sprintf(`"level":"INFO","msg":"starting","version":%q,"commit":%q,"go":%q}`, m[1], strings.TrimSpace(string(commit)), runtime.Version()); !strings.HasSuffix(first, want) {
-		t.Errorf("the log begins with %s\nwant %s", first, want)
-	}
-	if !strings.Contains(readFile(t, db), "program"+string(m[1])) {
-		t.Error("the file does not say which program made it")
-	}
-}
-
 func TestVersionBesideAServerAndWithoutOne(t *testing.T) {
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		got := run(t, nil, "version")
@@ -517,4 +411,32 @@ func TestFileOfANewerProgramSaysWhichReadsIt(t *testing.T) {
 			t.Errorf("%q: %+v\nwant %s", args, got, want)
 		}
 	}
+}
+
+// A profile would show what is in memory; so would the stacks that end a process.
+func TestNoProfileIsServedAndStacksHaveNoSecrets(t *testing.T) {
+	p := startProcess(t, nil, "--demo", "--metrics-addr", "127.0.0.1:0", "--db", shortPath(t))
+	bearer := token(t, p.URL, "demo", "demo-secret")
+	metrics := "http://" + metricsLine.FindStringSubmatch(p.Stderr.String())[1]
+	for _, base := range []string{p.URL, metrics} {
+		for _, path := range []string{"/debug/pprof/", "/debug/pprof/heap", "/debug/vars"} {
+			if resp, got := do(t, http.DefaultClient, "GET", base+path, nil, ""); resp.StatusCode != 404 {
+				t.Errorf("GET %s: %s\n%.300s", base+path, resp.Status, got)
+			}
+		}
+	}
+	conn, _ := halfRequest(t, p.URL, bearer) // is in flight
+	defer conn.Close()
+	if err := p.Cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-p.Ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("still running after SIGQUIT")
+	}
+	if !strings.Contains(p.Stderr.String(), "goroutine ") {
+		t.Errorf("no stacks\n%s", p.Stderr)
+	}
+	known.WantNone(t, "the stacks", p.Stderr.String())
 }

@@ -1,12 +1,12 @@
-package main
+package e2e
 
 // What has an end, while the wall clock of the machine is set forward and back by an
 // hour: tokens, secrets, idempotency keys. The clock is that of a process of its own,
-// whose program has one line of main.go changed, as testdata/clock has it.
+// whose program has one line of main.go changed, and testdata/clock in it.
 
 import (
 	"cmp"
-	"encoding/json"
+	"energy-contracts/internal/servicetest"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -23,34 +23,29 @@ import (
 // movedProgram builds the program with a clock that jumps, once.
 var movedProgram = sync.OnceValues(func() (string, error) {
 	const line = "now:       time.Now,"
-	source, err := os.ReadFile("main.go")
+	source, err := os.ReadFile(servicetest.InModule("main.go"))
 	if err != nil {
 		return "", err
 	}
 	if n := strings.Count(string(source), line); n != 1 {
 		return "", fmt.Errorf("main.go has the line %q %d times, and must have it once", line, n)
 	}
-	here, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	changed, overlay, path := filepath.Join(buildDir, "main.go"), filepath.Join(buildDir, "overlay.json"), filepath.Join(buildDir, "moved-clock")
+	changed := filepath.Join(servicetest.BuildDir(), "main.go")
 	edited := strings.Replace(string(source), line, "now: movedClock,", 1) + "\nvar _ time.Time // main.go may use the package nowhere else\n"
 	if err := os.WriteFile(changed, []byte(edited), 0o600); err != nil {
 		return "", err
 	}
-	files, err := json.Marshal(map[string]map[string]string{"Replace": {
-		filepath.Join(here, "main.go"):       changed,
-		filepath.Join(here, "movedclock.go"): filepath.Join(here, "testdata", "clock", "clock.go"),
-	}})
-	if err != nil {
-		return "", err
-	}
-	if err := os.WriteFile(overlay, files, 0o600); err != nil {
-		return "", err
-	}
-	return path, goIn(".", "build", "-overlay", overlay, "-o", path, ".")
+	return buildWith("moved-clock", map[string]string{"main.go": changed, "movedclock.go": "testdata/clock/clock.go"})
 })
+
+// What the README says of when things end.
+const (
+	tokenLifetime       = 10 * time.Hour // the default of --token-lifetime
+	idempotencyLifetime = 24 * time.Hour
+	expiredKept         = time.Hour       // how long a token at least is called expired
+	freeGuesses         = 10              // failures to authenticate of a client
+	freeAgain           = 6 * time.Second // when there is one more
+)
 
 // moved is the service in a process whose clock the test sets.
 type moved struct {
@@ -88,8 +83,8 @@ func (m *moved) start(t testing.TB) {
 
 func (m *moved) restart(t testing.TB) {
 	t.Helper()
-	if err := m.terminate(t); err != nil {
-		t.Fatalf("after SIGTERM: %v\n%s", err, m.stderr)
+	if err := m.Terminate(t); err != nil {
+		t.Fatalf("after SIGTERM: %v\n%s", err, m.Stderr)
 	}
 	m.start(t)
 }
@@ -105,13 +100,13 @@ func (m *moved) set(t testing.TB, ahead time.Duration) {
 	}
 }
 
-func (m *moved) contracts() string { return contractsURL(m.url, demoOrg, demoUser) }
+func (m *moved) contracts() string { return contractsURL(m.URL, demoOrg, demoUser) }
 
 // fresh is the text of a token that was issued by the clock as it is.
 func (m *moved) fresh(t testing.TB) string {
 	t.Helper()
 	if m.text == "" {
-		m.text = token(t, m.url, "demo", "demo-secret")
+		m.text = token(t, m.URL, "demo", "demo-secret")
 	}
 	return m.text
 }
@@ -144,12 +139,49 @@ func (m *moved) wantToken(t testing.TB, what, text, why string) {
 		case why != "" && !strings.Contains(got, why):
 			t.Errorf("%s, with the clock %v ahead: %s, want it %s\n%s", what, m.ahead, resp.Status, why, got)
 		case why != "":
-			refused("", "", why).answer.want(t, resp, got)
+			refusedToken(why).Want(t, resp, got)
 		}
 	}
 }
 
+// refusedToken is the answer to a token that is not good.
+func refusedToken(why string) failure {
+	return failure{
+		Status: 401, Detail: "The token is " + why + "; POST /oauth2/token/ issues another.",
+		Header: http.Header{"Www-Authenticate": {`Bearer realm="energy-contracts", error="invalid_token", error_description="The token is ` + why + `"`}},
+	}
+}
+
+// refusedClient is the answer to a wrong id or secret.
+var refusedClient = failure{
+	Status: 401, Code: "invalid_client", Detail: "the client is unknown, or its secret is wrong",
+	Header: http.Header{"Www-Authenticate": {`Basic realm="energy-contracts", charset="UTF-8"`}},
+}
+
+// limitedClient is the answer after too many of them.
+func limitedClient(seconds string) failure {
+	return failure{
+		Status: 429, Code: "temporarily_unavailable", Header: http.Header{"Retry-After": {seconds}},
+		Detail: "too many wrong client ids or secrets came from here; send the right ones in " + seconds + " seconds",
+	}
+}
+
+// wantSecret gets a token, or is told that the client is unknown.
+func wantSecret(t testing.TB, url string, c credentials, works bool) {
+	t.Helper()
+	form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+	resp, got := do(t, http.DefaultClient, "POST", url+"/oauth2/token/", form,
+		"grant_type=client_credentials&client_id="+c.ID+"&client_secret="+c.Secret)
+	switch {
+	case !works:
+		refusedClient.Want(t, resp, got)
+	case resp.StatusCode != http.StatusOK:
+		t.Errorf("secret of %s: %s, want it to work\n%s", c.ID, resp.Status, got)
+	}
+}
+
 func TestTokenIsGoodExactlyWhileAClockThatJumpsSaysSo(t *testing.T) {
+	long(t)
 	t.Parallel()
 	for _, lifetime := range []time.Duration{30 * time.Minute, tokenLifetime} {
 		for name, between := range map[string]func(*moved, testing.TB){"": (*moved).commit, ", over restarts": (*moved).restart} {
@@ -158,7 +190,7 @@ func TestTokenIsGoodExactlyWhileAClockThatJumpsSaysSo(t *testing.T) {
 				m := startMoved(t, "--token-lifetime", lifetime.String())
 				form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}, "Authorization": {"Basic ZGVtbzpkZW1vLXNlY3JldA=="}}
 				revoke := func(text string) {
-					if resp, got := do(t, http.DefaultClient, "POST", m.url+"/oauth2/revoke_token/", form, "token="+text); resp.StatusCode != http.StatusOK {
+					if resp, got := do(t, http.DefaultClient, "POST", m.URL+"/oauth2/revoke_token/", form, "token="+text); resp.StatusCode != http.StatusOK {
 						t.Errorf("revoke: %s\n%s", resp.Status, got)
 					}
 				}
@@ -167,8 +199,8 @@ func TestTokenIsGoodExactlyWhileAClockThatJumpsSaysSo(t *testing.T) {
 				for _, ahead := range []time.Duration{0, time.Hour, 0, -time.Hour, 0} {
 					m.set(t, ahead)
 					issuedAt = append(issuedAt, ahead)
-					issued = append(issued, token(t, m.url, "demo", "demo-secret"))
-					revoked = append(revoked, token(t, m.url, "demo", "demo-secret"))
+					issued = append(issued, token(t, m.URL, "demo", "demo-secret"))
+					revoked = append(revoked, token(t, m.URL, "demo", "demo-secret"))
 					revoke(revoked[len(revoked)-1])
 					between(m, t)
 					for i, at := range issuedAt {
@@ -187,6 +219,7 @@ func TestTokenIsGoodExactlyWhileAClockThatJumpsSaysSo(t *testing.T) {
 }
 
 func TestOldSecretIsGoodExactlyWhileAClockThatJumpsSaysSo(t *testing.T) {
+	long(t)
 	t.Parallel()
 	for _, tt := range []struct {
 		grace string
@@ -199,12 +232,15 @@ func TestOldSecretIsGoodExactlyWhileAClockThatJumpsSaysSo(t *testing.T) {
 			t.Parallel()
 			m := startMoved(t)
 			old := addClient(t, m.db)
-			current, _ := rotateClient(t, m.db, old.ID, "--grace", tt.grace)
+			current := credentialsOf(t, m.db, "client", "rotate", "--grace", tt.grace, old.ID)
+			if current.ID != old.ID {
+				t.Fatalf("client rotate %s rotated %s", old.ID, current.ID)
+			}
 			for _, ahead := range []time.Duration{time.Hour, 0, -time.Hour, 0} {
 				m.set(t, ahead)
 				m.commit(t)
-				wantSecret(t, m.url, old, tt.good[ahead])
-				wantSecret(t, m.url, current, true)
+				wantSecret(t, m.URL, old, tt.good[ahead])
+				wantSecret(t, m.URL, current, true)
 			}
 		})
 	}
@@ -228,17 +264,18 @@ func (m *moved) post(t testing.TB, key, body string) (*http.Response, string) {
 		"Content-Type": {"application/json"}, "Idempotency-Key": {`"` + key + `"`},
 		"Authorization": {"Bearer " + m.fresh(t)},
 	}
-	return do(t, http.DefaultClient, "POST", contractsURL(m.url, demoOrg, keyUser), header, body)
+	return do(t, http.DefaultClient, "POST", contractsURL(m.URL, demoOrg, keyUser), header, body)
 }
 
 // list gets the contracts of keyUser.
 func (m *moved) list(t testing.TB) string {
 	t.Helper()
-	_, list := do(t, http.DefaultClient, "GET", contractsURL(m.url, demoOrg, keyUser), http.Header{"Authorization": {"Bearer " + m.fresh(t)}}, "")
+	_, list := do(t, http.DefaultClient, "GET", contractsURL(m.URL, demoOrg, keyUser), http.Header{"Authorization": {"Bearer " + m.fresh(t)}}, "")
 	return list
 }
 
 func TestIdempotencyKeyMakesOneContractThoughTheClockJumps(t *testing.T) {
+	long(t)
 	t.Parallel()
 	for name, between := range map[string]func(*moved, testing.TB){"commits": (*moved).commit, "restarts": (*moved).restart} {
 		t.Run("over "+name, func(t *testing.T) {
@@ -297,23 +334,24 @@ func TestIdempotencyKeyMakesOneContractThoughTheClockJumps(t *testing.T) {
 
 // Failures are free again as time goes by, not as the clock says.
 func TestLimitOfGuessesStandsThoughTheClockJumps(t *testing.T) {
+	long(t)
 	t.Parallel()
 	m := startMoved(t)
 	began, free := time.Now(), 0
 	for _, ahead := range []time.Duration{0, -time.Hour, 0, time.Hour, 0} {
 		m.set(t, ahead)
 		for {
-			resp, got := do(t, http.DefaultClient, "POST", m.url+"/oauth2/token/", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
-				formBody("demo", "wrong", "grant_type=client_credentials"))
+			resp, got := do(t, http.DefaultClient, "POST", m.URL+"/oauth2/token/", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}},
+				"grant_type=client_credentials&client_id=demo&client_secret=wrong")
 			if resp.StatusCode != http.StatusUnauthorized {
 				seconds := resp.Header.Get("Retry-After")
 				if n, err := strconv.Atoi(seconds); err != nil || n < 1 || n > int(freeAgain/time.Second) {
 					t.Errorf("with the clock %v ahead: Retry-After is %q", ahead, seconds)
 				}
-				limitedClient(seconds).want(t, resp, got)
+				limitedClient(seconds).Want(t, resp, got)
 				break
 			}
-			refusedClient.want(t, resp, got)
+			refusedClient.Want(t, resp, got)
 			free++
 			if most := freeGuesses + int(time.Since(began)/freeAgain); free > most {
 				t.Fatalf("with the clock %v ahead, %d failures are free, want %d", ahead, free, most)
@@ -326,16 +364,17 @@ func TestLimitOfGuessesStandsThoughTheClockJumps(t *testing.T) {
 }
 
 func TestLastUseIsNotInTheFutureWhenTheClockIsSetBack(t *testing.T) {
+	long(t)
 	t.Parallel()
 	m := startMoved(t)
 	c := addClient(t, m.db)
 	for _, ahead := range []time.Duration{time.Hour, 0, -time.Hour} {
 		m.set(t, ahead)
 		from := time.Now().Add(ahead).Truncate(time.Second)
-		token(t, m.url, c.ID, c.Secret)
+		token(t, m.URL, c.ID, c.Secret)
 		to := time.Now().Add(ahead)
 		m.restart(t) // which writes it down, and forgets it
-		list := clientCommand(t, m.db, "list")
+		list := ok(t, m.db, "client", "list")
 		cells := strings.Fields(list) // the last row is of the one that was made last
 		if at, err := time.Parse(time.RFC3339, cells[len(cells)-1]); err != nil || at.Before(from) || at.After(to) {
 			t.Errorf("with the clock %v ahead, used between %v and %v: client list says\n%s", ahead, from.UTC(), to.UTC(), list)
@@ -398,7 +437,7 @@ func (j *jumping) one(all []*mayEnd) *mayEnd {
 func (j *jumping) issue(t testing.TB, lifetime time.Duration) {
 	t.Helper()
 	one := &mayEnd{}
-	one.end = j.during(func() { one.text = token(t, j.url, "demo", "demo-secret") }).add(lifetime)
+	one.end = j.during(func() { one.text = token(t, j.URL, "demo", "demo-secret") }).add(lifetime)
 	j.tokens = append(j.tokens, one)
 }
 
@@ -422,7 +461,7 @@ func (j *jumping) useToken(t testing.TB) {
 		if !j.latest.Before(one.end.from.Add(expiredKept)) && strings.Contains(got, "unknown") { // it may have left the file
 			why = "unknown or revoked"
 		}
-		refused("", "", why).answer.want(t, resp, got)
+		refusedToken(why).Want(t, resp, got)
 	default:
 		t.Errorf("token that ends at %v, at %v: %s\n%s", one.end, at, resp.Status, got)
 	}
@@ -464,6 +503,7 @@ func (j *jumping) useKey(t testing.TB) {
 // Many days go by, in which the clock is set now and then, at most half an hour away
 // from the true time: by up to an hour.
 func TestNothingEndsEarlyThoughTheClockJumpsAtRandom(t *testing.T) {
+	long(t)
 	t.Parallel()
 	seed := rand.Uint64()
 	defer func() {
@@ -481,7 +521,7 @@ func TestNothingEndsEarlyThoughTheClockJumpsAtRandom(t *testing.T) {
 		},
 	}
 	var passed time.Duration // of the true time
-	for range shortOr(150, 10_000) {
+	for range servicetest.Amount(150, 10_000) {
 		if t.Failed() {
 			return
 		}
@@ -507,7 +547,7 @@ func TestNothingEndsEarlyThoughTheClockJumpsAtRandom(t *testing.T) {
 		t.Errorf("%d contracts are there, and %d were answered", n, j.contracts)
 	}
 	for what, times := range j.seen {
-		if times < shortOr(0, 1) { // in a few days not all may happen
+		if times < servicetest.Amount(0, 1) { // in a few days not all may happen
 			t.Errorf("in %v it never happened that %s", passed, what)
 		}
 	}

@@ -1,10 +1,13 @@
-package main
+//go:build linux
+
+package e2e
 
 // Hours of use in a short time: every kind of request on many connections at once, and
 // what the process and its file have grown to in the end.
 
 import (
 	"bytes"
+	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -169,6 +172,7 @@ func (u *user) postAndDelete(n int) error {
 }
 
 func TestLoadLeavesMemoryLevelAndTheFileBounded(t *testing.T) {
+	long(t)
 	t.Parallel()
 	db := benchFile(t, enduringLines*contractsOfLine)
 	s := served(t, db)
@@ -192,7 +196,7 @@ func TestLoadLeavesMemoryLevelAndTheFileBounded(t *testing.T) {
 		users = append(users, u)
 	}
 
-	end := time.Now().Add(shortOr(20*time.Second, 10*time.Minute))
+	end := time.Now().Add(servicetest.Amount(20*time.Second, 10*time.Minute))
 	errs, requests := make([]error, len(users)), make([]int, len(users))
 	var running sync.WaitGroup
 	for i, u := range users {

@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,15 +64,6 @@ func trimmed(t testing.TB, path string) []byte {
 
 // pageSize is what bbolt takes for a new file.
 var pageSize = os.Getpagesize()
-
-func writeFile(t testing.TB, content []byte) string {
-	t.Helper()
-	path := newPath(t)
-	if err := os.WriteFile(path, content, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
 
 // changed is a copy of a file with other bytes at an offset.
 func changed(file []byte, at int, with []byte) []byte {
@@ -209,8 +199,8 @@ func TestFileThatIsCutOffWhileItIsServed(t *testing.T) {
 			t.Parallel()
 			db := newPath(t)
 			p := startProcess(t, nil, "--demo", "--db", db)
-			url := contractsURL(p.url, demoOrg, demoUser) + "/" + demoContract
-			header := http.Header{"Authorization": {"Bearer " + token(t, p.url, "demo", "demo-secret")}, "Content-Type": {"application/json"}}
+			url := contractsURL(p.URL, demoOrg, demoUser) + "/" + demoContract
+			header := http.Header{"Authorization": {"Bearer " + token(t, p.URL, "demo", "demo-secret")}, "Content-Type": {"application/json"}}
 			impatient := &http.Client{Timeout: 10 * time.Second}
 			_, want := do(t, impatient, "GET", url, header, "")
 			if err := os.Truncate(db, int64(pages*pageSize)); err != nil {
@@ -226,18 +216,18 @@ func TestFileThatIsCutOffWhileItIsServed(t *testing.T) {
 			if resp.StatusCode != 503 {
 				wantProblem(t, resp, got, 500)
 			}
-			resp, got = do(t, impatient, "GET", p.url+"/readyz", nil, "")
+			resp, got = do(t, impatient, "GET", p.URL+"/readyz", nil, "")
 			if doc := wantProblem(t, resp, got, 503); resp.Header.Get("Retry-After") != "1" || !strings.Contains(doc.Detail, "is damaged") {
 				t.Errorf("Retry-After %q\n%s", resp.Header.Get("Retry-After"), got)
 			}
-			if resp, got := do(t, impatient, "GET", p.url+"/healthz", nil, ""); resp.StatusCode != 200 {
+			if resp, got := do(t, impatient, "GET", p.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
 				t.Errorf("healthz: %s\n%s", resp.Status, got)
 			}
-			if err := p.terminate(t); err != nil {
+			if err := p.Terminate(t); err != nil {
 				t.Errorf("SIGTERM: %v", err)
 			}
-			if !strings.Contains(p.stderr.String(), "run check or restore a backup") {
-				t.Errorf("the log does not say what to do\n%s", p.stderr)
+			if !strings.Contains(p.Stderr.String(), "run check or restore a backup") {
+				t.Errorf("the log does not say what to do\n%s", p.Stderr)
 			}
 		})
 	}
@@ -286,21 +276,6 @@ func TestProgramRefusesAFileThatIsNoneOfItsOwn(t *testing.T) {
 	}
 }
 
-// nobody is the user and the group of asNobody.
-const nobody = 65534
-
-// asNobody is a command before a command, which takes root's rights from it. Who is not
-// root has none.
-func asNobody(t testing.TB) []string {
-	t.Helper()
-	if os.Getuid() != 0 {
-		return nil
-	}
-	needTool(t, "setpriv")
-	id := fmt.Sprint(nobody)
-	return []string{"setpriv", "--reuid", id, "--regid", id, "--clear-groups"}
-}
-
 func TestFileThatMayNotBeWritten(t *testing.T) {
 	file, bearer := servedFile(t)
 	wrapper := asNobody(t)
@@ -336,13 +311,13 @@ func TestFileThatMayNotBeWritten(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = os.Chmod(dir, 0o700) }) // else it cannot be cleaned up
 			p := launch(t, wrapper, "--db", db)
-			if (p.url != "") != (tt.want == "") {
-				t.Fatalf("listens on %q, want %q\n%s", p.url, tt.want, p.stderr)
+			if (p.URL != "") != (tt.want == "") {
+				t.Fatalf("listens on %q, want %q\n%s", p.URL, tt.want, p.Stderr)
 			}
-			if p.url == "" {
-				<-p.ended
-				if got, want := sentence(p.stderr.String()), "energy-contracts: database "+db+": "+fmt.Sprintf(tt.want, db)+"\n"; p.cmd.ProcessState.ExitCode() != 1 || got != want {
-					t.Errorf("%v: %q, want %q", p.cmd.ProcessState, got, want)
+			if p.URL == "" {
+				<-p.Ended
+				if got, want := sentence(p.Stderr.String()), "energy-contracts: database "+db+": "+fmt.Sprintf(tt.want, db)+"\n"; p.Cmd.ProcessState.ExitCode() != 1 || got != want {
+					t.Errorf("%v: %q, want %q", p.Cmd.ProcessState, got, want)
 				}
 				if err := os.Chmod(dir, 0o700); err != nil {
 					t.Fatal(err)
@@ -352,12 +327,12 @@ func TestFileThatMayNotBeWritten(t *testing.T) {
 				}
 				return
 			}
-			resp, got := do(t, http.DefaultClient, "PUT", p.url+contractsURL("", demoOrg, demoUser)+"/"+demoContract, with(jsonBody, "Authorization", "Bearer "+bearer), `{}`)
+			resp, got := do(t, http.DefaultClient, "PUT", p.URL+contractsURL("", demoOrg, demoUser)+"/"+demoContract, with(jsonBody, "Authorization", "Bearer "+bearer), `{}`)
 			if resp.StatusCode != 200 {
 				t.Errorf("PUT: %s\n%s", resp.Status, got)
 			}
-			if err := p.terminate(t); err != nil {
-				t.Errorf("SIGTERM: %v\n%s", err, p.stderr)
+			if err := p.Terminate(t); err != nil {
+				t.Errorf("SIGTERM: %v\n%s", err, p.Stderr)
 			}
 		})
 	}
@@ -368,14 +343,14 @@ func TestFileThatMayNotBeWritten(t *testing.T) {
 func serveBroken(t testing.TB, db string) (*process, string) {
 	t.Helper()
 	p := launch(t, nil, "--db", db)
-	if p.url != "" {
+	if p.URL != "" {
 		return p, ""
 	}
-	<-p.ended
-	if code := p.cmd.ProcessState.ExitCode(); code != 1 {
-		t.Fatalf("%v ended with %v, want exit status 1\n%s", p.cmd.Args, p.cmd.ProcessState, p.stderr)
+	<-p.Ended
+	if code := p.Cmd.ProcessState.ExitCode(); code != 1 {
+		t.Fatalf("%v ended with %v, want exit status 1\n%s", p.Cmd.Args, p.Cmd.ProcessState, p.Stderr)
 	}
-	return nil, p.stderr.String()
+	return nil, p.Stderr.String()
 }
 
 // servedFile is the bytes of a file with the demo data and someContracts of the
@@ -391,70 +366,6 @@ func servedFile(t testing.TB) (file []byte, bearer string) {
 	return trimmed(t, served.db), bearer
 }
 
-// rightAnswers are what the service answers on a sound file.
-type rightAnswers struct {
-	bearer string
-	urls   []string // without the server's part
-	right  map[string]string
-}
-
-// askForAll asks for each contract of a servedFile one by one, and for all.
-func askForAll(t testing.TB, file []byte, bearer string) *rightAnswers {
-	t.Helper()
-	a := &rightAnswers{bearer: bearer, right: map[string]string{}}
-	list := contractsURL("", demoOrg, demoUser)
-	a.urls = []string{list, list + "?limit=50", list + "/" + demoContract}
-	for i := range someContracts {
-		a.urls = append(a.urls, list+"/"+string(key(i).Contract))
-	}
-	p := startProcess(t, nil, "--db", writeFile(t, file))
-	for _, url := range a.urls {
-		resp, got := do(t, http.DefaultClient, "GET", p.url+url, a.header(), "")
-		if resp.StatusCode != 200 {
-			t.Fatalf("GET %s of the whole file: %s\n%s", url, resp.Status, got)
-		}
-		a.right[url] = got
-	}
-	if err := p.terminate(t); err != nil {
-		t.Fatal(err)
-	}
-	return a
-}
-
-func (a *rightAnswers) header() http.Header {
-	return http.Header{"Authorization": {"Bearer " + a.bearer}, "Content-Type": {"application/json"}}
-}
-
-// wantNoLie asks a process for the lists, and for more contracts if they are not as they
-// should be than if they are. It fails if an answer is neither right nor a 500, and returns
-// how many are not right.
-func (a *rightAnswers) wantNoLie(t testing.TB, p *process, db string) (failed int) {
-	t.Helper()
-	impatient := &http.Client{Timeout: 20 * time.Second}
-	for i, url := range a.urls {
-		step := 20
-		if failed > 0 {
-			step = shortOr(4, 1)
-		}
-		if i > 1 && i%step != 0 {
-			continue
-		}
-		resp, got := do(t, impatient, "GET", p.url+url, a.header(), "")
-		if resp.StatusCode == 200 {
-			if got != a.right[url] {
-				t.Errorf("GET %s: %s\nwant %s", url, got, a.right[url])
-			}
-			continue
-		}
-		failed++
-		wantProblem(t, resp, got, 500)
-		if strings.Contains(got, db) || strings.Contains(got, "goroutine") {
-			t.Errorf("GET %s shows what only the log may: %s", url, got)
-		}
-	}
-	return failed
-}
-
 // breakFile writes over a part of a file, which may be served meanwhile.
 func breakFile(t testing.TB, path string, at int, with []byte) {
 	t.Helper()
@@ -465,111 +376,6 @@ func breakFile(t testing.TB, path string, at int, with []byte) {
 	defer f.Close()
 	if _, err := f.WriteAt(with, int64(at)); err != nil {
 		t.Fatal(err)
-	}
-}
-
-func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
-	t.Parallel()
-	file, bearer := servedFile(t)
-	right := askForAll(t, file, bearer)
-	type breakage struct {
-		name    string
-		content func() []byte
-	}
-	over := func(at int, with []byte) func() []byte { return func() []byte { return changed(file, at, with) } }
-	kinds := map[string][]breakage{}
-	for at := pageSize; at < len(file); at += pageSize {
-		kinds["cut off"] = append(kinds["cut off"], breakage{fmt.Sprintf("after %d pages", at/pageSize), func() []byte { return file[:at] }})
-	}
-	for at := 0; at < len(file); at += pageSize {
-		kinds["zeroed"] = append(kinds["zeroed"], breakage{fmt.Sprintf("page %d", at/pageSize), over(at, make([]byte, pageSize))})
-	}
-	seed := rand.Uint64()
-	random := rand.New(rand.NewPCG(seed, 0))
-	for range shortOr(300, 10_000) {
-		bit := random.IntN(8 * len(file))
-		kinds["flipped"] = append(kinds["flipped"], breakage{fmt.Sprintf("bit %d", bit), over(bit/8, []byte{file[bit/8] ^ 1<<(bit%8)})})
-	}
-	for kind, breakages := range kinds {
-		t.Run(kind, func(t *testing.T) {
-			t.Parallel()
-			var refused, broken, unharmed atomic.Int32
-			t.Run("in", func(t *testing.T) {
-				for _, b := range breakages {
-					t.Run(b.name, func(t *testing.T) {
-						t.Parallel()
-						content := b.content()
-						db := writeFile(t, content)
-						p, said := serveBroken(t, db)
-						if p == nil {
-							refused.Add(1)
-							if sentence(said) == "" || !strings.Contains(said, "database "+db) || !strings.Contains(said, "restore a backup") || strings.Contains(said, "goroutine") {
-								t.Errorf("refused with %q, want a sentence with the file's name and what to do", said)
-							}
-							if readFile(t, db) != string(content) {
-								t.Error("refused, and changed")
-							}
-							return
-						}
-						if right.wantNoLie(t, p, db) > 0 {
-							broken.Add(1)
-						} else {
-							unharmed.Add(1)
-						}
-						if err := p.terminate(t); err != nil || strings.Contains(p.stderr.String(), "goroutine") {
-							t.Errorf("SIGTERM: %v\n%s", err, p.stderr)
-						}
-					})
-				}
-			})
-			t.Logf("%d: %d refused, %d with broken answers, %d without any (flipped with seed %d)", len(breakages), refused.Load(), broken.Load(), unharmed.Load(), seed)
-			if refused.Load() == 0 || kind == "flipped" && broken.Load() == 0 {
-				t.Error("what is broken is not what counts")
-			}
-		})
-	}
-}
-
-// In a process of its own, since what must not happen is that it dies.
-func TestPageThatBreaksWhileItIsServed(t *testing.T) {
-	t.Parallel()
-	file, bearer := servedFile(t)
-	right := askForAll(t, file, bearer)
-	var broken, unharmed atomic.Int32
-	t.Run("zeroed", func(t *testing.T) {
-		for at := 2 * pageSize; at < len(file); at += pageSize {
-			t.Run(fmt.Sprintf("page %d", at/pageSize), func(t *testing.T) {
-				t.Parallel()
-				path := writeFile(t, file)
-				p := startProcess(t, nil, "--db", path)
-				breakFile(t, path, at, make([]byte, pageSize))
-				failed := right.wantNoLie(t, p, path)
-				if failed > 0 {
-					broken.Add(1)
-					resp, got := do(t, http.DefaultClient, "PUT", p.url+contractsURL("", demoOrg, demoUser)+"/"+demoContract, right.header(), `{}`)
-					if resp.StatusCode == 500 { // the token cannot be read either
-						wantProblem(t, resp, got, 500)
-					} else {
-						wantUnavailable(t, resp, got)
-					}
-					resp, got = do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, "")
-					wantProblem(t, resp, got, 503)
-				} else {
-					unharmed.Add(1) // a free page
-				}
-				if err := p.terminate(t); err != nil {
-					t.Errorf("SIGTERM: %v\n%s", err, p.stderr)
-				}
-				log := p.stderr.String()
-				if told := strings.Contains(log, "run check or restore a backup") && strings.Contains(log, path); failed > 0 && !told {
-					t.Errorf("%d requests failed, and the log does not say what to do\n%s", failed, log)
-				}
-			})
-		}
-	})
-	t.Logf("%d pages: %d with broken answers, %d without any", len(file)/pageSize-2, broken.Load(), unharmed.Load())
-	if broken.Load() == 0 {
-		t.Error("the pages that were zeroed are not the ones that count")
 	}
 }
 
@@ -595,13 +401,13 @@ func TestLargeFileWithABranchBelowItself(t *testing.T) {
 	}
 	url := contractsURL("", demoOrg, demoUser) + "/" + demoContract
 	sound := startProcess(t, nil, "--demo", "--db", db)
-	header := http.Header{"Authorization": {"Bearer " + token(t, sound.url, "demo", "demo-secret")}, "Content-Type": {"application/json"}}
+	header := http.Header{"Authorization": {"Bearer " + token(t, sound.URL, "demo", "demo-secret")}, "Content-Type": {"application/json"}}
 	for _, path := range []string{url, "/readyz"} {
-		if resp, got := do(t, http.DefaultClient, "GET", sound.url+path, header, ""); resp.StatusCode != 200 {
+		if resp, got := do(t, http.DefaultClient, "GET", sound.URL+path, header, ""); resp.StatusCode != 200 {
 			t.Fatalf("GET %s of the sound file: %s\n%s", path, resp.Status, got)
 		}
 	}
-	if err := sound.terminate(t); err != nil {
+	if err := sound.Terminate(t); err != nil {
 		t.Fatal(err)
 	}
 
@@ -632,13 +438,13 @@ func TestLargeFileWithABranchBelowItself(t *testing.T) {
 		}
 		return
 	}
-	waitFor(t, "the branch is found", func() bool { return strings.Contains(p.stderr.String(), found) })
-	resp, got := do(t, http.DefaultClient, "GET", p.url+url, header, "")
+	waitFor(t, "the branch is found", func() bool { return strings.Contains(p.Stderr.String(), found) })
+	resp, got := do(t, http.DefaultClient, "GET", p.URL+url, header, "")
 	wantProblem(t, resp, got, 500)
-	resp, got = do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, "")
+	resp, got = do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "")
 	wantUnavailable(t, resp, got)
-	if err := p.terminate(t); err != nil {
-		t.Errorf("SIGTERM: %v\n%s", err, p.stderr)
+	if err := p.Terminate(t); err != nil {
+		t.Errorf("SIGTERM: %v\n%s", err, p.Stderr)
 	}
 }
 

@@ -26,37 +26,6 @@ import (
 
 const unknownClientSays = "There is no client with this id; run \"client list\" to see the ids.\n"
 
-// shortPath is a database file that is not there yet, at a path that leaves room for
-// its socket's; t.TempDir has the name of the test in it.
-func shortPath(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "ec-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return filepath.Join(dir, "c.db")
-}
-
-// ran is what became of a command.
-type ran struct {
-	stdout, stderr string
-	status         int
-}
-
-// run runs the program to its end.
-func run(t testing.TB, wrapper []string, args ...string) ran {
-	t.Helper()
-	cmd := command(t, wrapper, args...)
-	var stdout, stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stdout, &stderr
-	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-		t.Fatal(err)
-	}
-	known.wantNone(t, "stderr", stderr.String())
-	return ran{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
-}
-
 // clientCommand runs "client" on a database, and wants it to succeed and to complain
 // of nothing.
 func clientCommand(t testing.TB, db, verb string, args ...string) (stdout string) {
@@ -82,7 +51,7 @@ func addedClient(t testing.TB, stdout string) credentials {
 	if m == nil {
 		t.Fatalf("client add printed\n%s", stdout)
 	}
-	known.add(m[2])
+	known.Add(m[2])
 	return credentials{m[1], m[2]}
 }
 
@@ -98,7 +67,7 @@ func rotatedClient(t testing.TB, stdout string) (c credentials, until string) {
 	if m == nil {
 		t.Fatalf("client rotate printed\n%s", stdout)
 	}
-	known.add(m[2])
+	known.Add(m[2])
 	return credentials{m[1], m[2]}, m[3]
 }
 
@@ -190,21 +159,6 @@ func wantTokenStatus(t testing.TB, url, text string, status int) {
 	if resp.StatusCode != status {
 		t.Errorf("token: %s, want %d\n%s", resp.Status, status, got)
 	}
-}
-
-// besideAndWithout runs a test of commands with a server up, and with none until the
-// test asks where it is.
-func besideAndWithout(t *testing.T, test func(t *testing.T, db string, served func() string)) {
-	t.Helper()
-	t.Run("beside a server", func(t *testing.T) {
-		db := shortPath(t)
-		p := startProcess(t, nil, "--db", db)
-		test(t, db, func() string { return p.url })
-	})
-	t.Run("without a server", func(t *testing.T) {
-		db := shortPath(t)
-		test(t, db, func() string { return startProcess(t, nil, "--db", db).url })
-	})
 }
 
 func TestClientAddMakesCredentialsThatWorkAtOnce(t *testing.T) {
@@ -379,21 +333,21 @@ func TestClientRemoveEndsItsTokensAtOnceAndForGood(t *testing.T) {
 	db := shortPath(t)
 	p := startProcess(t, nil, "--db", db)
 	kept, removed := addClient(t, db), addClient(t, db)
-	used, unused := token(t, p.url, removed.ID, removed.Secret), token(t, p.url, removed.ID, removed.Secret)
-	other := token(t, p.url, kept.ID, kept.Secret)
-	wantTokenStatus(t, p.url, used, 200)
+	used, unused := token(t, p.URL, removed.ID, removed.Secret), token(t, p.URL, removed.ID, removed.Secret)
+	other := token(t, p.URL, kept.ID, kept.Secret)
+	wantTokenStatus(t, p.URL, used, 200)
 	rotated, _ := rotateClient(t, db, removed.ID)
 	if got := clientCommand(t, db, "remove", removed.ID); got != "" {
 		t.Errorf("client remove printed %q", got)
 	}
 	for round := range 2 {
-		url := p.url
+		url := p.URL
 		if round == 1 {
-			if err := p.terminate(t); err != nil {
+			if err := p.Terminate(t); err != nil {
 				t.Error(err)
 			}
 			wantListed(t, db, kept.ID) // without a server
-			url = startProcess(t, nil, "--db", db).url
+			url = startProcess(t, nil, "--db", db).URL
 		}
 		for _, text := range []string{used, unused} {
 			wantTokenStatus(t, url, text, 401)
@@ -417,9 +371,9 @@ func TestClientRemoveWithoutAServer(t *testing.T) {
 	db := shortPath(t)
 	p := startProcess(t, nil, "--db", db)
 	kept, removed := addClient(t, db), addClient(t, db)
-	text := token(t, p.url, removed.ID, removed.Secret)
-	wantTokenStatus(t, p.url, text, 200)
-	if err := p.terminate(t); err != nil {
+	text := token(t, p.URL, removed.ID, removed.Secret)
+	wantTokenStatus(t, p.URL, text, 200)
+	if err := p.Terminate(t); err != nil {
 		t.Error(err)
 	}
 	if got := clientCommand(t, db, "remove", removed.ID); got != "" {
@@ -427,9 +381,9 @@ func TestClientRemoveWithoutAServer(t *testing.T) {
 	}
 	wantListed(t, db, kept.ID)
 	p = startProcess(t, nil, "--db", db)
-	wantTokenStatus(t, p.url, text, 401)
-	wantSecret(t, p.url, removed, false)
-	wantSecret(t, p.url, kept, true)
+	wantTokenStatus(t, p.URL, text, 401)
+	wantSecret(t, p.URL, removed, false)
+	wantSecret(t, p.URL, kept, true)
 }
 
 func TestClientThatIsUnknownIsSaidToBe(t *testing.T) {
@@ -498,22 +452,6 @@ func TestClientCommandsSayWhatIsWrong(t *testing.T) {
 	wantFiles(t, filepath.Dir(db))
 }
 
-// wantFiles compares the names in a directory.
-func wantFiles(t testing.TB, dir string, want ...string) {
-	t.Helper()
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, e := range entries {
-		got = append(got, e.Name())
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("%s has %q, want %q", dir, got, want)
-	}
-}
-
 // asOwner is a wrapper that takes root's power over permissions away: what the
 // owner of a file may do is then what its mode says.
 func asOwner(t testing.TB) []string {
@@ -545,16 +483,16 @@ func TestControlSocketIsTheOwnersWhateverTheUmask(t *testing.T) {
 					p := startProcess(t, wrapper, "--db", db)
 					for path, want := range map[string]fs.FileMode{db: 0o600, db + ".sock": 0o600 | fs.ModeSocket} {
 						if info, err := os.Lstat(path); err != nil {
-							t.Errorf("%v\n%s", err, p.stderr)
+							t.Errorf("%v\n%s", err, p.Stderr)
 						} else if info.Mode() != want {
 							t.Errorf("%s has mode %v, want %v", path, info.Mode(), want)
 						}
 					}
 					got := run(t, wrapper, "client", "add", "--db", db, "--org", demoOrg)
 					if got.status != 0 {
-						t.Fatalf("beside the server: %+v\n%s", got, p.stderr)
+						t.Fatalf("beside the server: %+v\n%s", got, p.Stderr)
 					}
-					wantSecret(t, p.url, addedClient(t, got.stdout), true)
+					wantSecret(t, p.URL, addedClient(t, got.stdout), true)
 					wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
 				})
 			}
@@ -579,8 +517,8 @@ func TestControlSocketOfAnotherUserIsRefusedWithASentence(t *testing.T) {
 	if cmd.ProcessState.ExitCode() != 1 || string(out) != want {
 		t.Errorf("%v\n%s, want\n%s", cmd.ProcessState, out, want)
 	}
-	if strings.Contains(p.stderr.String(), "route=/clients") {
-		t.Errorf("it reached the server\n%s", p.stderr)
+	if strings.Contains(p.Stderr.String(), "route=/clients") {
+		t.Errorf("it reached the server\n%s", p.Stderr)
 	}
 }
 
@@ -590,11 +528,11 @@ func TestControlSocketGoesWithTheServer(t *testing.T) {
 			db := shortPath(t)
 			p := startProcess(t, nil, "--db", db)
 			wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
-			if err := p.cmd.Process.Signal(sig); err != nil {
+			if err := p.Cmd.Process.Signal(sig); err != nil {
 				t.Fatal(err)
 			}
-			if err := <-p.ended; err != nil {
-				t.Errorf("%v\n%s", err, p.stderr)
+			if err := <-p.Ended; err != nil {
+				t.Errorf("%v\n%s", err, p.Stderr)
 			}
 			wantFiles(t, filepath.Dir(db), "c.db")
 		})
@@ -613,29 +551,20 @@ func TestControlSocketGoesWithTheServer(t *testing.T) {
 	})
 }
 
-// kill ends a server, and what it runs behind, as a crash does.
-func kill(t testing.TB, p *process) {
-	t.Helper()
-	if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	<-p.ended
-}
-
 func TestControlSocketThatACrashLeftIsNoObstacle(t *testing.T) {
 	db := shortPath(t)
-	kill(t, startProcess(t, nil, "--db", db))
+	startProcess(t, nil, "--db", db).Kill(t)
 	wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
 	c := addClient(t, db)
 	wantListed(t, db, c.ID)
 	c, _ = rotateClient(t, db, c.ID)
 	for round := range 2 {
 		p := startProcess(t, nil, "--db", db)
-		wantSecret(t, p.url, c, true)
+		wantSecret(t, p.URL, c, true)
 		wantListed(t, db, c.ID) // the server has the file, so this went through its socket
 		wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
 		if round == 0 {
-			kill(t, p)
+			p.Kill(t)
 		}
 	}
 }
@@ -654,7 +583,7 @@ func TestControlSocketSurvivesASecondServerThatIsRefused(t *testing.T) {
 			t.Errorf("%+v, want %q", got, want)
 		}
 		c := addClient(t, db)
-		wantSecret(t, p.url, c, true)
+		wantSecret(t, p.URL, c, true)
 		clientCommand(t, db, "remove", c.ID)
 	}
 	wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
@@ -688,7 +617,7 @@ func TestControlSocketIsFoundByAnyNameOfTheFile(t *testing.T) {
 			p := startProcess(t, nil, "--db", path)
 			for other, path := range names {
 				c := addClient(t, path)
-				wantSecret(t, p.url, c, true)
+				wantSecret(t, p.URL, c, true)
 				if got := clientCommand(t, path, "remove", c.ID); got != "" {
 					t.Errorf("%s: %q", other, got)
 				}
@@ -699,7 +628,7 @@ func TestControlSocketIsFoundByAnyNameOfTheFile(t *testing.T) {
 			}
 			wantFiles(t, dir, "c.db", "c.db.sock")
 			wantFiles(t, elsewhere, "dir", "file.db")
-			if err := p.terminate(t); err != nil {
+			if err := p.Terminate(t); err != nil {
 				t.Error(err)
 			}
 		})
@@ -721,16 +650,16 @@ func TestControlSocketOfTooLongAPathIsAWarning(t *testing.T) {
 			db := filepath.Join(dir, tt.file)
 			before := addClient(t, db)
 			p := startProcess(t, nil, "--db", db)
-			if n := strings.Count(p.stderr.String(), `"level":"WARN","msg":"there is no control socket`); n != 1 {
-				t.Errorf("%d warnings\n%s", n, p.stderr)
+			if n := strings.Count(p.Stderr.String(), `"level":"WARN","msg":"there is no control socket`); n != 1 {
+				t.Errorf("%d warnings\n%s", n, p.Stderr)
 			}
-			wantSecret(t, p.url, before, true)
+			wantSecret(t, p.URL, before, true)
 			got := run(t, nil, "client", "list", "--db", db)
 			if want := "energy-contracts: database " + db + ": another process has it open"; got.status != 1 || got.stdout != "" || !strings.HasPrefix(got.stderr, want) || strings.Count(got.stderr, "\n") != 1 {
 				t.Errorf("beside the server: %+v, want %q", got, want)
 			}
 			wantFiles(t, dir, tt.file)
-			if err := p.terminate(t); err != nil {
+			if err := p.Terminate(t); err != nil {
 				t.Error(err)
 			}
 			wantListed(t, db, before.ID)
@@ -778,14 +707,14 @@ func TestControlSocketTakesNobodysPlace(t *testing.T) {
 			}
 			wantListed(t, db, c.ID) // without a server
 			p := startProcess(t, nil, "--db", db)
-			wantSecret(t, p.url, c, true)
-			if !strings.Contains(p.stderr.String(), `"level":"WARN","msg":"there is no control socket`) {
-				t.Errorf("no warning\n%s", p.stderr)
+			wantSecret(t, p.URL, c, true)
+			if !strings.Contains(p.Stderr.String(), `"level":"WARN","msg":"there is no control socket`) {
+				t.Errorf("no warning\n%s", p.Stderr)
 			}
 			if got := run(t, nil, "client", "list", "--db", db); got.status != 1 || !strings.Contains(got.stderr, "another process has it open") {
 				t.Errorf("beside the server: %+v", got)
 			}
-			if err := p.terminate(t); err != nil {
+			if err := p.Terminate(t); err != nil {
 				t.Error(err)
 			}
 			if left, _ := filepath.Glob(filepath.Dir(db) + "/.sock-*"); len(left) > 0 {
@@ -842,7 +771,7 @@ func TestClientsAddedAtOnceBesideAServerAreAllThere(t *testing.T) {
 		t.Errorf("%d are listed", n)
 	}
 	for _, c := range made {
-		wantSecret(t, p.url, c, true)
+		wantSecret(t, p.URL, c, true)
 		if !strings.Contains(list, c.ID) {
 			t.Errorf("%s is not listed\n%s", c.ID, list)
 		}
@@ -869,7 +798,7 @@ func TestClientThatIsAddedWhileTheServerStopsIsKept(t *testing.T) {
 		if _, err := io.ReadFull(in, got); err != nil || string(got) != goOn {
 			t.Fatalf("%q, %v", got, err)
 		}
-		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
 		waitFor(t, "the socket is gone", func() bool { return !exists(controlPath(db)) })
@@ -888,11 +817,11 @@ func TestClientThatIsAddedWhileTheServerStopsIsKept(t *testing.T) {
 		if err := json.NewDecoder(resp.Body).Decode(&made); err != nil || resp.StatusCode != 200 {
 			t.Fatalf("%s, %v", resp.Status, err)
 		}
-		if err := <-p.ended; err != nil {
-			t.Errorf("%v\n%s", err, p.stderr)
+		if err := <-p.Ended; err != nil {
+			t.Errorf("%v\n%s", err, p.Stderr)
 		}
 		wantListing(t, db, listedRow{made.ID, demoOrg, "read", aTime, never})
-		wantSecret(t, startProcess(t, nil, "--db", db).url, credentials(made), true)
+		wantSecret(t, startProcess(t, nil, "--db", db).URL, credentials(made), true)
 	})
 	t.Run("by commands at the same time", func(t *testing.T) {
 		db := shortPath(t)
@@ -908,7 +837,7 @@ func TestClientThatIsAddedWhileTheServerStopsIsKept(t *testing.T) {
 				t.Errorf("%v, want a sentence\n%s%s", err, &a.stdout, &a.stderr)
 			}
 			if i == 0 {
-				if err := p.terminate(t); err != nil {
+				if err := p.Terminate(t); err != nil {
 					t.Error(err)
 				}
 			}
@@ -931,10 +860,10 @@ func TestClientCommandsAreInTheLogWithoutTheirSecrets(t *testing.T) {
 	clientCommand(t, db, "list")
 	clientCommand(t, db, "remove", first.ID)
 	run(t, nil, "client", "remove", "--db", db, first.ID)
-	if err := p.terminate(t); err != nil {
+	if err := p.Terminate(t); err != nil {
 		t.Error(err)
 	}
-	log := p.stderr.String()
+	log := p.Stderr.String()
 	var lines []string
 	for line := range strings.Lines(log) {
 		if strings.Contains(line, `"msg":"request"`) {

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // What a request costs, beside what it cannot do without. The service runs in a process
 // of its own; what it is compared with runs in turn with it, so that both see the same
@@ -71,7 +71,7 @@ func besideRouter(b *testing.B, m message, requests int, connections ...int) {
 	if err := one.ask(); err != nil {
 		b.Fatal(err)
 	}
-	router := bare(b, "answer", fileOf(b, one.content))
+	router := bare(b, "answer", writeFile(b, one.content))
 	for _, n := range connections {
 		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
 			inTurn(b, "router", requestsEach(n, requests), service.lines(b, n, m, manyContracts), router.lines(b, n, m, manyContracts))
@@ -148,7 +148,7 @@ func BenchmarkAllocations(b *testing.B) {
 	waitFor(b, "the ballast, which is no request's", func() bool {
 		return value(b, service.scrape(b), "go_memstats_heap_alloc_bytes") > ballast
 	})
-	basic := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("bench:"+benchSecret)) + "\r\n"
+	basic := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(bench.client.ID+":"+bench.client.Secret)) + "\r\n"
 	deleted := allocationRequests // those before are for the others
 	form := "Content-Type: application/x-www-form-urlencoded\r\n"
 	for _, m := range []struct {
@@ -188,6 +188,7 @@ func BenchmarkAllocations(b *testing.B) {
 
 // What a read allocates is the same whatever is in the file.
 func TestReadsAllocateNoMoreForMore(t *testing.T) {
+	long(t)
 	few, many := served(t, benchFile(t, allocationRequests)), served(t, benchFile(t, 20_000))
 	for _, m := range []message{getOne, listAll} {
 		of, _ := few.allocations(t, m, 0)
@@ -244,24 +245,5 @@ func BenchmarkMillion(b *testing.B) {
 		pairs(b, "10000", 64*200,
 			func() time.Duration { return large.round(b, 64, 200, 1_000_000) },
 			func() time.Duration { return small.round(b, 64, 200, 10_000) })
-	})
-}
-
-// A bearer check, in steady state, beside the hash that it cannot do without.
-func BenchmarkBearerCheck(b *testing.B) {
-	s, check := bearerCheck(b)
-	b.Run("hash", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			hashOf(someToken)
-		}
-	})
-	b.Run("check", func(b *testing.B) {
-		b.ReportAllocs()
-		before := s.db.Stats().TxN
-		for b.Loop() {
-			check()
-		}
-		b.ReportMetric(float64(s.db.Stats().TxN-before)/float64(b.N), "transactions/op")
 	})
 }

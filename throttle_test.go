@@ -26,15 +26,15 @@ import (
 
 // refusedClient is the answer to a wrong id or secret.
 var refusedClient = failure{
-	status: 401, code: "invalid_client", detail: "the client is unknown, or its secret is wrong",
-	header: http.Header{"Www-Authenticate": {`Basic realm="energy-contracts", charset="UTF-8"`}},
+	Status: 401, Code: "invalid_client", Detail: "the client is unknown, or its secret is wrong",
+	Header: http.Header{"Www-Authenticate": {`Basic realm="energy-contracts", charset="UTF-8"`}},
 }
 
 // limitedClient is the answer after too many of them.
 func limitedClient(seconds string) failure {
 	return failure{
-		status: 429, code: "temporarily_unavailable", header: http.Header{"Retry-After": {seconds}},
-		detail: "this client failed to authenticate from this address too often; try again in " + seconds + " seconds",
+		Status: 429, Code: "temporarily_unavailable", Header: http.Header{"Retry-After": {seconds}},
+		Detail: "this client failed to authenticate from this address too often; try again in " + seconds + " seconds",
 	}
 }
 
@@ -121,7 +121,7 @@ func (s *guessed) raw(t testing.TB, from, path, header, body string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := described().read(t, bytes.NewReader(b), sent); err != nil {
+	if _, _, err := described().Read(t, bytes.NewReader(b), sent); err != nil {
 		t.Error(err)
 	}
 	return string(b)
@@ -162,7 +162,7 @@ func wantFailure(t testing.TB, answer string, f failure) {
 	}
 	defer resp.Body.Close()
 	got, _ := io.ReadAll(resp.Body)
-	f.want(t, resp, string(got))
+	f.Want(t, resp, string(got))
 }
 
 func wrong(c credentials) credentials { return credentials{c.ID, "wrong"} }

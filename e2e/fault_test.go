@@ -1,4 +1,6 @@
-package main
+//go:build linux
+
+package e2e
 
 // The store when the disk fails, over HTTP: strace makes system calls of the
 // running process fail, and a small file system runs full. What is asserted are
@@ -10,7 +12,7 @@ package main
 // meta pages are synced again.
 
 import (
-	"encoding/hex"
+	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"maps"
@@ -18,24 +20,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 )
-
-// demoOtherContract is the second contract of the demo user.
-const demoOtherContract = "8e2f6a31-94c7-4f08-b1de-5a70c3d9e412"
-
-// answerTimeout is for an answer that must come, but need not come fast: under
-// strace, with a second between two attempts to mend, on a machine that others
-// keep busy.
-const answerTimeout = time.Minute
 
 // faultKind is one way in which the disk fails, tried at several positions.
 // strace counts a system call for each thread on its own, and the committer may
@@ -61,7 +53,7 @@ var faultKinds = []faultKind{
 
 // positions are those that are tried; the long form tries each of several commits too.
 func positions(at ...string) []string {
-	for n := range shortOr(0, 30) {
+	for n := range servicetest.Amount(0, 30) {
 		if one := strconv.Itoa(n + 1); !slices.Contains(at, one) {
 			at = append(at, one)
 		}
@@ -69,11 +61,8 @@ func positions(at ...string) []string {
 	return at
 }
 
-// largeContract is a number of prices whose document, of some 100 KB, does not
-// fit into a new file.
-const largeContract = 2000
-
 func TestFaultInACommitIsAnsweredByWhatStands(t *testing.T) {
+	long(t)
 	needTool(t, "strace")
 	t.Parallel()
 	var secondSyncs atomic.Int64
@@ -115,7 +104,7 @@ func faultyCommits(t *testing.T, kind faultKind, at string) trace {
 	}
 	db := filepath.Join(t.TempDir(), "test.db")
 	p := startProcess(t, nil, "--demo", "--db", db)
-	l := newLedger(t, p.url, demoContract, demoOtherContract)
+	l := newLedger(t, p.URL, demoContract, demoOtherContract)
 	prices := largeContract
 	if !kind.grow {
 		prices = 1
@@ -142,11 +131,12 @@ func faultyCommits(t *testing.T, kind faultKind, at string) trace {
 }
 
 func TestDiskThatGoesOnFailing(t *testing.T) {
+	long(t)
 	needTool(t, "strace")
 	t.Parallel()
 	db := filepath.Join(t.TempDir(), "test.db")
 	p := startProcess(t, nil, "--demo", "--db", db)
-	l := newLedger(t, p.url, demoContract, demoOtherContract)
+	l := newLedger(t, p.URL, demoContract, demoOtherContract)
 	l.growFile(t)
 	list := l.list(t)
 	prompt := &http.Client{Timeout: 2 * time.Second}
@@ -236,16 +226,17 @@ func readAll(l *ledger, stop <-chan struct{}) error {
 
 // Also when /readyz has just found that all is well.
 func TestReadyzFailsAfterACommitThatFailed(t *testing.T) {
+	long(t)
 	needTool(t, "strace")
 	p := startProcess(t, straceCommand(filepath.Join(t.TempDir(), "trace"), "fdatasync:error=EIO:when=30+"), "--demo", "--db", shortPath(t))
-	c := client(p.url, "demo", "demo-secret")
+	c := client(p.URL, "demo", "demo-secret")
 	for range 5000 { // strace counts the calls of each thread apart
-		_, _ = do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, "") // whose answer holds for a while
-		put, _ := do(t, c, "PUT", contractsURL(p.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, "{}")
+		_, _ = do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "") // whose answer holds for a while
+		put, _ := do(t, c, "PUT", contractsURL(p.URL, demoOrg, demoUser)+"/"+demoContract, jsonBody, "{}")
 		if put.StatusCode == http.StatusOK { // also when a sync failed and the write stands
 			continue
 		}
-		resp, body := do(t, http.DefaultClient, "GET", p.url+"/readyz", nil, "")
+		resp, body := do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "")
 		wantUnavailable(t, resp, body)
 		return
 	}
@@ -254,6 +245,7 @@ func TestReadyzFailsAfterACommitThatFailed(t *testing.T) {
 
 // An import is told to be made, or nothing of it to be: and so it is, also after a restart.
 func TestFaultInAnImportIsAnsweredByWhatStands(t *testing.T) {
+	long(t)
 	t.Parallel()
 	needTool(t, "strace")
 	file := manyLines(t, 6000, 300)
@@ -273,12 +265,12 @@ func TestFaultInAnImportIsAnsweredByWhatStands(t *testing.T) {
 				case got.status == 1 && strings.HasSuffix(got.stderr, "nothing was imported\n"), got.status == 1 && strings.Contains(got.stderr, "nothing was changed"):
 					refused++
 				default:
-					t.Fatalf("%+v\n%s", got, p.stderr)
+					t.Fatalf("%+v\n%s", got, p.Stderr)
 				}
 				waitFor(t, "what is left of it is dropped", func() bool {
 					return run(t, nil, "export", "--db", db).stdout == stands
 				})
-				kill(t, p)
+				p.Kill(t)
 				wantExport(t, db, stands)
 				if got := ok(t, db, "check"); !strings.Contains(got, " is sound: ") {
 					t.Error(got)
@@ -293,6 +285,7 @@ func TestFaultInAnImportIsAnsweredByWhatStands(t *testing.T) {
 }
 
 func TestFaultThatLeavesAWriteUndecided(t *testing.T) {
+	long(t)
 	needTool(t, "strace")
 	t.Run("answered when the disk works again", func(t *testing.T) {
 		t.Parallel()
@@ -302,7 +295,7 @@ func TestFaultThatLeavesAWriteUndecided(t *testing.T) {
 		select {
 		case a = <-u.answer:
 		case <-time.After(3 * time.Second):
-			t.Fatalf("PUT %s: no answer 3 s after the disk works again\n%s", u.l.url(demoContract), u.p.stderr)
+			t.Fatalf("PUT %s: no answer 3 s after the disk works again\n%s", u.l.url(demoContract), u.p.Stderr)
 		}
 		u.l.record(t, demoContract, u.marker, a)
 		u.l.check(t)
@@ -319,16 +312,16 @@ func TestFaultThatLeavesAWriteUndecided(t *testing.T) {
 	t.Run("whole or not there when the process is killed", func(t *testing.T) {
 		t.Parallel()
 		u := leaveUndecided(t)
-		if err := u.p.cmd.Process.Kill(); err != nil {
+		if err := u.p.Cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		<-u.p.ended
+		<-u.p.Ended
 		if a := <-u.answer; a.err == nil {
 			t.Errorf("PUT %s was answered as its process was killed: %v", u.l.url(demoContract), a)
 		}
 		checkFileSound(t, u.db)
 		again := startProcess(t, nil, "--demo", "--db", u.db)
-		u.l.base = again.url
+		u.l.base = again.URL
 		u.checkEither(t)
 		a := u.l.send("GET", demoContract, "")
 		u.l.want[demoContract] = a.body
@@ -357,7 +350,7 @@ func leaveUndecided(t *testing.T) *undecided {
 	t.Helper()
 	u := &undecided{db: filepath.Join(t.TempDir(), "test.db")}
 	u.p = startProcess(t, nil, "--demo", "--db", u.db)
-	u.l = newLedger(t, u.p.url, demoContract, demoOtherContract)
+	u.l = newLedger(t, u.p.URL, demoContract, demoOtherContract)
 	u.l.growFile(t)
 	// A committer that stays on its thread gets past its first sync and not past
 	// the second. One that moves is seen to, and is tried again.
@@ -372,7 +365,7 @@ func leaveUndecided(t *testing.T) *undecided {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("no write became undecided\n%s", u.p.stderr)
+			t.Fatalf("no write became undecided\n%s", u.p.Stderr)
 		}
 		u.tracer.detach()
 		waitUntil(t, 3*time.Second, "the store can write again", func() error {
@@ -441,6 +434,7 @@ func (u *undecided) checkEither(t testing.TB) {
 }
 
 func TestFaultAtTheStartLeavesTheFileAsItWas(t *testing.T) {
+	long(t)
 	needTool(t, "strace")
 	for _, c := range []struct {
 		name  string
@@ -455,7 +449,7 @@ func TestFaultAtTheStartLeavesTheFileAsItWas(t *testing.T) {
 			db, out := filepath.Join(dir, "test.db"), filepath.Join(t.TempDir(), "trace")
 			var before string
 			if c.there {
-				if err := startProcess(t, nil, "--demo", "--db", db).terminate(t); err != nil {
+				if err := startProcess(t, nil, "--demo", "--db", db).Terminate(t); err != nil {
 					t.Fatalf("after SIGTERM: %v", err)
 				}
 				before = readFile(t, db)
@@ -484,6 +478,7 @@ func TestFaultAtTheStartLeavesTheFileAsItWas(t *testing.T) {
 }
 
 func TestDiskFull(t *testing.T) {
+	long(t)
 	t.Parallel()
 	disk := smallDisk(t, "8m")
 	filler := filepath.Join(disk, "filler")
@@ -492,7 +487,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	db := filepath.Join(disk, "test.db")
 	p := startProcess(t, nil, "--demo", "--db", db)
-	l := newLedger(t, p.url, demoContract)
+	l := newLedger(t, p.URL, demoContract)
 	sound := l.readTime(t)
 	next := 0
 	// makeNext makes a large contract, and tells whether it was refused.
@@ -507,7 +502,7 @@ func TestDiskFull(t *testing.T) {
 		}
 	}
 	if next < 10 {
-		t.Fatalf("only %d contracts fit onto the disk\n%s", next-1, p.stderr)
+		t.Fatalf("only %d contracts fit onto the disk\n%s", next-1, p.Stderr)
 	}
 	l.check(t)
 	for range 5 {
@@ -585,439 +580,4 @@ func smallDisk(t testing.TB, size string) string {
 		}
 	})
 	return dir
-}
-
-// ledger writes contracts of the demo user that can be told apart, and keeps
-// what each must be: the document of the last write that was not refused.
-type ledger struct {
-	base    string
-	client  *http.Client
-	auth    string
-	ids     []string          // of all that were written to, also in vain
-	want    map[string]string // by id, the document of each that must be there
-	written int               // documents so far
-}
-
-// newLedger starts with what some contracts are.
-func newLedger(t testing.TB, base string, ids ...string) *ledger {
-	t.Helper()
-	l := &ledger{
-		base:   base,
-		client: patientClient(t),
-		auth:   "Bearer " + token(t, base, "demo", "demo-secret"),
-		ids:    ids,
-		want:   map[string]string{},
-	}
-	for _, id := range ids {
-		a := l.send("GET", id, "")
-		if a.err != nil || a.status != http.StatusOK {
-			t.Fatalf("GET %s: %v", l.url(id), a)
-		}
-		l.want[id] = a.body
-	}
-	return l
-}
-
-// patientClient has connections of its own, and waits for what answerTimeout is for.
-func patientClient(t testing.TB) *http.Client {
-	c := &http.Client{Timeout: 2 * answerTimeout, Transport: validated{&http.Transport{}}}
-	t.Cleanup(c.CloseIdleConnections)
-	return c
-}
-
-func (l *ledger) collection() string   { return contractsURL(l.base, demoOrg, demoUser) }
-func (l *ledger) url(id string) string { return l.collection() + "/" + id }
-
-// with adds the token to the header of a request.
-func (l *ledger) with(h http.Header) http.Header {
-	if h = h.Clone(); h == nil {
-		h = http.Header{}
-	}
-	h.Set("Authorization", l.auth)
-	return h
-}
-
-// document is a contract that no other is, with some prices.
-func (l *ledger) document(prices int) string {
-	l.written++
-	var b strings.Builder
-	fmt.Fprintf(&b, `{"currency_energy_price":"EUR",%s,"energy_prices":[`, l.marker())
-	at := time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
-	for i := range prices {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		fmt.Fprintf(&b, `{"price":%d.25,"timestamp":%q}`, i%400, at.Add(time.Duration(i)*time.Hour).Format(time.RFC3339))
-	}
-	b.WriteString("]}")
-	return b.String()
-}
-
-// marker is the member that tells the last document from the others.
-func (l *ledger) marker() string { return fmt.Sprintf(`"supplier":"write %d"`, l.written) }
-
-// answered is a whole answer, or the error that came in its place.
-type answered struct {
-	status int
-	header http.Header
-	body   string
-	err    error
-}
-
-func (a answered) String() string {
-	if a.err != nil {
-		return a.err.Error()
-	}
-	return fmt.Sprintf("%d %v\n%s", a.status, a.header, head(a.body))
-}
-
-// head is enough of a body to see what it is.
-func head(body string) string {
-	const enough = 500
-	if len(body) <= enough {
-		return body
-	}
-	return fmt.Sprintf("%s… (%d bytes)", body[:enough], len(body))
-}
-
-// send asks for a contract.
-func (l *ledger) send(method, id, body string, fields ...string) answered {
-	return l.ask(method, l.url(id), body, fields...)
-}
-
-// ask is do for any goroutine, with the token.
-func (l *ledger) ask(method, url, body string, fields ...string) answered {
-	req, err := http.NewRequest(method, url, strings.NewReader(body))
-	if err != nil {
-		return answered{err: err}
-	}
-	req.Header = l.with(nil)
-	if body != "" {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	for i := 0; i+1 < len(fields); i += 2 {
-		req.Header.Set(fields[i], fields[i+1])
-	}
-	resp, content, err := answerOf(l.client, req)
-	if resp == nil {
-		return answered{err: err}
-	}
-	return answered{resp.StatusCode, resp.Header, content, err}
-}
-
-// put replaces a contract and returns the status: 200 or 503.
-func (l *ledger) put(t testing.TB, id string, prices int) int {
-	t.Helper()
-	doc := l.document(prices)
-	return l.record(t, id, l.marker(), l.send("PUT", id, doc))
-}
-
-// growFile makes the file as large as it needs to be for some time, so that a
-// commit's first sync is that of its pages.
-func (l *ledger) growFile(t testing.TB) {
-	t.Helper()
-	if status := l.put(t, demoContract, largeContract); status != http.StatusOK {
-		t.Fatalf("PUT %s on a sound disk: %d", l.url(demoContract), status)
-	}
-}
-
-// create makes a contract under an id and returns the status: 201 or 503.
-func (l *ledger) create(t testing.TB, id string, prices int) int {
-	t.Helper()
-	doc := l.document(prices)
-	l.ids = append(l.ids, id)
-	return l.record(t, id, l.marker(), l.send("PUT", id, doc, "If-None-Match", "*"))
-}
-
-// record takes in the answer to the write of a document with a marker.
-func (l *ledger) record(t testing.TB, id, marker string, a answered) int {
-	t.Helper()
-	done := http.StatusOK
-	if _, exists := l.want[id]; !exists {
-		done = http.StatusCreated
-	}
-	switch {
-	case a.err != nil:
-		t.Fatalf("PUT %s of %s: no answer: %v", l.url(id), marker, a.err)
-	case a.status == done && strings.Contains(a.body, marker):
-		l.want[id] = a.body
-	case a.status == http.StatusServiceUnavailable:
-		wantUnavailable(t, &http.Response{Status: "503", StatusCode: a.status, Header: a.header}, a.body)
-	default:
-		t.Fatalf("PUT %s of %s: got %v\nwant %d with the document, or 503", l.url(id), marker, a, done)
-	}
-	return a.status
-}
-
-// wantUnavailable fails unless an answer is a whole 503.
-func wantUnavailable(t testing.TB, resp *http.Response, body string) {
-	t.Helper()
-	wantProblem(t, resp, body, http.StatusServiceUnavailable)
-	if got := resp.Header.Get("Retry-After"); got != retryAfter {
-		t.Errorf("503 with Retry-After %q, want %q\n%s", got, retryAfter, body)
-	}
-}
-
-// check gets every contract that was written to.
-func (l *ledger) check(t testing.TB) {
-	t.Helper()
-	for _, id := range l.ids {
-		a := l.send("GET", id, "")
-		want, exists := l.want[id]
-		switch {
-		case a.err != nil:
-			t.Fatalf("GET %s: %v", l.url(id), a.err)
-		case !exists && a.status != http.StatusNotFound:
-			t.Fatalf("refused, and there: GET %s: %v", l.url(id), a)
-		case exists && (a.status != http.StatusOK || a.body != want):
-			t.Fatalf("after %d writes, GET %s: %v\nwant 200\n%s", l.written, l.url(id), a, head(want))
-		}
-	}
-}
-
-// readTime is the median of what a GET takes.
-func (l *ledger) readTime(t testing.TB) time.Duration {
-	t.Helper()
-	times := make([]time.Duration, 300)
-	for i := range times {
-		began := time.Now()
-		if a := l.send("GET", demoContract, ""); a.err != nil || a.status != http.StatusOK || a.body != l.want[demoContract] {
-			t.Fatalf("GET %s: %v", l.url(demoContract), a)
-		}
-		times[i] = time.Since(began)
-	}
-	return median(times)
-}
-
-// list is the whole list of the demo user's contracts.
-func (l *ledger) list(t testing.TB) string {
-	t.Helper()
-	resp, body := do(t, l.client, "GET", l.collection(), l.with(nil), "")
-	if resp.StatusCode != http.StatusOK {
-		t.Fatalf("GET %s: %s\n%s", l.collection(), resp.Status, head(body))
-	}
-	return body
-}
-
-// checkAfterRestart ends the process, looks at the file, and checks everything
-// again in a new process.
-func (l *ledger) checkAfterRestart(t testing.TB, p *process, db string) {
-	t.Helper()
-	list := l.list(t)
-	if err := p.terminate(t); err != nil {
-		t.Errorf("after SIGTERM: %v\n%s", err, p.stderr)
-	}
-	checkFileSound(t, db)
-	again := startProcess(t, nil, "--demo", "--db", db)
-	l.base = again.url
-	l.check(t)
-	if now := l.list(t); now != list {
-		t.Errorf("the list after the restart is\n%s\nand was\n%s", head(now), head(list))
-	}
-	if err := again.terminate(t); err != nil {
-		t.Errorf("after SIGTERM: %v\n%s", err, again.stderr)
-	}
-	checkFileSound(t, db)
-}
-
-// straceCommand is strace with faults, writing to a file. It traces what the
-// store does to its file; nothing else in the process makes these calls.
-func straceCommand(out string, faults ...string) []string {
-	return straceOf("pwrite64,fdatasync,fsync,ftruncate", []string{"-s", "0"}, out, faults...)
-}
-
-// straceOf traces some calls, printed in a way that the options say.
-func straceOf(calls string, options []string, out string, faults ...string) []string {
-	args := append([]string{"strace", "-f", "-e", "signal=none", "-e", "trace=" + calls, "-o", out}, options...)
-	for _, f := range faults {
-		args = append(args, "-e", "inject="+f)
-	}
-	return args
-}
-
-// tracer is strace, attached to a process.
-type tracer struct {
-	out    string
-	detach func() // heals the disk
-}
-
-var attachedLine = regexp.MustCompile(`(?m)^strace: Process \d+ attached`)
-
-// attach makes system calls of a running process fail, until detach.
-func attach(t testing.TB, p *process, faults ...string) *tracer {
-	t.Helper()
-	return attachAs(t, p, straceCommand, faults...)
-}
-
-// attachAs is attach with a command line of strace's.
-func attachAs(t testing.TB, p *process, command func(out string, faults ...string) []string, faults ...string) *tracer {
-	t.Helper()
-	tr := &tracer{out: filepath.Join(t.TempDir(), "trace")}
-	line := append(command(tr.out, faults...), "-p", strconv.Itoa(p.cmd.Process.Pid))
-	cmd := exec.Command(line[0], line[1:]...)
-	stderr := &lockedBuffer{}
-	cmd.Stderr = stderr
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	tr.detach = sync.OnceFunc(func() {
-		_ = cmd.Process.Signal(os.Interrupt)
-		<-ended
-	})
-	t.Cleanup(tr.detach)
-	waitUntil(t, answerTimeout, "strace is attached", func() error {
-		if strings.Contains(stderr.String(), "Operation not permitted") {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("CI needs strace to attach to a process:\n%s", stderr)
-			}
-			t.Skipf("strace may not attach to a process here; run the tests as root, or set the sysctl kernel.yama.ptrace_scope to 0:\n%s", stderr)
-		}
-		if !attachedLine.MatchString(stderr.String()) {
-			return fmt.Errorf("%q", stderr)
-		}
-		return nil
-	})
-	return tr
-}
-
-func (tr *tracer) trace(t testing.TB) trace {
-	t.Helper()
-	return readTrace(t, tr.out)
-}
-
-// call is one system call of a trace.
-type call struct {
-	name     string
-	file     string // that the descriptor is of, if strace's -y has it said
-	data     string // what a write has, as far as strace's -s has it printed
-	size     int64  // of a write, in bytes, or what a ftruncate makes it
-	offset   int64  // of a pwrite64
-	failed   bool
-	injected bool
-	began    int // how many calls of the trace had ended
-}
-
-// meta tells whether the call writes one of the two meta pages.
-func (c call) meta() bool {
-	page := int64(os.Getpagesize())
-	return c.name == "pwrite64" && c.size == page && (c.offset == 0 || c.offset == page)
-}
-
-// trace is the system calls in the order of their ends. The committer makes
-// them one after another, whatever thread it is on.
-type trace []call
-
-// callLine is a call whose strings were cut out.
-var callLine = regexp.MustCompile(`^(\w+)\((.*)\)\s+= (-?\d+)(.*)$`)
-
-func readTrace(t testing.TB, path string) (tr trace) {
-	t.Helper()
-	type start struct {
-		text  string
-		began int
-	}
-	started := map[string]start{} // by thread, a call that has not ended
-	for line := range strings.Lines(readFile(t, path)) {
-		thread, text, _ := strings.Cut(strings.TrimSpace(line), " ")
-		text = strings.TrimSpace(text)
-		is := start{text, len(tr)}
-		if begin, ok := strings.CutSuffix(text, "<unfinished ...>"); ok {
-			is.text = strings.TrimSpace(begin)
-			started[thread] = is
-			continue
-		}
-		if _, end, ok := strings.Cut(text, " resumed>"); ok {
-			is = started[thread]
-			is.text += end
-		}
-		c, err := parseCall(is.text)
-		if err != nil {
-			t.Fatalf("%s: %s: %v", path, head(is.text), err)
-		}
-		if c.began = is.began; c.name != "" {
-			tr = append(tr, c)
-		}
-	}
-	return tr
-}
-
-// parseCall reads a whole call. That of something else has no name: the end of a
-// thread, or a line that is being written.
-func parseCall(text string) (c call, err error) {
-	before, rest, _ := strings.Cut(text, `"`)
-	data, after, _ := strings.Cut(rest, `"`)
-	m := callLine.FindStringSubmatch(before + after)
-	if m == nil {
-		return c, nil
-	}
-	c = call{name: m[1], failed: m[3] == "-1", injected: strings.Contains(m[4], "(INJECTED)")}
-	args := strings.Split(m[2], ", ")
-	_, file, _ := strings.Cut(args[0], "<")
-	var errs [4]error
-	c.file, errs[0] = unescaped(strings.TrimSuffix(file, ">"))
-	c.data, errs[1] = unescaped(data)
-	switch last := len(args) - 1; c.name {
-	case "pwrite64":
-		c.size, errs[2] = strconv.ParseInt(args[last-1], 10, 64)
-		c.offset, errs[3] = strconv.ParseInt(args[last], 10, 64)
-	case "ftruncate":
-		c.size, errs[2] = strconv.ParseInt(args[last], 10, 64)
-	}
-	return c, errors.Join(errs[:]...)
-}
-
-// unescaped is what strace's -xx prints as hexadecimal numbers.
-func unescaped(text string) (string, error) {
-	if !strings.HasPrefix(text, `\x`) {
-		return text, nil
-	}
-	b, err := hex.DecodeString(strings.ReplaceAll(text, `\x`, ""))
-	return string(b), err
-}
-
-func (tr trace) count(is func(call) bool) (n int) {
-	for _, c := range tr {
-		if is(c) {
-			n++
-		}
-	}
-	return n
-}
-
-func (tr trace) injected() int { return tr.count(func(c call) bool { return c.injected }) }
-
-// secondSyncs counts the faults right after a commit's meta page. The remedy
-// writes meta pages too, but syncs with fsync.
-func (tr trace) secondSyncs() (n int) {
-	for i, c := range tr {
-		if i > 0 && c.injected && c.name == "fdatasync" && tr[i-1].meta() && !tr[i-1].failed {
-			n++
-		}
-	}
-	return n
-}
-
-// checkRemedy fails if the file was built upon after a fault before both meta
-// pages were written and synced again.
-func (tr trace) checkRemedy(t testing.TB) {
-	t.Helper()
-	var metas []int64 // written since the fault
-	broken := false
-	for i, c := range tr {
-		switch {
-		case c.failed:
-			broken, metas = true, nil
-		case !broken:
-		case c.meta():
-			if !slices.Contains(metas, c.offset) {
-				metas = append(metas, c.offset)
-			}
-		case c.name == "fsync" && len(metas) == 2:
-			broken = false
-		default:
-			t.Fatalf("after a fault, %+v came before the meta pages were written and synced again:\n%+v", c, tr[max(0, i-10):i+1])
-		}
-	}
 }

@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // The process or the machine is gone in the middle of writes, again and again on one
 // file. What was acknowledged is there, what was not is there wholly or not at all,
@@ -8,16 +8,14 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"os"
-	"os/exec"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -30,25 +28,9 @@ import (
 )
 
 func TestWhatIsAcknowledgedOutlivesAKill(t *testing.T) {
+	long(t)
 	t.Parallel()
-	outlives(t, shortPath(t), shortOr(25, 500), func(_ testing.TB, kill func()) { kill() })
-}
-
-func TestWhatIsAcknowledgedOutlivesAPowerCut(t *testing.T) {
-	needTool(t, "xfs_io")
-	t.Parallel()
-	for _, kind := range []string{"ext4", "xfs"} {
-		t.Run(kind, func(t *testing.T) {
-			needTool(t, "mkfs."+kind)
-			t.Parallel()
-			d := newPowered(t, kind)
-			outlives(t, filepath.Join(d.dir, "c.db"), shortOr(5, 200), d.cutPower)
-			t.Logf("%d of %d power cuts lost a file that was not synced", d.lost, d.cuts)
-			if d.lost == 0 {
-				t.Error("no power cut lost anything, so they prove nothing")
-			}
-		})
-	}
+	outlives(t, shortPath(t), servicetest.Amount(25, 500), func(_ testing.TB, kill func()) { kill() })
 }
 
 // crashWriters write at once.
@@ -71,9 +53,9 @@ func outlives(t *testing.T, db string, crashes int, crash func(t testing.TB, kil
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	p := startProcess(t, nil, "--demo", "--db", db)
-	bearer := token(t, p.url, "demo", "demo-secret") // good after each restart
-	if err := p.terminate(t); err != nil {
-		t.Fatalf("after SIGTERM: %v\n%s", err, p.stderr)
+	bearer := token(t, p.URL, "demo", "demo-secret") // good after each restart
+	if err := p.Terminate(t); err != nil {
+		t.Fatalf("after SIGTERM: %v\n%s", err, p.Stderr)
 	}
 	c := &crasher{db: db, crash: crash, random: rand.New(rand.NewPCG(seed, 0))}
 	c.demo = slices.Collect(strings.Lines(ok(t, db, "export")))
@@ -114,15 +96,15 @@ func (c *crasher) cycle(t *testing.T) {
 	time.Sleep(time.Duration(50+c.random.IntN(250)) * time.Millisecond)
 	crashing.Store(true)
 	c.crash(t, func() {
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
-		<-p.ended
+		_ = syscall.Kill(-p.Cmd.Process.Pid, syscall.SIGKILL)
+		<-p.Ended
 	})
 	all.Wait()
-	if is := p.cmd.ProcessState.String(); is != "signal: killed" {
+	if is := p.Cmd.ProcessState.String(); is != "signal: killed" {
 		errs = append(errs, fmt.Errorf("the process ended before it was killed: %s", is))
 	}
 	if err := errors.Join(errs...); err != nil {
-		log := slices.DeleteFunc(strings.Split(p.stderr.String(), "\n"), func(line string) bool { return strings.Contains(line, `"level":"INFO"`) })
+		log := slices.DeleteFunc(strings.Split(p.Stderr.String(), "\n"), func(line string) bool { return strings.Contains(line, `"level":"INFO"`) })
 		t.Fatalf("%v\nits log:\n%s", err, strings.Join(log, "\n"))
 	}
 	c.examine(t)
@@ -166,7 +148,7 @@ func (c *crasher) examine(t testing.TB) {
 func (c *crasher) compare(t testing.TB, p *process) {
 	t.Helper()
 	for _, w := range c.writers {
-		conn, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		conn, err := net.Dial("tcp", strings.TrimPrefix(p.URL, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -181,7 +163,7 @@ func (c *crasher) compare(t testing.TB, p *process) {
 	for _, w := range c.writers {
 		for _, k := range w.contracts {
 			if doc := k.document(); doc != "" {
-				want = append(want, string(appendLine(nil, Key{w.owner, ID(k.id)}, []byte(doc))))
+				want = append(want, contractKey{demoOrg, w.user, k.id}.line(doc))
 			}
 		}
 	}
@@ -238,7 +220,7 @@ type outcomes struct {
 
 // crashWriter is a client on a connection of its own, to contracts that no other writes.
 type crashWriter struct {
-	owner     Owner
+	user      string
 	bearer    string
 	random    *rand.Rand
 	conn      net.Conn
@@ -255,7 +237,7 @@ type crashWriter struct {
 }
 
 func newCrashWriter(bearer string, n int, random *rand.Rand) *crashWriter {
-	w := &crashWriter{owner: Owner{demoOrg, ID(uuid.NewString())}, bearer: bearer, random: random, last: n}
+	w := &crashWriter{user: uuid.NewString(), bearer: bearer, random: random, last: n}
 	for i := range w.contracts {
 		w.contracts[i].id = uuid.NewString()
 	}
@@ -325,7 +307,7 @@ func (w *crashWriter) next() (method, body string, fields []string, done int) {
 
 // send sends a request for a contract, or with the id "" for all, and reads the answer.
 func (w *crashWriter) send(method, id, body string, fields ...string) answered {
-	url := contractsURL("http://localhost", string(w.owner.Org), string(w.owner.User))
+	url := contractsURL("http://localhost", demoOrg, w.user)
 	if id != "" {
 		url += "/" + id
 	}
@@ -437,59 +419,4 @@ func (w *crashWriter) postAgain() error {
 		return fmt.Errorf("the same POST after the crash, made only then: %v: %v\nwant 200 with %s and\n%s", made, a, k.id, head(k.document()))
 	}
 	return nil
-}
-
-// powered is a file system of its own, whose power can be cut.
-type powered struct {
-	kind, image, dir string
-	cuts             int
-	lost             int // cuts after which a file that was not synced was gone, or empty
-}
-
-// newPowered makes a file system of a kind that mount(8) and mkfs(8) know.
-func newPowered(t testing.TB, kind string) *powered {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("a power cut is of a file system in a file, which only root may mount; run the tests as root")
-	}
-	image := filepath.Join(t.TempDir(), "image")
-	writeTo(t, image, nil)
-	if err := os.Truncate(image, 320<<20); err != nil { // XFS has at least 300 MB
-		t.Fatal(err)
-	}
-	succeeds(t, exec.Command("mkfs."+kind, "-q", image))
-	d := &powered{kind: kind, image: image, dir: filepath.Dir(shortPath(t))}
-	if out, err := d.mount(); err != nil {
-		t.Skipf("a power cut is of a file system in a file, and this root may not mount one (a container without CAP_SYS_ADMIN or loop devices?): %v\n%s", err, out)
-	}
-	t.Cleanup(func() {
-		// Also when the process has not let go of its file yet, or nothing is mounted.
-		if err := syscall.Unmount(d.dir, syscall.MNT_DETACH); err != nil && !errors.Is(err, syscall.EINVAL) {
-			t.Errorf("unmount %s: %v", d.dir, err)
-		}
-	})
-	return d
-}
-
-func (d *powered) mount() ([]byte, error) {
-	return exec.Command("mount", "-t", d.kind, "-o", "loop", d.image, d.dir).CombinedOutput()
-}
-
-// cutPower has the disk forget what is not synced, and refuse all from then on, ends
-// the process some moments later, and brings the disk up again.
-func (d *powered) cutPower(t testing.TB, kill func()) {
-	t.Helper()
-	unsynced := filepath.Join(d.dir, fmt.Sprint("unsynced-", d.cuts))
-	writeTo(t, unsynced, []byte("not synced"))
-	succeeds(t, exec.Command("xfs_io", "-x", "-c", "shutdown", d.dir))
-	time.Sleep(rand.N(50 * time.Millisecond)) // writes are refused, or stay undecided
-	kill()
-	waitUntil(t, answerTimeout, d.dir+" is unmounted", func() error { return syscall.Unmount(d.dir, 0) })
-	if out, err := d.mount(); err != nil {
-		t.Fatalf("mount %s after the power cut: %v\n%s", d.image, err, out)
-	}
-	d.cuts++
-	if content, err := os.ReadFile(unsynced); err != nil || len(content) == 0 {
-		d.lost++
-	}
 }

@@ -14,8 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -197,56 +195,6 @@ func manyLines(t testing.TB, n, size int) (path string) {
 	return path
 }
 
-var heapLine = regexp.MustCompile(`gc \d+ .* (\d+)->(\d+)->\d+ MB`)
-
-// heap is the largest heap of a process that ran with GODEBUG=gctrace=1, in MB; 0 if it
-// never grew to 4, where the first collection would be.
-func heap(stderr string) (most int) {
-	for _, m := range heapLine.FindAllStringSubmatch(stderr, -1) {
-		for _, n := range m[1:] {
-			mb, _ := strconv.Atoi(n)
-			most = max(most, mb)
-		}
-	}
-	return most
-}
-
-func TestExportAndImportTakeNoMoreMemoryForMore(t *testing.T) {
-	t.Parallel()
-	const limit = 40 // MB
-	file := manyLines(t, 60_000, 1500)
-	if info, err := os.Stat(file); err != nil || info.Size() < 2*limit<<20 {
-		t.Fatalf("%v, %v: too small to tell", info, err)
-	}
-	traced := []string{"env", "GODEBUG=gctrace=1"}
-	for _, up := range []bool{true, false} {
-		t.Run(fmt.Sprintf("server %v", up), func(t *testing.T) {
-			db := shortPath(t)
-			var p *process
-			if up {
-				p = startProcess(t, traced, "--db", db)
-			}
-			for _, args := range [][]string{{"import", file}, {"export", file + ".out"}, {"backup", file + ".db"}} {
-				got := run(t, traced, append(args, "--db", db)...)
-				if got.status != 0 {
-					t.Fatalf("%q: %+v", args, got)
-				}
-				if mb := heap(got.stderr); mb > limit {
-					t.Errorf("%q took %d MB", args, mb)
-				}
-			}
-			if up {
-				if mb := heap(p.stderr.String()) - ballast>>20; mb > limit || mb <= 0 {
-					t.Errorf("the server took %d MB", mb)
-				}
-			}
-			if diff, err := exec.Command("cmp", file, file+".out").CombinedOutput(); err != nil {
-				t.Errorf("%v\n%s", err, diff)
-			}
-		})
-	}
-}
-
 // feeding is an import whose lines a test gives one after the other.
 type feeding struct {
 	io.WriteCloser
@@ -296,8 +244,8 @@ func TestImportIsSeenWhenItIsDecided(t *testing.T) {
 	})
 	wantExport(t, db, before)
 	// Meanwhile all else goes on.
-	c := client(p.url, "demo", "demo-secret")
-	url := contractsURL(p.url, demoOrg, demoUser)
+	c := client(p.URL, "demo", "demo-secret")
+	url := contractsURL(p.URL, demoOrg, demoUser)
 	if resp, got := do(t, c, "PUT", url+"/"+demoContract, jsonBody, `{"supplier":"meanwhile"}`); resp.StatusCode != 200 {
 		t.Errorf("%s\n%s", resp.Status, got)
 	}
@@ -323,7 +271,7 @@ func TestImportThatIsBrokenOffLeavesNothing(t *testing.T) {
 			}
 		},
 		"the server is killed": func(t *testing.T, f *feeding, p *process) {
-			kill(t, p)
+			p.Kill(t)
 			f.Close()
 			if err := f.cmd.Wait(); err == nil || !strings.Contains(f.stderr.String(), "energy-contracts: ") {
 				t.Errorf("it ends well\n%s%s", f.stdout, f.stderr)
@@ -382,7 +330,7 @@ func TestImportIsAllOrNothingWhenTheServerIsKilled(t *testing.T) {
 		}
 		// Somewhere between its first page and its last.
 		time.Sleep(time.Duration(round*15) * time.Millisecond)
-		kill(t, p)
+		p.Kill(t)
 		_ = cmd.Wait()
 		got := ok(t, db, "export")
 		switch {
@@ -463,7 +411,7 @@ func TestImportThroughTheSocketIsOneLineOfTheLog(t *testing.T) {
 	ok(t, db, "import", absolute(t, contractLines))
 	ok(t, db, "export")
 	var seen []string
-	for line := range strings.Lines(p.stderr.String()) {
+	for line := range strings.Lines(p.Stderr.String()) {
 		var entry struct{ Msg, Method, Route string }
 		if err := json.Unmarshal([]byte(line), &entry); err != nil {
 			t.Fatalf("%v\n%s", err, line)

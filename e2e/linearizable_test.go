@@ -1,4 +1,4 @@
-package main
+package e2e
 
 // Clients that write, read and delete a few contracts at the same time. A checker that
 // is not ours says whether they could have been answered so one after the other, in an
@@ -6,6 +6,7 @@ package main
 
 import (
 	"encoding/json"
+	"energy-contracts/internal/servicetest"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -333,6 +334,7 @@ type historian struct {
 }
 
 func TestAnswersAreThoseOfOneThingAfterTheOther(t *testing.T) {
+	long(t)
 	t.Parallel()
 	for _, kind := range []historyKind{
 		{name: "of single contracts", clients: 12, each: 25},
@@ -341,7 +343,7 @@ func TestAnswersAreThoseOfOneThingAfterTheOther(t *testing.T) {
 	} {
 		t.Run(kind.name, func(t *testing.T) {
 			t.Parallel()
-			for range shortOr(2, 200) {
+			for range servicetest.Amount(2, 200) {
 				checkHistory(t, kind)
 			}
 		})
@@ -354,8 +356,8 @@ func checkHistory(t *testing.T, kind historyKind) {
 	seed := rand.Uint64()
 	db := shortPath(t)
 	p := startProcess(t, nil, "--demo", "--db", db)
-	h := &historian{historyKind: kind, bearer: "Bearer " + token(t, p.url, "demo", "demo-secret"), restarted: make(chan struct{}), began: time.Now()}
-	h.base.Store(&p.url)
+	h := &historian{historyKind: kind, bearer: "Bearer " + token(t, p.URL, "demo", "demo-secret"), restarted: make(chan struct{}), began: time.Now()}
+	h.base.Store(&p.URL)
 	var wg sync.WaitGroup
 	for client := range h.clients {
 		random := rand.New(rand.NewPCG(seed, uint64(client)))
@@ -368,15 +370,15 @@ func checkHistory(t *testing.T, kind historyKind) {
 			}
 			return nil
 		})
-		kill(t, p)
+		p.Kill(t)
 		p = startProcess(t, nil, "--demo", "--db", db)
-		h.base.Store(&p.url)
+		h.base.Store(&p.URL)
 		close(h.restarted)
 	}
 	wg.Wait()
 	h.check(t, seed)
-	if err := p.terminate(t); err != nil {
-		t.Errorf("after SIGTERM: %v\n%s", err, p.stderr)
+	if err := p.Terminate(t); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, p.Stderr)
 	}
 }
 
@@ -478,7 +480,7 @@ func (h *historian) ask(c *http.Client, id int, q asked) (r replied, err error) 
 	if resp, body, broken := answerOf(c, req); broken == nil {
 		op.Return = int64(time.Since(h.began)) // and only then is it looked at
 		r = replied{resp.StatusCode, resp.Header.Get("ETag"), body}
-		err = described().hold(req, resp, []byte(body))
+		err = described().Hold(req, resp, []byte(body))
 		h.answered.Add(1)
 	}
 	op.Output = r
@@ -491,12 +493,13 @@ func (h *historian) ask(c *http.Client, id int, q asked) (r replied, err error) 
 }
 
 func TestNoUpdateOfClientsThatUseETagsIsLost(t *testing.T) {
+	long(t)
 	t.Parallel()
 	const clients = 10
-	each := shortOr(5, 200)
+	each := servicetest.Amount(5, 200)
 	p := startProcess(t, nil, "--demo", "--db", shortPath(t))
-	c := client(p.url, "demo", "demo-secret")
-	url := contractsURL(p.url, demoOrg, demoUser) + "/" + demoContract
+	c := client(p.URL, "demo", "demo-secret")
+	url := contractsURL(p.URL, demoOrg, demoUser) + "/" + demoContract
 	counter := func(content string) int {
 		var doc struct {
 			N int `json:"supplier,string"`

@@ -1,0 +1,275 @@
+package e2e
+
+import (
+	"bytes"
+	"energy-contracts/internal/servicetest"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+)
+
+// Broken files: a clear error and the file as it was, or service without wrong answers.
+
+// pageSize is what bbolt takes for a new file.
+var pageSize = os.Getpagesize()
+
+// someContracts is how many contracts soundFile has: several pages of them.
+const someContracts = 200
+
+func someDocument(i int) string {
+	return fmt.Sprintf(`{"energy_contract_type":null,"energy_prices":[],"id":"%s","building":null,"meter_id":"%d","supplier":"%s","currency_energy_price":null,"energy_price_includes_external_components":null}`,
+		key(i).Contract, i, strings.Repeat(fmt.Sprint(i%10), 20))
+}
+
+// servedFile is the bytes of a file with the demo data and someContracts of the demo user,
+// and a token that is in it.
+func servedFile(t testing.TB) (file []byte, bearer string) {
+	t.Helper()
+	db := shortPath(t)
+	p := startProcess(t, nil, "--demo", "--db", db)
+	bearer = token(t, p.URL, "demo", "demo-secret")
+	if err := p.Terminate(t); err != nil {
+		t.Fatal(err)
+	}
+	var lines strings.Builder
+	for i := range someContracts {
+		lines.WriteString(key(i).line(someDocument(i)))
+	}
+	ok(t, db, "import", writeFile(t, []byte(lines.String())))
+	ok(t, db, "compact") // else most of it were free pages
+	// Of two meta pages one may break: what it says last is not to matter.
+	for range 2 {
+		ok(t, db, "client", "add", "--org", demoOtherOrg)
+	}
+	return trimmed(t, db), bearer
+}
+
+// trimmed is the bytes of a database without the pages that bbolt makes room for at once and
+// has not used yet.
+func trimmed(t testing.TB, path string) []byte {
+	t.Helper()
+	db, err := bbolt.Open(path, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var size int64
+	_ = db.View(func(tx *bbolt.Tx) error {
+		size = tx.Size()
+		return nil
+	})
+	return []byte(readFile(t, path))[:size]
+}
+
+// changed is a copy of a file with other bytes at an offset.
+func changed(file []byte, at int, with []byte) []byte {
+	c := bytes.Clone(file)
+	copy(c[at:], with)
+	return c
+}
+
+// serveBroken runs "serve" on a file that may be refused: then it returns nil and
+// what the program said.
+func serveBroken(t testing.TB, db string) (*process, string) {
+	t.Helper()
+	p := servicetest.Launch(t, serve(t, nil, "--db", db))
+	if p.URL != "" {
+		return p, ""
+	}
+	<-p.Ended
+	if code := p.Cmd.ProcessState.ExitCode(); code != 1 {
+		t.Fatalf("%v ended with %v, want exit status 1\n%s", p.Cmd.Args, p.Cmd.ProcessState, p.Stderr)
+	}
+	return nil, p.Stderr.String()
+}
+
+// rightAnswers are what the service answers on a sound file.
+type rightAnswers struct {
+	bearer string
+	urls   []string // without the server's part
+	right  map[string]string
+}
+
+// askForAll asks for each contract of a servedFile one by one, and for all.
+func askForAll(t testing.TB, file []byte, bearer string) *rightAnswers {
+	t.Helper()
+	a := &rightAnswers{bearer: bearer, right: map[string]string{}}
+	list := contractsURL("", demoOrg, demoUser)
+	a.urls = []string{list, list + "?limit=50", list + "/" + demoContract}
+	for i := range someContracts {
+		a.urls = append(a.urls, list+"/"+key(i).Contract)
+	}
+	p := startProcess(t, nil, "--db", writeFile(t, file))
+	for _, url := range a.urls {
+		resp, got := do(t, http.DefaultClient, "GET", p.URL+url, a.header(), "")
+		if resp.StatusCode != 200 {
+			t.Fatalf("GET %s of the whole file: %s\n%s", url, resp.Status, got)
+		}
+		a.right[url] = got
+	}
+	if err := p.Terminate(t); err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+func (a *rightAnswers) header() http.Header {
+	return http.Header{"Authorization": {"Bearer " + a.bearer}, "Content-Type": {"application/json"}}
+}
+
+// wantNoLie asks a process for the lists, and for more contracts if they are not as they
+// should be than if they are. It fails if an answer is neither right nor a 500, and returns
+// how many are not right.
+func (a *rightAnswers) wantNoLie(t testing.TB, p *process, db string) (failed int) {
+	t.Helper()
+	impatient := &http.Client{Timeout: 20 * time.Second}
+	for i, url := range a.urls {
+		step := 20
+		if failed > 0 {
+			step = servicetest.Amount(4, 1)
+		}
+		if i > 1 && i%step != 0 {
+			continue
+		}
+		resp, got := do(t, impatient, "GET", p.URL+url, a.header(), "")
+		if resp.StatusCode == 200 {
+			if got != a.right[url] {
+				t.Errorf("GET %s: %s\nwant %s", url, got, a.right[url])
+			}
+			continue
+		}
+		failed++
+		wantProblem(t, resp, got, 500)
+		if strings.Contains(got, db) || strings.Contains(got, "goroutine") {
+			t.Errorf("GET %s shows what only the log may: %s", url, got)
+		}
+	}
+	return failed
+}
+
+// breakFile writes over a part of a file, which may be served meanwhile.
+func breakFile(t testing.TB, path string, at int, with []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(with, int64(at)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
+	long(t)
+	t.Parallel()
+	file, bearer := servedFile(t)
+	right := askForAll(t, file, bearer)
+	type breakage struct {
+		name    string
+		content func() []byte
+	}
+	over := func(at int, with []byte) func() []byte { return func() []byte { return changed(file, at, with) } }
+	kinds := map[string][]breakage{}
+	for at := pageSize; at < len(file); at += pageSize {
+		kinds["cut off"] = append(kinds["cut off"], breakage{fmt.Sprintf("after %d pages", at/pageSize), func() []byte { return file[:at] }})
+	}
+	for at := 0; at < len(file); at += pageSize {
+		kinds["zeroed"] = append(kinds["zeroed"], breakage{fmt.Sprintf("page %d", at/pageSize), over(at, make([]byte, pageSize))})
+	}
+	seed := rand.Uint64()
+	random := rand.New(rand.NewPCG(seed, 0))
+	for range servicetest.Amount(300, 10_000) {
+		bit := random.IntN(8 * len(file))
+		kinds["flipped"] = append(kinds["flipped"], breakage{fmt.Sprintf("bit %d", bit), over(bit/8, []byte{file[bit/8] ^ 1<<(bit%8)})})
+	}
+	for kind, breakages := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			var refused, broken, unharmed atomic.Int32
+			t.Run("in", func(t *testing.T) {
+				for _, b := range breakages {
+					t.Run(b.name, func(t *testing.T) {
+						t.Parallel()
+						content := b.content()
+						db := writeFile(t, content)
+						p, said := serveBroken(t, db)
+						if p == nil {
+							refused.Add(1)
+							if sentence(said) == "" || !strings.Contains(said, "database "+db) || !strings.Contains(said, "restore a backup") || strings.Contains(said, "goroutine") {
+								t.Errorf("refused with %q, want a sentence with the file's name and what to do", said)
+							}
+							if readFile(t, db) != string(content) {
+								t.Error("refused, and changed")
+							}
+							return
+						}
+						if right.wantNoLie(t, p, db) > 0 {
+							broken.Add(1)
+						} else {
+							unharmed.Add(1)
+						}
+						if err := p.Terminate(t); err != nil || strings.Contains(p.Stderr.String(), "goroutine") {
+							t.Errorf("SIGTERM: %v\n%s", err, p.Stderr)
+						}
+					})
+				}
+			})
+			t.Logf("%d: %d refused, %d with broken answers, %d without any (flipped with seed %d)", len(breakages), refused.Load(), broken.Load(), unharmed.Load(), seed)
+			if refused.Load() == 0 || kind == "flipped" && broken.Load() == 0 {
+				t.Error("what is broken is not what counts")
+			}
+		})
+	}
+}
+
+// In a process of its own, since what must not happen is that it dies.
+func TestPageThatBreaksWhileItIsServed(t *testing.T) {
+	long(t)
+	t.Parallel()
+	file, bearer := servedFile(t)
+	right := askForAll(t, file, bearer)
+	var broken, unharmed atomic.Int32
+	t.Run("zeroed", func(t *testing.T) {
+		for at := 2 * pageSize; at < len(file); at += pageSize {
+			t.Run(fmt.Sprintf("page %d", at/pageSize), func(t *testing.T) {
+				t.Parallel()
+				path := writeFile(t, file)
+				p := startProcess(t, nil, "--db", path)
+				breakFile(t, path, at, make([]byte, pageSize))
+				failed := right.wantNoLie(t, p, path)
+				if failed > 0 {
+					broken.Add(1)
+					resp, got := do(t, http.DefaultClient, "PUT", p.URL+contractsURL("", demoOrg, demoUser)+"/"+demoContract, right.header(), `{}`)
+					if resp.StatusCode == 500 { // the token cannot be read either
+						wantProblem(t, resp, got, 500)
+					} else {
+						wantUnavailable(t, resp, got)
+					}
+					resp, got = do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "")
+					wantProblem(t, resp, got, 503)
+				} else {
+					unharmed.Add(1) // a free page
+				}
+				if err := p.Terminate(t); err != nil {
+					t.Errorf("SIGTERM: %v\n%s", err, p.Stderr)
+				}
+				log := p.Stderr.String()
+				if told := strings.Contains(log, "run check or restore a backup") && strings.Contains(log, path); failed > 0 && !told {
+					t.Errorf("%d requests failed, and the log does not say what to do\n%s", failed, log)
+				}
+			})
+		}
+	})
+	t.Logf("%d pages: %d with broken answers, %d without any", len(file)/pageSize-2, broken.Load(), unharmed.Load())
+	if broken.Load() == 0 {
+		t.Error("the pages that were zeroed are not the ones that count")
+	}
+}

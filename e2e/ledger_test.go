@@ -1,0 +1,215 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+// largeContract is a number of prices whose document, of some 100 KB, does not
+// fit into a new file.
+const largeContract = 2000
+
+// ledger writes contracts of the demo user that can be told apart, and keeps
+// what each must be: the document of the last write that was not refused.
+type ledger struct {
+	base    string
+	client  *http.Client
+	auth    string
+	ids     []string          // of all that were written to, also in vain
+	want    map[string]string // by id, the document of each that must be there
+	written int               // documents so far
+}
+
+// newLedger starts with what some contracts are.
+func newLedger(t testing.TB, base string, ids ...string) *ledger {
+	t.Helper()
+	l := &ledger{
+		base:   base,
+		client: patientClient(t),
+		auth:   "Bearer " + token(t, base, "demo", "demo-secret"),
+		ids:    ids,
+		want:   map[string]string{},
+	}
+	for _, id := range ids {
+		a := l.send("GET", id, "")
+		if a.err != nil || a.status != http.StatusOK {
+			t.Fatalf("GET %s: %v", l.url(id), a)
+		}
+		l.want[id] = a.body
+	}
+	return l
+}
+
+// patientClient has connections of its own, and waits for what answerTimeout is for.
+func patientClient(t testing.TB) *http.Client {
+	c := &http.Client{Timeout: 2 * answerTimeout, Transport: validated{Transport: &http.Transport{}}}
+	t.Cleanup(c.CloseIdleConnections)
+	return c
+}
+
+func (l *ledger) collection() string   { return contractsURL(l.base, demoOrg, demoUser) }
+func (l *ledger) url(id string) string { return l.collection() + "/" + id }
+
+// with adds the token to the header of a request.
+func (l *ledger) with(h http.Header) http.Header {
+	if h = h.Clone(); h == nil {
+		h = http.Header{}
+	}
+	h.Set("Authorization", l.auth)
+	return h
+}
+
+// document is a contract that no other is, with some prices.
+func (l *ledger) document(prices int) string {
+	l.written++
+	var b strings.Builder
+	fmt.Fprintf(&b, `{"currency_energy_price":"EUR",%s,"energy_prices":[`, l.marker())
+	at := time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
+	for i := range prices {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"price":%d.25,"timestamp":%q}`, i%400, at.Add(time.Duration(i)*time.Hour).Format(time.RFC3339))
+	}
+	b.WriteString("]}")
+	return b.String()
+}
+
+// marker is the member that tells the last document from the others.
+func (l *ledger) marker() string { return fmt.Sprintf(`"supplier":"write %d"`, l.written) }
+
+// send asks for a contract.
+func (l *ledger) send(method, id, body string, fields ...string) answered {
+	return l.ask(method, l.url(id), body, fields...)
+}
+
+// ask is do for any goroutine, with the token.
+func (l *ledger) ask(method, url, body string, fields ...string) answered {
+	req, err := http.NewRequest(method, url, strings.NewReader(body))
+	if err != nil {
+		return answered{err: err}
+	}
+	req.Header = l.with(nil)
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i+1 < len(fields); i += 2 {
+		req.Header.Set(fields[i], fields[i+1])
+	}
+	resp, content, err := answerOf(l.client, req)
+	if resp == nil {
+		return answered{err: err}
+	}
+	return answered{resp.StatusCode, resp.Header, content, err}
+}
+
+// put replaces a contract and returns the status: 200 or 503.
+func (l *ledger) put(t testing.TB, id string, prices int) int {
+	t.Helper()
+	doc := l.document(prices)
+	return l.record(t, id, l.marker(), l.send("PUT", id, doc))
+}
+
+// growFile makes the file as large as it needs to be for some time, so that a
+// commit's first sync is that of its pages.
+func (l *ledger) growFile(t testing.TB) {
+	t.Helper()
+	if status := l.put(t, demoContract, largeContract); status != http.StatusOK {
+		t.Fatalf("PUT %s on a sound disk: %d", l.url(demoContract), status)
+	}
+}
+
+// create makes a contract under an id and returns the status: 201 or 503.
+func (l *ledger) create(t testing.TB, id string, prices int) int {
+	t.Helper()
+	doc := l.document(prices)
+	l.ids = append(l.ids, id)
+	return l.record(t, id, l.marker(), l.send("PUT", id, doc, "If-None-Match", "*"))
+}
+
+// record takes in the answer to the write of a document with a marker.
+func (l *ledger) record(t testing.TB, id, marker string, a answered) int {
+	t.Helper()
+	done := http.StatusOK
+	if _, exists := l.want[id]; !exists {
+		done = http.StatusCreated
+	}
+	switch {
+	case a.err != nil:
+		t.Fatalf("PUT %s of %s: no answer: %v", l.url(id), marker, a.err)
+	case a.status == done && strings.Contains(a.body, marker):
+		l.want[id] = a.body
+	case a.status == http.StatusServiceUnavailable:
+		wantUnavailable(t, &http.Response{Status: "503", StatusCode: a.status, Header: a.header}, a.body)
+	default:
+		t.Fatalf("PUT %s of %s: got %v\nwant %d with the document, or 503", l.url(id), marker, a, done)
+	}
+	return a.status
+}
+
+// check gets every contract that was written to.
+func (l *ledger) check(t testing.TB) {
+	t.Helper()
+	for _, id := range l.ids {
+		a := l.send("GET", id, "")
+		want, exists := l.want[id]
+		switch {
+		case a.err != nil:
+			t.Fatalf("GET %s: %v", l.url(id), a.err)
+		case !exists && a.status != http.StatusNotFound:
+			t.Fatalf("refused, and there: GET %s: %v", l.url(id), a)
+		case exists && (a.status != http.StatusOK || a.body != want):
+			t.Fatalf("after %d writes, GET %s: %v\nwant 200\n%s", l.written, l.url(id), a, head(want))
+		}
+	}
+}
+
+// readTime is the median of what a GET takes.
+func (l *ledger) readTime(t testing.TB) time.Duration {
+	t.Helper()
+	times := make([]time.Duration, 300)
+	for i := range times {
+		began := time.Now()
+		if a := l.send("GET", demoContract, ""); a.err != nil || a.status != http.StatusOK || a.body != l.want[demoContract] {
+			t.Fatalf("GET %s: %v", l.url(demoContract), a)
+		}
+		times[i] = time.Since(began)
+	}
+	return median(times)
+}
+
+// list is the whole list of the demo user's contracts.
+func (l *ledger) list(t testing.TB) string {
+	t.Helper()
+	resp, body := do(t, l.client, "GET", l.collection(), l.with(nil), "")
+	if resp.StatusCode != http.StatusOK {
+		t.Fatalf("GET %s: %s\n%s", l.collection(), resp.Status, head(body))
+	}
+	return body
+}
+
+// checkAfterRestart ends the process, looks at the file, and checks everything
+// again in a new process.
+func (l *ledger) checkAfterRestart(t testing.TB, p *process, db string) {
+	t.Helper()
+	list := l.list(t)
+	if err := p.Terminate(t); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, p.Stderr)
+	}
+	checkFileSound(t, db)
+	again := startProcess(t, nil, "--demo", "--db", db)
+	l.base = again.URL
+	l.check(t)
+	if now := l.list(t); now != list {
+		t.Errorf("the list after the restart is\n%s\nand was\n%s", head(now), head(list))
+	}
+	if err := again.Terminate(t); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, again.Stderr)
+	}
+	checkFileSound(t, db)
+}

@@ -1,0 +1,108 @@
+package e2e
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// What the commands take to copy more than fits into their memory.
+
+// manyLines writes n lines of about size bytes each.
+func manyLines(t testing.TB, n, size int) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "many.jsonl")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w := bufio.NewWriter(f)
+	prices := strings.TrimSuffix(strings.Split(year(size/55), `"energy_prices":`)[1], "}")
+	for i := range n {
+		fmt.Fprintf(w, `{"org_id":%q,"user_id":%q,"energy_contract_type":"spot_hourly","energy_prices":%s,"id":%q,"building":null,"meter_id":"%d","supplier":null,"currency_energy_price":"EUR","energy_price_includes_external_components":null}`+"\n",
+			demoOrg, demoUser, prices, key(i).Contract, i)
+	}
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+var heapLine = regexp.MustCompile(`gc \d+ .* (\d+)->(\d+)->\d+ MB`)
+
+// heap is the largest heap of a process that ran with GODEBUG=gctrace=1, in MB; 0 if it
+// never grew to 4, where the first collection would be.
+func heap(stderr string) (most int) {
+	for _, m := range heapLine.FindAllStringSubmatch(stderr, -1) {
+		for _, n := range m[1:] {
+			mb, _ := strconv.Atoi(n)
+			most = max(most, mb)
+		}
+	}
+	return most
+}
+
+func TestExportAndImportTakeNoMoreMemoryForMore(t *testing.T) {
+	long(t)
+	t.Parallel()
+	const limit = 40 // MB
+	file := manyLines(t, 60_000, 1500)
+	if info, err := os.Stat(file); err != nil || info.Size() < 2*limit<<20 {
+		t.Fatalf("%v, %v: too small to tell", info, err)
+	}
+	traced := []string{"env", "GODEBUG=gctrace=1"}
+	for _, up := range []bool{true, false} {
+		t.Run(fmt.Sprintf("server %v", up), func(t *testing.T) {
+			db := shortPath(t)
+			var p *process
+			if up {
+				p = startProcess(t, traced, "--db", db)
+			}
+			for _, args := range [][]string{{"import", file}, {"export", file + ".out"}, {"backup", file + ".db"}} {
+				got := run(t, traced, append(args, "--db", db)...)
+				if got.status != 0 {
+					t.Fatalf("%q: %+v", args, got)
+				}
+				if mb := heap(got.stderr); mb > limit {
+					t.Errorf("%q took %d MB", args, mb)
+				}
+			}
+			if up {
+				if mb := heap(p.Stderr.String()) - ballast>>20; mb > limit || mb <= 0 {
+					t.Errorf("the server took %d MB", mb)
+				}
+			}
+			wantSame(t, file+".out", file)
+		})
+	}
+}
+
+// wantSame compares two files, and does not hold them in memory.
+func wantSame(t testing.TB, path, want string) {
+	t.Helper()
+	var sums [2]string
+	for i, path := range []string{path, want} {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		h := sha256.New()
+		n, err := io.Copy(h, f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sums[i] = fmt.Sprintf("%d bytes with the sum %x", n, h.Sum(nil))
+	}
+	if sums[0] != sums[1] {
+		t.Errorf("%s has %s\n%s has %s", path, sums[0], want, sums[1])
+	}
+}
