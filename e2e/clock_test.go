@@ -162,7 +162,7 @@ var refusedClient = failure{
 func limitedClient(seconds string) failure {
 	return failure{
 		Status: 429, Code: "temporarily_unavailable", Header: http.Header{"Retry-After": {seconds}},
-		Detail: "too many wrong client ids or secrets came from here; send the right ones in " + seconds + " seconds",
+		Detail: "this client failed to authenticate from this address too often; try again in " + seconds + " seconds",
 	}
 }
 

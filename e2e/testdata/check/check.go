@@ -26,7 +26,7 @@ func init() {
 	for paths.Scan() {
 		faults := []string{}
 		a := &app{stdout: io.Discard, log: slog.New(slog.DiscardHandler), logLevel: new(slog.LevelVar), now: time.Now}
-		_, err := a.examine(context.Background(), paths.Text(), paths.Text(), func(fault string) { faults = append(faults, fault) })
+		_, err := a.checkDatabase(context.Background(), paths.Text(), paths.Text(), func(fault string) { faults = append(faults, fault) })
 		if err != nil {
 			faults = append(faults, err.Error())
 		}
