@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -153,7 +152,6 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 		fmt.Fprint(a.stdout, demoCommands(scheme+"://"+listener.Addr().String()))
 	}
 	a.listening(listener.Addr())
-	go holdBallast(ctx)
 	return a.serve(ctx, server, listener)
 }
 
@@ -217,25 +215,6 @@ func (c *serveCmd) serveMetrics(a *app, handler http.Handler) (stop func(), err 
 		}
 	}()
 	return func() { server.Close() }, nil
-}
-
-// ballast is the size, in bytes, of memory that a server reserves and never touches. The
-// garbage collector runs whenever the heap has doubled. A heap of 4 MB, the size that
-// requests in flight need, would be collected 40 times a second, to free memory that a
-// later collection frees just as well. A higher GOGC is no alternative: it would multiply a
-// heap that large bodies make large for a while.
-const ballast = 16 << 20
-
-// holdBallast reserves ballast until ctx is done. It waits for a second first, since the
-// allocation starts a collection, which would slow down the start.
-func holdBallast(ctx context.Context) {
-	select {
-	case <-time.After(time.Second):
-		reserved := make([]byte, ballast)
-		<-ctx.Done()
-		runtime.KeepAlive(reserved)
-	case <-ctx.Done():
-	}
 }
 
 // serve serves on listener until ctx is done, and then finishes the requests in flight, for

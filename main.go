@@ -1,14 +1,19 @@
-// Energy-contracts serves a partner API's energy contracts from one binary: what
-// a user of an organization pays for electricity.
+// Energy-contracts serves the energy contracts of a partner API from one binary and one
+// file: the prices that a user of an organization pays for electricity.
 //
-// Calls run one way: main.go and the files of the commands (clients.go, backup.go,
-// check.go, export.go, import.go) read the command line and wire, with control.go
-// between a command and a running server; handler.go, oauth.go and docs.go have the
-// endpoints, with cors.go before them, on top of exchange.go (one request and its
-// answer), auth.go, issuer.go, guessing.go, condition.go, idempotency.go and
-// problem.go; parse.go and validate.go turn bodies into the contracts of model.go;
-// store.go keeps them, with tokens.go, commit.go, staging.go, maintenance.go, dbfile.go
-// and pages.go, and knows nothing of HTTP.
+// The program is one package of layers. A file uses only files of its own layer below it,
+// and of the layers below:
+//
+//   - main.go and cmd_*.go: the command line and its commands
+//   - control_*.go: the control socket, between a command and a running server
+//   - handler.go, docs.go, auth.go, oauth.go, issuer.go and the files below them: HTTP
+//   - validate.go and parse.go: from the bytes of a request to a valid contract
+//   - store_*.go and store.go: contracts, clients and tokens in a bbolt file; they know
+//     nothing of HTTP
+//   - bolt_*.go: the bytes of that file, as far as bbolt must not see them unchecked
+//   - model.go and fault.go: the types that all layers share
+//
+// CONTRIBUTING.md lists the files in their order, and a test holds it.
 package main
 
 import (
@@ -18,6 +23,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -26,11 +32,17 @@ import (
 	"golang.org/x/term"
 )
 
+// main runs the command line and exits with status 1 if that fails.
 func main() {
-	uuid.EnableRandPool() // ids are no secrets, and each would be a system call
-	syscall.Umask(0o077)  // what the program makes is its user's alone
+	uuid.EnableRandPool() // ids are not secret, and each would cost a system call
+	if os.Getenv("GOGC") == "" {
+		// A server's heap is about 4 MB, which the default percent of 100 would collect 75
+		// times a second under load.
+		debug.SetGCPercent(200)
+	}
+	syscall.Umask(0o077) // files that the program creates are for its own account only
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	context.AfterFunc(ctx, stop) // so that a second signal ends the process at once
 	level := new(slog.LevelVar)
 	a := &app{
 		stdout:    os.Stdout,
@@ -51,21 +63,21 @@ func main() {
 	}
 }
 
-// cli is the command line. A flag is an environment variable too, but for those that
-// are for one run of a command.
+// cli is the command line. A flag can also be set by an environment variable, except a flag
+// that is meant for a single run of a command.
 type cli struct {
-	Serve   serveCmd   `cmd:"" help:"Serve the API until a signal ends it."`
-	Client  clientCmd  `cmd:"" help:"Manage the clients that may get tokens, beside a running server or without one."`
-	Backup  backupCmd  `cmd:"" help:"Copy the database to a file, beside a running server or without one."`
-	Restore restoreCmd `cmd:"" help:"Put a backup in the place of the database. No server may run."`
-	Check   checkCmd   `cmd:"" help:"Look for faults in the database, beside a running server or without one."`
-	Compact compactCmd `cmd:"" help:"Rewrite the database without its free pages. No server may run."`
-	Export  exportCmd  `cmd:"" help:"Write contracts as JSON Lines, beside a running server or without one."`
-	Import  importCmd  `cmd:"" help:"Store the contracts of an export, all or none, beside a running server or without one."`
+	Serve   serveCmd   `cmd:"" help:"Serve the API until a signal stops it."`
+	Client  clientCmd  `cmd:"" help:"Manage the clients that may get tokens, with or without a running server."`
+	Backup  backupCmd  `cmd:"" help:"Copy the database to a file and check the copy, with or without a running server."`
+	Restore restoreCmd `cmd:"" help:"Replace the database with a backup. Stop the server first."`
+	Check   checkCmd   `cmd:"" help:"Check the database for faults, with or without a running server."`
+	Compact compactCmd `cmd:"" help:"Shrink the database file by its free pages. Stop the server first."`
+	Export  exportCmd  `cmd:"" help:"Write contracts as JSON Lines, with or without a running server."`
+	Import  importCmd  `cmd:"" help:"Import contracts that export wrote, all or none, with or without a running server."`
 	Version versionCmd `cmd:"" help:"Print the version, the commit and the Go version of this program."`
 }
 
-// run does what the command line says.
+// run parses args and runs the command.
 func (a *app) run(ctx context.Context, args []string) error {
 	parser, err := kong.New(&cli{},
 		kong.Name(programName),

@@ -31,8 +31,8 @@ const (
 	// fileConstant is the step, in bytes, by which bbolt has a file grow.
 	fileConstant = 16 << 20
 	// memoryGrowth is how much more memory, in MB, the process may have in the last third
-	// of the time than in the one before, beside a quarter of that: as much as its ballast,
-	// which the collector may have as garbage.
+	// of the time than in the one before, beside a quarter of that: some garbage that the
+	// collector has not come to yet.
 	memoryGrowth = 16
 )
 

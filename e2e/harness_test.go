@@ -80,9 +80,6 @@ const (
 	demoOtherContract = "8e2f6a31-94c7-4f08-b1de-5a70c3d9e412"
 )
 
-// ballast is what the service reserves for its heap, in bytes.
-const ballast = 16 << 20
-
 func TestMain(m *testing.M) {
 	if serve := bareServers[os.Getenv(bareEnv)]; serve != nil {
 		if err := serve(os.Args[1]); err != nil {
