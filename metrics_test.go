@@ -69,6 +69,7 @@ func wantMetrics(t testing.TB, text string, want map[string]string) {
 }
 
 func TestMetricsPassPrometheusLinter(t *testing.T) {
+	slow(t)
 	s := start(t, "--demo", "--metrics-addr", "127.0.0.1:0")
 	for _, authorization := range []string{"Bearer wrong", "Bearer " + token(t, s.url, "demo", "demo-secret")} {
 		do(t, http.DefaultClient, "GET", contractsURL(s.url, demoOrg, demoUser), http.Header{"Authorization": {authorization}}, "")

@@ -409,6 +409,7 @@ func TestGuesserIsWhoCanChangeItsAddress(t *testing.T) {
 }
 
 func TestGuessesAreForgottenSoonerThanMemoryRunsOut(t *testing.T) {
+	slow(t)
 	g, now := newGuesses(), time.Now()
 	n := 1_000_000
 	if raceEnabled() { // which is slow, and finds nothing here in more of them
