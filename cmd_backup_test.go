@@ -325,6 +325,7 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 }
 
 func TestRestoreIsRefused(t *testing.T) {
+	slow(t)
 	source := shortPath(t)
 	ok(t, source, "import", absolute(t, contractLines))
 	backup := filepath.Join(t.TempDir(), "b.db")

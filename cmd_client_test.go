@@ -385,6 +385,7 @@ func TestClientRemoveWithoutAServer(t *testing.T) {
 }
 
 func TestClientThatIsUnknownIsSaidToBe(t *testing.T) {
+	slow(t)
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		c := addClient(t, db)
 		// Ids that are another path, or none, where they are not escaped.

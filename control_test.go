@@ -32,6 +32,7 @@ func asOwner(t testing.TB) []string {
 }
 
 func TestControlSocketIsTheOwnersWhateverTheUmask(t *testing.T) {
+	slow(t)
 	for _, umask := range []string{"0", "022", "077", "0177", "0277", "0777"} {
 		t.Run(umask, func(t *testing.T) {
 			t.Parallel() // most of it waits for a file that is in use
@@ -156,6 +157,7 @@ func TestControlSocketSurvivesASecondServerThatIsRefused(t *testing.T) {
 }
 
 func TestControlSocketIsFoundByAnyNameOfTheFile(t *testing.T) {
+	slow(t)
 	dir, elsewhere := filepath.Dir(shortPath(t)), filepath.Dir(shortPath(t))
 	db := filepath.Join(dir, "c.db")
 	addClient(t, db)

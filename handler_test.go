@@ -223,6 +223,7 @@ func TestIdempotencyKeyOfARunningRequestConflicts(t *testing.T) {
 }
 
 func TestListLongerThanAPage(t *testing.T) {
+	slow(t)
 	s := start(t, "--demo")
 	c := client(s.url, "demo", "demo-secret")
 	url := contractsURL(s.url, demoOrg, "00000000-0000-4000-8000-000000000001")

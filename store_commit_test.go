@@ -18,6 +18,7 @@ import (
 // every new one waits for it: the end of one must not wait for the start of
 // another.
 func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
+	slow(t)
 	path := filepath.Join(t.TempDir(), "test.db")
 	s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
 	if err != nil {

@@ -253,6 +253,7 @@ func TestEveryFlippedBitFailsTheChecksum(t *testing.T) {
 }
 
 func TestSecondOpenIsRefused(t *testing.T) {
+	slow(t)
 	path := newPath(t)
 	openStore(t, path)
 	started := time.Now()
@@ -611,6 +612,7 @@ func TestCorruptClientTokenAndKeyAreRefusedAndExpireAsOthersDo(t *testing.T) {
 
 // A client that leaves while its repeated request is answered.
 func TestCreateOfAClientThatLeavesIsNoRace(t *testing.T) {
+	slow(t)
 	s, _ := openStore(t, newPath(t))
 	once := &Idempotency{Client: "a", Key: "k", Body: hashOf("b")}
 	if _, err := s.Create(ctx, key(1), []byte("{}"), once); err != nil {
