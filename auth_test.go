@@ -3,11 +3,15 @@ package main
 // Every route with every kind of wrong token.
 
 import (
+	"encoding/base64"
 	"energy-contracts/internal/servicetest"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -208,5 +212,61 @@ func BenchmarkBearerCheck(b *testing.B) {
 			check()
 		}
 		b.ReportMetric(float64(s.db.Stats().TxN-before)/float64(b.N), "transactions/op")
+	})
+}
+
+// FuzzAuthorization: of all that can stand in the field, one token lets read, and one
+// id and secret are the client's.
+func FuzzAuthorization(f *testing.F) {
+	heads, _ := storyRequests(f)
+	for _, head := range heads {
+		if _, value, ok := strings.Cut(head, "Authorization: "); ok {
+			value, _, _ = strings.Cut(value, "\n")
+			f.Add(value)
+		}
+	}
+	const good = "0123456789-ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcde"
+	f.Add("Bearer " + good)
+	a := fuzzAPI(f)
+	token := Token{Client: "demo", Org: demoOrg, Scopes: Scopes{Read: true}, Expires: time.Now().Add(time.Hour)}
+	clients, err := a.store.Clients()
+	if err != nil {
+		f.Fatal(err)
+	}
+	token.ClientCreated = clients[slices.IndexFunc(clients, func(c Client) bool { return c.ID == "demo" })].Created
+	if err := a.store.AddToken(hashOf(good), token); err != nil {
+		f.Fatal(err)
+	}
+	bearer := regexp.MustCompile(`(?i)^bearer +` + good + ` *$`)
+	basic := regexp.MustCompile(`(?i)^basic (.*)$`)
+	f.Fuzz(func(t *testing.T, field string) {
+		isClient := false
+		if m := basic.FindStringSubmatch(field); m != nil {
+			pair, err := base64.StdEncoding.DecodeString(m[1])
+			id, secret, _ := strings.Cut(string(pair), ":")
+			id, err1 := url.QueryUnescape(id)
+			secret, err2 := url.QueryUnescape(secret)
+			isClient = errors.Join(err, err1, err2) == nil && id == "demo" && secret == "demo-secret"
+		}
+		for _, tt := range []struct {
+			method, path, body, challenge string
+			good                          bool
+		}{
+			{"GET", contractsURL("", demoOrg, demoUser) + "/" + demoContract, "", "Bearer ", bearer.MatchString(field)},
+			{"POST", revocationPath, "token=none", "Basic ", isClient},
+		} {
+			r := httptest.NewRequest(tt.method, tt.path, strings.NewReader(tt.body))
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			r.Header["Authorization"] = []string{field}
+			w := httptest.NewRecorder()
+			a.ServeHTTP(w, r)
+			challenged := strings.HasPrefix(w.Header().Get("WWW-Authenticate"), tt.challenge)
+			if tt.good != (w.Code == 200) || !tt.good && w.Code != 400 && (w.Code != 401 || !challenged) {
+				t.Fatalf("%s: %d %v\n%s\nwant it good: %v", tt.path, w.Code, w.Header(), w.Body, tt.good)
+			}
+			if strings.Contains(w.Body.String(), good) {
+				t.Fatalf("the answer has the token\n%s", w.Body)
+			}
+		}
 	})
 }

@@ -382,6 +382,7 @@ func breakFile(t testing.TB, path string, at int, with []byte) {
 // A search for what is below a branch that is below itself has no end. Of a file that is
 // too large to be looked at as a whole before it is served, this is found soon after.
 func TestLargeFileWithABranchBelowItself(t *testing.T) {
+	slow(t)
 	t.Parallel()
 	db := newPath(t)
 	s, err := Open(db, time.Now, slog.New(slog.DiscardHandler))

@@ -1,7 +1,6 @@
 package main
 
-// The commands backup, restore, check and compact: the program that was built, beside a
-// server and without one.
+// The commands backup, restore and compact, beside a server and without one.
 
 import (
 	"bytes"
@@ -77,6 +76,7 @@ func TestBackupIsTheDatabaseAsItIs(t *testing.T) {
 }
 
 func TestBackupReplacesNothingThatItShouldNot(t *testing.T) {
+	slow(t)
 	t.Parallel()
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		ok(t, db, "import", absolute(t, contractLines))
@@ -114,6 +114,7 @@ func TestCommandsNeedADatabase(t *testing.T) {
 // A backup must not hold the transaction open while somebody takes their time to read it:
 // no writer could go on once the file must grow out of its mapping.
 func TestBackupOfASlowReaderHoldsUpNobody(t *testing.T) {
+	slow(t)
 	db := shortPath(t)
 	s := startOn(t, db, "--demo", "--metrics-addr", "127.0.0.1:0")
 	l := newAuthor(t, s.url)
@@ -324,6 +325,7 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 }
 
 func TestRestoreIsRefused(t *testing.T) {
+	slow(t)
 	source := shortPath(t)
 	ok(t, source, "import", absolute(t, contractLines))
 	backup := filepath.Join(t.TempDir(), "b.db")
@@ -369,6 +371,7 @@ func TestRestoreIsRefused(t *testing.T) {
 }
 
 func TestCompactRemovesFreePages(t *testing.T) {
+	slow(t)
 	db := shortPath(t)
 	p := startProcess(t, nil, "--demo", "--db", db)
 	l := newAuthor(t, p.URL)

@@ -35,6 +35,7 @@ func TestCheckOfASoundDatabase(t *testing.T) {
 }
 
 func TestCheckSaysWhatIsWrongWithADocument(t *testing.T) {
+	slow(t)
 	const org, user = demoOrg, demoUser
 	good := `{"energy_contract_type":null,"energy_prices":[],"id":"%s","building":null,"meter_id":null,"supplier":null,"currency_energy_price":null,"energy_price_includes_external_components":null}`
 	id := func(n int) string { return string(key(n).Contract) }
@@ -292,6 +293,7 @@ func wantNoHole(t testing.TB, file []byte) {
 
 // A fault of the memory that a file is mapped to ends the process that does not expect it.
 func TestCheckEndsInOrderWhateverTheFile(t *testing.T) {
+	slow(t)
 	file := largeFile(t)
 	var seed [32]byte
 	random := rand.New(rand.NewChaCha8(seed))

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +25,7 @@ func exportedLines(t testing.TB) []string {
 }
 
 func TestExportWritesWhatImportReads(t *testing.T) {
+	slow(t)
 	besideAndWithout(t, func(t *testing.T, db string, served func() string) {
 		lines := exportedLines(t)
 		all := strings.Join(lines, "") + "\n"
@@ -261,6 +261,7 @@ func TestImportIsSeenWhenItIsDecided(t *testing.T) {
 }
 
 func TestImportThatIsBrokenOffLeavesNothing(t *testing.T) {
+	slow(t)
 	broken := map[string]func(t *testing.T, f *feeding, p *process){
 		"the command is killed": func(t *testing.T, f *feeding, _ *process) { _ = f.cmd.Process.Kill(); _ = f.cmd.Wait() },
 		"the command is interrupted": func(t *testing.T, f *feeding, _ *process) {
@@ -318,6 +319,7 @@ func TestImportThatIsBrokenOffLeavesNothing(t *testing.T) {
 
 // Once it is decided that an import is made, it is, whatever ends the process.
 func TestImportIsAllOrNothingWhenTheServerIsKilled(t *testing.T) {
+	slow(t)
 	t.Parallel()
 	file := manyLines(t, 4000, 500)
 	var none, all int
@@ -428,19 +430,6 @@ func TestImportThroughTheSocketIsOneLineOfTheLog(t *testing.T) {
 	}
 }
 
-// What a server of the same version never gets, and one that is lied to does.
-func TestControlRefusesASelectionThatIsNone(t *testing.T) {
-	s := startOn(t, shortPath(t), "--demo")
-	c, err := dialControl(s.db)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, _, err = c.send(t.Context(), http.MethodGet, "/contracts?org_id=x", nil)
-	if want := "org_id must be a UUID of 36 characters, has 1"; err == nil || err.Error() != want {
-		t.Errorf("%v, want %s", err, want)
-	}
-}
-
 func TestLineReaderHoldsOneLine(t *testing.T) {
 	long := bytes.Repeat([]byte("x"), 200<<10)
 	in := "a\n\n" + string(long) + "\nlast"
@@ -453,4 +442,80 @@ func TestLineReaderHoldsOneLine(t *testing.T) {
 	if got, err := l.next(); err != io.EOF || l.read != int64(len(in)) {
 		t.Errorf("%q, %v, %d bytes; want the end, after %d", got, err, l.read, len(in))
 	}
+}
+
+// FuzzLine: a line of an import is a contract that has one member by another name, and
+// three that say where it belongs. What is accepted is exported as a line that is
+// imported as the same.
+func FuzzLine(f *testing.F) {
+	for _, line := range exportedLines(f) {
+		f.Add([]byte(line))
+	}
+	for _, bad := range badLines {
+		f.Add([]byte(bad.line))
+	}
+	v := fuzzValidator(f)
+	f.Fuzz(func(t *testing.T, line []byte) {
+		k, c, err := v.Line(line)
+		value, isJSON := readJSON(line, contractLevels)
+		wantRefused(t, isJSON, err)
+		if !isJSON {
+			return
+		}
+		members, good := value.(map[string]any)
+		for name, is := range map[string]ID{"org_id": k.Org, "user_id": k.User, "id": k.Contract} {
+			id, _ := members[name].(string)
+			good = good && uuidForm.MatchString(id) && (err != nil || string(is) == strings.ToLower(id))
+			delete(members, name)
+		}
+		if _, ok := members["building_id"]; ok {
+			good = false
+		}
+		if building, ok := members["building"]; ok {
+			members["building_id"] = building
+			delete(members, "building")
+		}
+		want, wantErr := v.Contract(text(t, members))
+		if (err == nil) != (good && wantErr == nil) {
+			t.Fatalf("%v, but its ids are right: %v, and without them it is a contract: %v", err, good, wantErr)
+		}
+		if err != nil {
+			return
+		}
+		doc, err := c.encode(k.Contract)
+		if wanted, wantErr := want.encode(k.Contract); err != nil || wantErr != nil || string(doc) != string(wanted) {
+			t.Fatalf("is\n%s, %v\nwithout its ids\n%s, %v", doc, err, wanted, wantErr)
+		}
+		written := appendLine(nil, k, doc)
+		if bytes.IndexByte(written, '\n') != len(written)-1 {
+			t.Fatalf("is exported as no line: %q", written)
+		}
+		k2, c, err := v.Line(written)
+		if err != nil || k2 != k {
+			t.Fatalf("%v is exported as\n%s\nand imported as %v, %v", k, written, k2, err)
+		}
+		if again, err := c.encode(k.Contract); err != nil || string(again) != string(doc) {
+			t.Fatalf("is exported as\n%s\nand imported as\n%s, %v", written, again, err)
+		}
+	})
+}
+
+// FuzzLineReader: what is read are the pieces between the ends of lines.
+func FuzzLineReader(f *testing.F) {
+	f.Add([]byte("a\n\n" + strings.Repeat("x", 40) + "\nlast"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		want := bytes.Split(in, []byte("\n"))
+		if last := len(want) - 1; len(want[last]) == 0 { // after the last end there is no line
+			want = want[:last]
+		}
+		l := lineReader{r: bufio.NewReaderSize(bytes.NewReader(in), 16)}
+		for i, line := range want {
+			if got, err := l.next(); err != nil || !bytes.Equal(got, line) {
+				t.Fatalf("line %d is %q, %v, want %q", i+1, got, err, line)
+			}
+		}
+		if got, err := l.next(); err != io.EOF || l.read != int64(len(in)) {
+			t.Fatalf("%q, %v after %d bytes, want the end after %d", got, err, l.read, len(in))
+		}
+	})
 }

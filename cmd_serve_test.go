@@ -320,6 +320,7 @@ func TestLogLevel(t *testing.T) {
 }
 
 func TestProgressIsForTerminalsOnly(t *testing.T) {
+	slow(t)
 	t.Parallel()
 	file := manyLines(t, 20_000, 500)
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {

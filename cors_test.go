@@ -3,6 +3,7 @@ package main
 import (
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -102,4 +103,25 @@ func TestCORSIsForTheOriginsThatAreNamed(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzOrigin: a path can be put behind what is accepted, and leads nowhere else. What
+// pages may be named by is what browsers send.
+func FuzzOrigin(f *testing.F) {
+	f.Fuzz(func(t *testing.T, text string) {
+		u, err := parseOrigin(text)
+		if err != nil {
+			if text != "*" && checkCORSOrigin(text) == nil {
+				t.Fatal("no origin, but pages of it may use the API")
+			}
+			return
+		}
+		with, err := url.Parse(text + tokenPath)
+		if err != nil || with.Scheme+"://"+with.Host != text || with.Host != u.Host || with.Path != tokenPath || with.User != nil || with.RawQuery != "" || with.Fragment != "" {
+			t.Fatalf("with a path it is %+v, %v", with, err)
+		}
+		if err := checkCORSOrigin(text); err == nil && (strings.Contains(text, "*") || strings.HasSuffix(text, map[string]string{"http": ":80", "https": ":443"}[u.Scheme])) {
+			t.Fatal("pages of it may use the API, but no browser sends it")
+		}
+	})
 }

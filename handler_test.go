@@ -11,11 +11,15 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"mime"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -219,6 +223,7 @@ func TestIdempotencyKeyOfARunningRequestConflicts(t *testing.T) {
 }
 
 func TestListLongerThanAPage(t *testing.T) {
+	slow(t)
 	s := start(t, "--demo")
 	c := client(s.url, "demo", "demo-secret")
 	url := contractsURL(s.url, demoOrg, "00000000-0000-4000-8000-000000000001")
@@ -516,4 +521,137 @@ func TestMiddlewareSeesTheWholeResponse(t *testing.T) {
 			t.Errorf("%s %s: status %d and %d bytes, of which the middleware saw %d and %d", tt.method, tt.path, resp.StatusCode, len(body), got.status, got.bytes)
 		}
 	}
+}
+
+// The two forms of a key: RFC 9651 §3.3.3's, and bare.
+var (
+	quotedKey = regexp.MustCompile(`^"(?:[ !#-\[\]-~]|\\["\\])*"$`)
+	bareKey   = regexp.MustCompile(`^[ !#-~][ -~]*$`)
+)
+
+// FuzzIdempotencyKey: a key is 1 to 255 printable ASCII characters, the same quoted and
+// bare.
+func FuzzIdempotencyKey(f *testing.F) {
+	heads, _ := storyRequests(f)
+	for _, head := range heads {
+		if _, value, ok := strings.Cut(head, "Idempotency-Key: "); ok {
+			value, _, _ = strings.Cut(value, "\n")
+			f.Add(value)
+		}
+	}
+	parse := func(lines ...string) (string, error) {
+		return parseIdempotencyKey(http.Header{"Idempotency-Key": lines})
+	}
+	f.Fuzz(func(t *testing.T, value string) {
+		want := ""
+		switch {
+		case quotedKey.MatchString(value):
+			want = regexp.MustCompile(`\\(.)`).ReplaceAllString(value[1:len(value)-1], "$1")
+		case bareKey.MatchString(value):
+			want = value
+		}
+		if len(want) > 255 {
+			want = ""
+		}
+		key, err := parse(value)
+		wantOfParameter(t, "Idempotency-Key", err)
+		if key != want || (err == nil) != (want != "") {
+			t.Fatalf("%q, %v, want %q", key, err, want)
+		}
+		if err != nil {
+			return
+		}
+		quoted := `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(key) + `"`
+		if again, err := parse(quoted); again != key || err != nil {
+			t.Fatalf("%s is %q, %v, want %q", quoted, again, err, key)
+		}
+		if _, err := parse(value, value); err == nil {
+			t.Fatal("two fields are accepted")
+		}
+	})
+}
+
+// FuzzRange: what is accepted is a page of 1 to 1000 and a UUID, and the same when it is
+// written anew; what is refused names what is wrong.
+func FuzzRange(f *testing.F) {
+	heads, _ := storyRequests(f)
+	for _, head := range heads {
+		if _, query, ok := strings.Cut(head, "?"); ok {
+			query, _, _ = strings.Cut(query, "\n")
+			f.Add(query)
+		}
+	}
+	limit := regexp.MustCompile(`^\+?0*([1-9][0-9]{0,2}|1000)$`)
+	f.Fuzz(func(t *testing.T, query string) {
+		values, malformedQuery := url.ParseQuery(query)
+		r, err := parseRange(query)
+		if bad := new(malformed); errors.As(err, &bad) != (malformedQuery != nil) {
+			t.Fatalf("%v, but as a query %v", err, malformedQuery)
+		}
+		if malformedQuery != nil {
+			return
+		}
+		var wrong []string
+		if v := values["limit"]; len(v) > 1 || len(v) == 1 && !limit.MatchString(v[0]) {
+			wrong = append(wrong, "limit")
+		} else if len(v) == 1 && limit.FindStringSubmatch(v[0])[1] != strconv.Itoa(r.Limit) {
+			t.Fatalf("limit is %d", r.Limit)
+		}
+		if v := values["after"]; len(v) > 1 || len(v) == 1 && !uuidForm.MatchString(v[0]) {
+			wrong = append(wrong, "after")
+		} else if len(v) == 1 && strings.ToLower(v[0]) != string(r.After) {
+			t.Fatalf("after is %s", r.After)
+		}
+		var said []string
+		if err != nil {
+			for _, f := range faultsOf(err) {
+				said = append(said, f.Parameter)
+			}
+		}
+		if !slices.Equal(said, wrong) {
+			t.Fatalf("wrong are %q, and it says %v", wrong, err)
+		}
+		if err != nil {
+			return
+		}
+		anew := url.Values{}
+		if r.Limit != 0 {
+			anew.Set("limit", strconv.Itoa(r.Limit))
+		}
+		if r.After != "" {
+			anew.Set("after", string(r.After))
+		}
+		if again, err := parseRange(anew.Encode()); err != nil || again != r {
+			t.Fatalf("%s is %+v, %v, want %+v", anew.Encode(), again, err, r)
+		}
+	})
+}
+
+// FuzzMediaType: what is accepted is JSON in UTF-8, with whatever other parameters.
+func FuzzMediaType(f *testing.F) {
+	heads, _ := storyRequests(f)
+	for _, head := range heads {
+		if _, value, ok := strings.Cut(head, "Content-Type: "); ok {
+			value, _, _ = strings.Cut(value, "\n")
+			f.Add(value)
+		}
+	}
+	isJSON := regexp.MustCompile(`(?i)^\s*application/json\s*(;|$)`)
+	alone := regexp.MustCompile(`(?i)^[ \t]*application/json[ \t]*(;[ \t]*charset=("utf-8"|utf-8)[ \t]*)?$`)
+	f.Fuzz(func(t *testing.T, value string) {
+		err := checkMediaType(http.Header{"Content-Type": {value}}, "application/json")
+		if err != nil {
+			if p := problemOf(err); p.Status != http.StatusUnsupportedMediaType || len(p.Detail) > 1000 || alone.MatchString(value) {
+				t.Fatalf("refused with %v", err)
+			}
+			return
+		}
+		media, params, err := mime.ParseMediaType(value)
+		if err != nil || !isJSON.MatchString(value) || params["charset"] != "" && !strings.EqualFold(params["charset"], "utf-8") {
+			t.Fatalf("accepted, and is %s with %q, %v", media, params, err)
+		}
+		if anew := mime.FormatMediaType(media, params); checkMediaType(http.Header{"Content-Type": {anew}}, "application/json") != nil {
+			t.Fatalf("accepted, but not as %s", anew)
+		}
+	})
 }

@@ -81,6 +81,14 @@ func TestMain(m *testing.M) {
 	os.Exit(servicetest.Main(m, true))
 }
 
+// slow skips a test under -short, which is for an answer while one writes.
+func slow(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("it takes long, or needs a program that is built for it; run it without -short")
+	}
+}
+
 // program returns the path of the test binary, in a directory that other users may enter.
 var program = sync.OnceValues(func() (string, error) {
 	binary, err := os.Executable()

@@ -6,12 +6,18 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
+	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/oauth2/clientcredentials"
 )
 
@@ -136,4 +142,111 @@ func TestTokensLastAsLongAsIsSaidAndOverARestart(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzOAuthRequest: what is accepted reads the same as a form that is written anew,
+// and as JSON.
+func FuzzOAuthRequest(f *testing.F) {
+	heads, bodies := storyRequests(f)
+	for i, head := range heads {
+		if strings.Contains(head, " /oauth2/") {
+			f.Add(!strings.Contains(head, "json"), []byte(bodies[i]))
+		}
+	}
+	f.Fuzz(func(t *testing.T, form bool, body []byte) {
+		const formType, jsonType = "application/x-www-form-urlencoded", "application/json"
+		contentType := jsonType
+		if form {
+			contentType = formType
+		}
+		req, err := parseOAuthRequest(contentType, body)
+		sent, good := oauthParameters(form, body)
+		if good != (err == nil) {
+			t.Fatalf("refused with %v, but it can be read: %v", err, good)
+		}
+		if err != nil {
+			var bad *oauthError
+			if !errors.As(err, &bad) || bad.status != 400 || bad.Code != "invalid_request" || req != (oauthRequest{}) {
+				t.Fatalf("refused with %v and %+v", err, req)
+			}
+			return
+		}
+		values, members := url.Values{}, map[string]string{}
+		for name, value := range map[string]*string{
+			"client_id": req.ClientID, "client_secret": req.ClientSecret, "grant_type": req.GrantType, "scope": req.Scope, "token": req.Token,
+		} {
+			if is := sent[name]; (value != nil) != (is != "") || value != nil && *value != is {
+				t.Fatalf("%s is %v, want %q", name, value, is)
+			}
+			if value != nil && utf8.ValidString(*value) { // JSON can say no other
+				values.Set(name, *value)
+				members[name] = *value
+			} else if value != nil {
+				return
+			}
+		}
+		inJSON, err := json.Marshal(members)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for contentType, body := range map[string]string{formType: values.Encode(), jsonType: string(inJSON)} {
+			if again, err := parseOAuthRequest(contentType, []byte(body)); err != nil || !reflect.DeepEqual(again, req) {
+				t.Fatalf("%s is %+v, %v, want %+v", body, again, err, req)
+			}
+		}
+	})
+}
+
+// oauthParameters is a second reader of a form or of JSON.
+func oauthParameters(form bool, body []byte) (sent map[string]string, good bool) {
+	sent = map[string]string{}
+	if len(body) == 0 {
+		return sent, true
+	}
+	if form {
+		values, err := url.ParseQuery(string(body))
+		for name, v := range values {
+			if len(v) > 1 {
+				return nil, false
+			}
+			sent[name] = v[0]
+		}
+		return sent, err == nil
+	}
+	value, ok := readJSON(body, 10_000)
+	members, isObject := value.(map[string]any)
+	if !ok || !isObject && value != nil {
+		return nil, false
+	}
+	for _, name := range []string{"client_id", "client_secret", "grant_type", "scope", "token"} {
+		if member, there := members[name]; there {
+			if sent[name], ok = member.(string); !ok {
+				return nil, false
+			}
+		}
+	}
+	return sent, true
+}
+
+// FuzzScopes: what is accepted is written in one form, and reads the same in a JWT.
+func FuzzScopes(f *testing.F) {
+	for _, scopes := range []string{"read", "write", "write read", " read  read ", "read\twrite", "read,write", "READ", "admin", ""} {
+		f.Add(scopes)
+	}
+	form := regexp.MustCompile(`^ *(read|write)( +(read|write))* *$`)
+	f.Fuzz(func(t *testing.T, text string) {
+		var s Scopes
+		err := s.UnmarshalText([]byte(text))
+		if want := (Scopes{strings.Contains(text, "read"), strings.Contains(text, "write")}); form.MatchString(text) {
+			if err != nil || s != want || scopesOf(jwt.MapClaims{"scope": text}) != want {
+				t.Fatalf("%+v, %v, in a JWT %+v, want %+v", s, err, scopesOf(jwt.MapClaims{"scope": text}), want)
+			}
+			var again Scopes
+			if err := again.UnmarshalText([]byte(s.String())); err != nil || again != s {
+				t.Fatalf("%+v is written %q, which is %+v, %v", s, s, again, err)
+			}
+		} else if err == nil || s != (Scopes{}) {
+			t.Fatalf("accepted as %+v", s)
+		}
+	})
 }

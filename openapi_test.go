@@ -239,6 +239,7 @@ func TestEveryOperationRefusesContentThatIsTooLarge(t *testing.T) {
 // The real server has 30 seconds for it, as TestServerHasItsLimits says; this one does
 // not have the test wait for that.
 func TestEveryOperationRefusesContentThatTakesTooLong(t *testing.T) {
+	slow(t)
 	t.Parallel() // all of it is to wait
 	store, _ := openStore(t, newPath(t))
 	if err := loadDemo(store, time.Now()); err != nil {

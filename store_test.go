@@ -2,14 +2,12 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -60,28 +58,6 @@ func transaction(t testing.TB, s *Store) uint64 {
 	return currentMeta(metas).txid
 }
 
-// hold keeps the committer busy with one write until release is called, which
-// waits for that write.
-func hold(t testing.TB, s *Store) (release func()) {
-	t.Helper()
-	held, let, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
-	go func() {
-		_, err := s.Put(key(0xffff), []byte("held"), func(Version, bool) error {
-			close(held)
-			<-let
-			return nil
-		})
-		done <- err
-	}()
-	<-held
-	return func() {
-		close(let)
-		if err := <-done; err != nil {
-			t.Errorf("the write that held the committer: %v", err)
-		}
-	}
-}
-
 func wantDocument(t testing.TB, s *Store, k Key, want string) {
 	t.Helper()
 	got, v, err := s.Get(nil, k)
@@ -121,87 +97,6 @@ func TestContractIsMadeReplacedAndDeleted(t *testing.T) {
 	}
 	if _, _, err := s.Get(nil, key(1)); !errors.Is(err, ErrNotFound) {
 		t.Errorf("after: %v", err)
-	}
-}
-
-func TestWritesThatWaitShareACommit(t *testing.T) {
-	s, _ := openStore(t, newPath(t))
-	before := transaction(t, s)
-	release := hold(t, s)
-	const writers = 100
-	errs := make([]error, writers)
-	var wg sync.WaitGroup
-	for i := range writers {
-		wg.Go(func() {
-			check := always
-			if i%2 == 1 {
-				check = absent // of one contract, which all of these want to make
-			}
-			_, errs[i] = s.Put(key(i*((i+1)%2)+(i%2)), fmt.Appendf(nil, "%d", i), check)
-		})
-	}
-	waitFor(t, "all writes wait", func() bool { return len(s.queue) == writers })
-	release()
-	wg.Wait()
-	if n := transaction(t, s) - before; n != 2 {
-		t.Errorf("%d transactions, want one for the write that was held and one for all that waited", n)
-	}
-	made := -1
-	for i, err := range errs {
-		switch {
-		case i%2 == 0 && err != nil:
-			t.Errorf("write %d: %v", i, err)
-		case i%2 == 1 && err == nil && made >= 0:
-			t.Errorf("writes %d and %d both made the contract", made, i)
-		case i%2 == 1 && err == nil:
-			made = i
-		case i%2 == 1 && !errors.Is(err, errThere):
-			t.Errorf("write %d: %v", i, err)
-		}
-	}
-	if made < 0 {
-		t.Fatal("no write made the contract")
-	}
-	wantDocument(t, s, key(1), fmt.Sprint(made))
-	for i := 2; i < writers; i += 2 {
-		wantDocument(t, s, key(i), fmt.Sprint(i))
-	}
-}
-
-func TestRefusedWritesCommitNothing(t *testing.T) {
-	s, _ := openStore(t, newPath(t))
-	before := transaction(t, s)
-	no := errors.New("no")
-	if _, err := s.Put(key(1), []byte("a"), func(Version, bool) error { return no }); !errors.Is(err, no) {
-		t.Errorf("got %v", err)
-	}
-	if after := transaction(t, s); after != before {
-		t.Errorf("transaction %d, then %d", before, after)
-	}
-}
-
-func TestManyWritersAreAllThereAfterARestart(t *testing.T) {
-	path := newPath(t)
-	const writers, each = 64, 20
-	t.Run("write", func(t *testing.T) {
-		s, _ := openStore(t, path)
-		var wg sync.WaitGroup
-		for w := range writers {
-			wg.Go(func() {
-				for i := range each {
-					if _, err := s.Put(key(w*each+i), fmt.Appendf(nil, "%d of %d", i, w), absent); err != nil {
-						t.Errorf("write %d of %d: %v", i, w, err)
-					}
-				}
-			})
-		}
-		wg.Wait()
-	})
-	s, _ := openStore(t, path)
-	for w := range writers {
-		for i := range each {
-			wantDocument(t, s, key(w*each+i), fmt.Sprintf("%d of %d", i, w))
-		}
 	}
 }
 
@@ -353,52 +248,8 @@ func TestEveryFlippedBitFailsTheChecksum(t *testing.T) {
 	}
 }
 
-func TestWriteThatCannotGetIntoTheQueueIsRefused(t *testing.T) {
-	t.Parallel()
-	s, _ := openStore(t, newPath(t))
-	release := hold(t, s)
-	var wg sync.WaitGroup
-	for i := range queueLength {
-		wg.Go(func() {
-			if _, err := s.Put(key(i), []byte("waits"), always); err != nil {
-				t.Errorf("a write that waited: %v", err)
-			}
-		})
-	}
-	waitFor(t, "the queue is full", func() bool { return len(s.queue) == queueLength })
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := s.updateContext(gone, func(*bbolt.Tx) error { return nil }); !errors.Is(err, context.Canceled) {
-		t.Errorf("of a caller that left: %v", err)
-	}
-	started := time.Now()
-	_, err := s.Put(key(0x8001), []byte("one too many"), always)
-	if d := time.Since(started); !errors.Is(err, ErrBusy) || d < queueTimeout {
-		t.Errorf("after %s: %v", d, err)
-	}
-	release()
-	wg.Wait()
-	if _, _, err := s.Get(nil, key(0x8001)); !errors.Is(err, ErrNotFound) {
-		t.Errorf("refused, and there: %v", err)
-	}
-}
-
-func TestReadyCommitsOnceForManyWhoAsk(t *testing.T) {
-	s, _ := openStore(t, newPath(t))
-	before := transaction(t, s)
-	started := time.Now()
-	for range 100 {
-		if err := s.Ready(); err != nil {
-			t.Error(err)
-		}
-	}
-	n := transaction(t, s) - before
-	if most := 1 + uint64(time.Since(started)/readyInterval); n < 1 || n > most {
-		t.Errorf("%d transactions, want 1 to %d", n, most)
-	}
-}
-
 func TestSecondOpenIsRefused(t *testing.T) {
+	slow(t)
 	path := newPath(t)
 	openStore(t, path)
 	started := time.Now()
@@ -406,56 +257,6 @@ func TestSecondOpenIsRefused(t *testing.T) {
 	if d := time.Since(started); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), path) || d > 2*time.Second {
 		t.Errorf("after %s: %v", d, err)
 	}
-}
-
-func TestWritesOfACommitSeeEachOtherInOrder(t *testing.T) {
-	s, _ := openStore(t, newPath(t))
-	one, two := []byte(`{"n":1}`), []byte(`{"n":2}`)
-	is := func(want []byte) Precondition {
-		return func(current Version, exists bool) error {
-			if !exists || current != Version(checksum(key(1).bytes(), want)) {
-				return fmt.Errorf("found version %x, exists %v, want that of %s", current, exists, want)
-			}
-			return nil
-		}
-	}
-	put := func(doc []byte, check Precondition) func() error {
-		return func() error { _, err := s.Put(key(1), doc, check); return err }
-	}
-	remove := func(check Precondition) func() error {
-		return func() error { return s.Delete(key(1), check) }
-	}
-	steps := []struct {
-		name string
-		do   func() error
-		want error
-	}{
-		{"make", put(one, absent), nil},
-		{"make what is there", put(two, absent), errThere},
-		{"replace what was made, not what was refused", put(two, is(one)), nil},
-		{"delete what replaced it", remove(is(two)), nil},
-		{"make it again, now that it is gone", put(one, absent), nil},
-		{"replace that", put(two, is(one)), nil},
-	}
-	before := transaction(t, s)
-	release := hold(t, s)
-	errs := make([]error, len(steps))
-	var wg sync.WaitGroup
-	for i, step := range steps {
-		wg.Go(func() { errs[i] = step.do() })
-		waitFor(t, step.name+" waits", func() bool { return len(s.queue) == i+1 }) // so the next comes after it
-	}
-	release()
-	wg.Wait()
-	for i, step := range steps {
-		if !errors.Is(errs[i], step.want) {
-			t.Errorf("%s: %v, want %v", step.name, errs[i], step.want)
-		}
-	}
-	if n := transaction(t, s) - before; n != 2 {
-		t.Errorf("%d transactions, want one for the write that was held and one for all that waited", n)
-	}
-	wantDocument(t, s, key(1), string(two))
 }
 
 // listed follows a range from page to page, to its end.

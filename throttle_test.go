@@ -381,6 +381,7 @@ func TestGuesserIsWhoCanChangeItsAddress(t *testing.T) {
 }
 
 func TestFailuresAreForgottenSoonerThanMemoryRunsOut(t *testing.T) {
+	slow(t)
 	throttle, now := newLoginThrottle(), time.Now()
 	n := 1_000_000
 	if raceEnabled() { // which is slow, and finds nothing here in more of them
