@@ -2,8 +2,9 @@ package main
 
 // The page checker: it reads the pages of a database file without bbolt and verifies that
 // each page is used exactly once, that the elements of a page lie inside it and that keys
-// are in order. bbolt assumes all of this, even in its own check: it crashes or loops
-// forever on a file where it does not hold. So pages are checked before bbolt maps the file.
+// are in order. bbolt assumes all of this, even in its own check, and crashes or loops
+// forever on a file where it does not hold. So a file is checked before bbolt maps it,
+// except for a large one that is served: its branch pages are checked right after.
 
 import (
 	"bytes"
@@ -60,8 +61,8 @@ type element struct{ at, key, value, end int }
 // key is first, and all keys are less than end. A limit that is nil is not known.
 type bounds struct{ first, end []byte }
 
-// pageElement names in a fault a page, or an element of it that is an inline bucket, whose
-// value holds a page of its own.
+// pageElement names the place of a fault: a page, or an element of a page that is an inline
+// bucket.
 type pageElement struct {
 	page    uint64
 	element int // -1 for the page
@@ -140,8 +141,8 @@ func (f *firstFault) err() error {
 }
 
 // checkBranches checks the branch pages of the trees with these root pages, as checkPages
-// does. Branch pages are about a hundredth of the file. If none is broken, every search in
-// the trees ends: it cannot run in a cycle of pages.
+// does, but not the leaf pages. Branch pages are about a hundredth of the file. If none is broken, no
+// search in the trees can run in a cycle of pages forever.
 func checkBranches(f *os.File, pageSize int64, pages uint64, roots []uint64, report func(string), progress func(bytes int64) error) error {
 	c := newPageChecker(f, pageSize, pages, report, progress)
 	for _, root := range roots {
@@ -248,8 +249,8 @@ func (c *pageChecker) markUse(id uint64, as pageUse) bool {
 	return true
 }
 
-// checkTree checks a page on the level depth, and all pages below it. Below a broken page
-// it does not go on.
+// checkTree checks a page on the level depth, and all pages below it. It does not check
+// the pages below a broken page.
 func (c *pageChecker) checkTree(id uint64, depth int, b bounds) error {
 	if depth == c.height {
 		c.markUse(id, pageUsed)
@@ -298,8 +299,8 @@ func (c *pageChecker) checkTree(id uint64, depth int, b bounds) error {
 	return nil
 }
 
-// checkLeaf checks the elements of a leaf page. It returns the ids of the root pages of its
-// buckets, except of the inline ones, which it checks.
+// checkLeaf checks the elements of a leaf page. It returns the ids of the root pages of the
+// buckets in it. An inline bucket has no page of its own and is checked at once.
 func (c *pageChecker) checkLeaf(where pageElement, l *level, b bounds) (roots []uint64) {
 	if !c.parseElements(where, l, 4, 8, 12) {
 		return nil
