@@ -208,7 +208,7 @@ func (s *Store) recordUses(least time.Duration) {
 		return err
 	})
 	if err != nil && !errors.Is(err, errUnchanged) {
-		s.log.Warn("the times when clients were last used could not be stored; they are stored with the next attempt in a minute", "err", err)
+		s.log.Warn("could not store when clients were last used; while the service runs, it tries again every minute", "err", err)
 		return
 	}
 	s.cache.markRecorded(uses)
