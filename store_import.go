@@ -121,7 +121,8 @@ func (i *Import) Commit() error {
 // Move moves some staged contracts to the other contracts, in one transaction, and returns
 // their number and whether all are moved now. It may be called after Commit only. While the
 // store is busy or the disk fails, Move waits for a reopenInterval, moves nothing and returns
-// no error, so that the caller tries again. It returns ErrClosed when the store is closed.
+// no error, so that the caller tries again. It returns ErrClosed when the store is closed, and
+// an error that wraps ErrDamaged if the file is damaged.
 func (i *Import) Move() (moved int, done bool, err error) {
 	moved, i.done, err = i.s.moveStaged()
 	if errors.Is(err, ErrBusy) || errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrDamaged) {
@@ -175,8 +176,9 @@ func (s *Store) settleImport() error {
 }
 
 // moveStaged moves contracts of a committed import until importBytes or importContracts are
-// moved, in one transaction. The staged contracts stay in bucketImport until all are moved:
-// only importKey says which are.
+// moved, in one transaction. The staged contracts stay in bucketImport until all are moved;
+// importKey records the last one moved, so that none is moved twice, which could undo a
+// change that a client has made since.
 func (s *Store) moveStaged() (moved int, done bool, err error) {
 	err = s.update(func(tx *bbolt.Tx) error {
 		moved = 0
