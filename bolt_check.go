@@ -1,9 +1,10 @@
 package main
 
-// The page checker: reads every page of a database file without bbolt and verifies that
-// each page is used exactly once, that elements lie inside their page and that keys are
-// in order. bbolt assumes all of this, even in its own check, and crashes or loops
-// where it does not hold.
+// The page checker: it reads the pages of a database file without bbolt and verifies that
+// each page is used exactly once, that the elements of a page lie inside it and that keys
+// are in order. bbolt assumes all of this, even in its own check, and crashes or loops
+// forever on a file where it does not hold. So a file is checked before bbolt maps it,
+// except for a large one that is served: its branch pages are checked right after.
 
 import (
 	"bytes"
@@ -12,49 +13,59 @@ import (
 	"os"
 )
 
-// maxTreeDepth is more than any tree has: a branch has at least two pages below.
+// maxTreeDepth is the most levels of pages that are followed. No tree is as deep, since a
+// branch page has at least two pages below it.
 const maxTreeDepth = 64
 
-// survey is one look at the pages that a meta page leads to.
+// pageChecker checks the pages that a meta page leads to. It marks each page in uses when
+// it reads it and follows no page twice, so that it ends even where pages form a cycle.
 type pageChecker struct {
 	f        *os.File
-	pageSize int64
+	pageSize int64     // in bytes
 	uses     []pageUse // by page id
-	// height is where the leaves are that are not looked at, or 0: all are.
-	height   int
-	levels   [maxTreeDepth + 1]level
-	report   func(string)
+	// height is the level of the leaf pages, if they are only marked as used and not read,
+	// or 0 if they are checked too. The root page is on level 1.
+	height int
+	levels [maxTreeDepth + 1]level // the pages between the root and the current page
+	// report is called with each fault, a text for the operator.
+	report func(fault string)
+	// progress is called with the number of bytes checked since the last call. Its error
+	// ends the check.
 	progress func(bytes int64) error
 }
 
-// pageUse is what a page is for, as far as is known.
+// pageUse is the use of a page, as far as it is known.
 type pageUse byte
 
 const (
-	pageLost pageUse = iota // by nothing that was looked at
-	pageFree
+	pageLost pageUse = iota // no checked page refers to it
+	pageFree                // in the freelist
 	pageUsed
 )
 
-// level is the page that is looked at on one level of a tree.
+// level holds the page that is being checked on one level of a tree. The buffers are
+// reused for the next page on the level.
 type level struct {
-	page     []byte
+	page     []byte // with its overflow pages
 	elements []element
 }
 
-// element is where an element of a page is, its key, its value, and the end of that.
-type element struct{ at, key, value, end int }
-
 func (l *level) key(i int) []byte { return l.page[l.elements[i].key:l.elements[i].value] }
 
-// bounds is what the branch above says of the keys of a page: which is the first, and
-// before which all are. nil is not known.
+// element holds the offsets, from the start of the page, at which an element, its key and
+// its value begin and at which its value ends. In a branch page, which has no values, value
+// and end are both the end of the key.
+type element struct{ at, key, value, end int }
+
+// bounds are the limits that the branch page above sets for the keys of a page: the first
+// key is first, and all keys are less than end. A limit that is nil is not known.
 type bounds struct{ first, end []byte }
 
-// pagePlace is a page, or an element of one: a bucket that is inside.
+// pageElement names the place of a fault: a page, or an element of a page that is an inline
+// bucket.
 type pageElement struct {
 	page    uint64
-	element int // -1 is the page
+	element int // -1 for the page
 }
 
 func (p pageElement) String() string {
@@ -64,39 +75,43 @@ func (p pageElement) String() string {
 	return fmt.Sprintf("page %d, element %d", p.page, p.element)
 }
 
-func newPageChecker(f *os.File, pageSize int64, pages uint64, found func(string), seen func(bytes int64) error) *pageChecker {
-	s := &pageChecker{f: f, pageSize: pageSize, uses: make([]pageUse, pages), report: found, progress: seen}
-	s.uses[0], s.uses[1] = pageUsed, pageUsed // the meta pages
-	return s
+// newPageChecker returns a checker for a file of that many pages, of pageSize bytes each.
+func newPageChecker(f *os.File, pageSize int64, pages uint64, report func(string), progress func(bytes int64) error) *pageChecker {
+	c := &pageChecker{f: f, pageSize: pageSize, uses: make([]pageUse, pages), report: report, progress: progress}
+	c.uses[0], c.uses[1] = pageUsed, pageUsed // the meta pages
+	return c
 }
 
-// surveyPages tells found what is wrong, and seen how much more was looked at. It
-// returns an error when the file cannot be read, and seen's.
-func checkPages(f *os.File, m meta, found func(string), seen func(bytes int64) error) error {
+// checkPages checks all pages of the transaction of a meta page. It calls report with each
+// fault and progress with the number of bytes checked since the last call. It returns an
+// error if the file cannot be read, or if progress returns one.
+func checkPages(f *os.File, m meta, report func(string), progress func(bytes int64) error) error {
 	broken := false
-	s := newPageChecker(f, m.pageSize, m.pages, func(fault string) { broken = true; found(fault) }, seen)
-	if err := s.checkFreelist(m.freelist); err != nil {
+	c := newPageChecker(f, m.pageSize, m.pages, func(fault string) { broken = true; report(fault) }, progress)
+	if err := c.checkFreelist(m.freelist); err != nil {
 		return err
 	}
-	if err := s.checkTree(m.root, 1, bounds{}); err != nil {
+	if err := c.checkTree(m.root, 1, bounds{}); err != nil {
 		return err
 	}
-	for id, use := range s.uses {
-		if use == pageLost && !broken { // which would be why
-			found(fmt.Sprintf("page %d is neither in use nor free", id))
+	for id, use := range c.uses {
+		// What is below a broken page is not read, and then its pages look lost.
+		if use == pageLost && !broken {
+			report(fmt.Sprintf("page %d is neither in use nor free", id))
 		}
 	}
 	return nil
 }
 
-// surveyedAtStart is the size, in bytes, of the largest file that is looked at as a whole
-// before it is served: in some 20 ms. Of a larger one only the branches are, behind the
-// back of those who ask already; check looks at all of it.
+// maxSmallFile is the size, in bytes, of the largest file of which all pages are checked
+// before it is served, which takes some 20 ms. Of a larger file only the branch pages are
+// checked, in the background while it is served; the check command checks all of it.
 const maxSmallFile = 32 << 20
 
-// surveyAtStart refuses a file with a broken page, before bbolt may see it. It returns
-// false for one that is too large.
-func checkSmallFile(f *os.File, m meta) (surveyed bool, err error) {
+// checkSmallFile checks all pages of a file of at most maxSmallFile, before bbolt maps it.
+// It returns an error that wraps ErrDamaged if a page is broken, and false if the file is
+// too large to be checked.
+func checkSmallFile(f *os.File, m meta) (checked bool, err error) {
 	if int64(m.pages)*m.pageSize > maxSmallFile {
 		return false, nil
 	}
@@ -107,15 +122,17 @@ func checkSmallFile(f *os.File, m meta) (surveyed bool, err error) {
 	return true, first.err()
 }
 
-// firstFault is what matters of a survey to those who do not want to know them all.
+// firstFault keeps the first fault of a check, for callers that need only one.
 type firstFault struct{ fault string }
 
+// found records a fault.
 func (f *firstFault) found(fault string) {
 	if f.fault == "" {
 		f.fault = fault
 	}
 }
 
+// err returns an error that wraps ErrDamaged, or nil if no fault was reported.
 func (f *firstFault) err() error {
 	if f.fault == "" {
 		return nil
@@ -123,27 +140,29 @@ func (f *firstFault) err() error {
 	return fmt.Errorf("%w: %s; restore a backup", ErrDamaged, f.fault)
 }
 
-// surveyBranches is surveyPages of the trees below some roots, without their leaves:
-// a hundredth of the file, and enough for no search in them to be without an end.
-func checkBranches(f *os.File, pageSize int64, pages uint64, roots []uint64, found func(string), seen func(bytes int64) error) error {
-	s := newPageChecker(f, pageSize, pages, found, seen)
+// checkBranches checks the branch pages of the trees with these root pages, as checkPages
+// does, but not the leaf pages. Branch pages are about a hundredth of the file. If none is broken, no
+// search in the trees can run in a cycle of pages forever.
+func checkBranches(f *os.File, pageSize int64, pages uint64, roots []uint64, report func(string), progress func(bytes int64) error) error {
+	c := newPageChecker(f, pageSize, pages, report, progress)
 	for _, root := range roots {
 		var err error
-		if s.height, err = s.heightOf(root); err != nil {
+		if c.height, err = c.heightOf(root); err != nil {
 			return err
 		}
-		if err := s.checkTree(root, 1, bounds{}); err != nil {
+		if err := c.checkTree(root, 1, bounds{}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// heightOf returns on which level the leftmost leaf of a tree is. All leaves are.
-func (s *pageChecker) heightOf(root uint64) (height int, err error) {
-	page := make([]byte, s.pageSize)
-	for id := root; id < uint64(len(s.uses)) && height < maxTreeDepth; height++ {
-		if _, err := s.f.ReadAt(page, int64(id)*s.pageSize); err != nil {
+// heightOf returns the level of the leftmost leaf page of a tree, with the root page on
+// level 1. All leaf pages of a tree are on the same level.
+func (c *pageChecker) heightOf(root uint64) (height int, err error) {
+	page := make([]byte, c.pageSize)
+	for id := root; id < uint64(len(c.uses)) && height < maxTreeDepth; height++ {
+		if _, err := c.f.ReadAt(page, int64(id)*c.pageSize); err != nil {
 			return 0, fmt.Errorf("read page %d: %w", id, err)
 		}
 		child, ok := branchChild(page, nil)
@@ -155,147 +174,151 @@ func (s *pageChecker) heightOf(root uint64) (height int, err error) {
 	return height, nil
 }
 
-// use notes what a page is for, or tells that it cannot be.
-func (s *pageChecker) markUse(id uint64, as pageUse) bool {
-	switch {
-	case id < 2 || id >= uint64(len(s.uses)):
-		s.report(fmt.Sprintf("page %d is outside of the file, which has %d", id, len(s.uses)))
-		return false
-	case s.uses[id] == pageUsed:
-		s.report(fmt.Sprintf("page %d is used twice", id))
-		return false
-	case s.uses[id] == pageFree:
-		s.report(fmt.Sprintf("page %d is free, and is used or free once more", id))
-		return false
-	}
-	s.uses[id] = as
-	return true
-}
-
-// read reads a page and those that it overflows to, or returns false where something is
-// wrong with it.
-func (s *pageChecker) readPage(id uint64, l *level) (ok bool, err error) {
-	if !s.markUse(id, pageUsed) {
-		return false, nil
-	}
-	if int64(len(l.page)) < s.pageSize {
-		l.page = make([]byte, s.pageSize)
-	}
-	l.page = l.page[:s.pageSize]
-	if _, err := s.f.ReadAt(l.page, int64(id)*s.pageSize); err != nil {
-		return false, fmt.Errorf("read page %d: %w", id, err)
-	}
-	overflow := uint64(binary.NativeEndian.Uint32(l.page[12:]))
-	switch is := binary.NativeEndian.Uint64(l.page); {
-	case is != id:
-		s.report(fmt.Sprintf("page %d says that it is page %d", id, is))
-		return false, nil
-	case id+overflow >= uint64(len(s.uses)):
-		s.report(fmt.Sprintf("page %d goes on for %d pages, out of the file", id, overflow))
-		return false, nil
-	}
-	for i := range overflow {
-		if !s.markUse(id+1+i, pageUsed) {
-			return false, nil
-		}
-	}
-	if overflow > 0 {
-		l.page = make([]byte, int64(overflow+1)*s.pageSize)
-		if _, err := s.f.ReadAt(l.page, int64(id)*s.pageSize); err != nil {
-			return false, fmt.Errorf("read page %d: %w", id, err)
-		}
-	}
-	return true, s.progress(int64(len(l.page)))
-}
-
-// freelist looks at the page with the ids of the free ones.
-func (s *pageChecker) checkFreelist(id uint64) error {
+// checkFreelist checks the page that lists the ids of the free pages.
+func (c *pageChecker) checkFreelist(id uint64) error {
 	var l level
-	if ok, err := s.readPage(id, &l); !ok || err != nil {
+	if ok, err := c.readPage(id, &l); !ok || err != nil {
 		return err
 	}
 	count, at, ok := freeCount(l.page)
 	if !ok {
-		s.report(fmt.Sprintf("page %d is not the list of free pages", id))
+		c.report(fmt.Sprintf("page %d should hold the list of free pages, but does not", id))
 		return nil
 	}
 	if count > (uint64(len(l.page))-at)/8 {
-		s.report(fmt.Sprintf("the list of free pages has %d entries, more than fit", count))
+		c.report(fmt.Sprintf("the list of free pages has %d entries, more than fit in its page", count))
 		return nil
 	}
 	for i := range count {
-		s.markUse(binary.NativeEndian.Uint64(l.page[at+8*i:]), pageFree)
+		c.markUse(binary.NativeEndian.Uint64(l.page[at+8*i:]), pageFree)
 	}
-	return s.progress(int64(count) * s.pageSize)
+	return c.progress(int64(count) * c.pageSize)
 }
 
-// tree looks at a page on a level and all below it.
-func (s *pageChecker) checkTree(id uint64, depth int, b bounds) error {
-	if depth == s.height {
-		s.markUse(id, pageUsed)
+// readPage reads a page, with its overflow pages, into l and marks them all as used. It
+// returns false if the page is broken, which it reports, or is in use already.
+func (c *pageChecker) readPage(id uint64, l *level) (ok bool, err error) {
+	if !c.markUse(id, pageUsed) {
+		return false, nil
+	}
+	if int64(len(l.page)) < c.pageSize {
+		l.page = make([]byte, c.pageSize)
+	}
+	l.page = l.page[:c.pageSize]
+	if _, err := c.f.ReadAt(l.page, int64(id)*c.pageSize); err != nil {
+		return false, fmt.Errorf("read page %d: %w", id, err)
+	}
+	overflow := uint64(binary.NativeEndian.Uint32(l.page[12:]))
+	switch headerID := binary.NativeEndian.Uint64(l.page); {
+	case headerID != id:
+		c.report(fmt.Sprintf("page %d has the id %d in its header", id, headerID))
+		return false, nil
+	case id+overflow >= uint64(len(c.uses)):
+		c.report(fmt.Sprintf("page %d overflows by %d pages, beyond the end of the file", id, overflow))
+		return false, nil
+	}
+	for i := range overflow {
+		if !c.markUse(id+1+i, pageUsed) {
+			return false, nil
+		}
+	}
+	if overflow > 0 {
+		l.page = make([]byte, int64(overflow+1)*c.pageSize)
+		if _, err := c.f.ReadAt(l.page, int64(id)*c.pageSize); err != nil {
+			return false, fmt.Errorf("read page %d: %w", id, err)
+		}
+	}
+	return true, c.progress(int64(len(l.page)))
+}
+
+// markUse records the use of a page. It reports a fault and returns false if the id is not
+// that of a data page of the file, or if the page has a use already.
+func (c *pageChecker) markUse(id uint64, as pageUse) bool {
+	switch {
+	case id < 2 || id >= uint64(len(c.uses)):
+		c.report(fmt.Sprintf("a reference leads to page %d; the pages of this file are 2 to %d", id, len(c.uses)-1))
+		return false
+	case c.uses[id] == pageUsed:
+		c.report(fmt.Sprintf("page %d is used twice", id))
+		return false
+	case c.uses[id] == pageFree:
+		c.report(fmt.Sprintf("page %d is listed as free, and is in use or listed again", id))
+		return false
+	}
+	c.uses[id] = as
+	return true
+}
+
+// checkTree checks a page on the level depth, and all pages below it. It does not check
+// the pages below a broken page.
+func (c *pageChecker) checkTree(id uint64, depth int, b bounds) error {
+	if depth == c.height {
+		c.markUse(id, pageUsed)
 		return nil
 	}
 	if depth > maxTreeDepth {
-		s.report(fmt.Sprintf("page %d is deeper than a database can be", id))
+		c.report(fmt.Sprintf("page %d is more than %d levels deep, which no database is", id, maxTreeDepth))
 		return nil
 	}
-	l := &s.levels[depth]
-	if ok, err := s.readPage(id, l); !ok || err != nil {
+	l := &c.levels[depth]
+	if ok, err := c.readPage(id, l); !ok || err != nil {
 		return err
 	}
 	where := pageElement{id, -1}
 	switch binary.NativeEndian.Uint16(l.page[8:]) {
 	case branchPageFlag:
-		if !s.parseElements(where, l, 0, 4, 0) {
+		if !c.parseElements(where, l, 0, 4, 0) {
 			return nil
 		}
 		if len(l.elements) == 0 {
-			s.report(where.String() + " is a branch with nothing below")
+			c.report(where.String() + " is a branch page without elements")
 		}
-		s.checkOrder(where, l, b)
+		c.checkOrder(where, l, b)
 		for i, e := range l.elements {
 			below := bounds{l.key(i), b.end}
 			if i+1 < len(l.elements) {
 				below.end = l.key(i + 1)
 			}
-			if err := s.checkTree(binary.NativeEndian.Uint64(l.page[e.at+8:]), depth+1, below); err != nil {
+			if err := c.checkTree(binary.NativeEndian.Uint64(l.page[e.at+8:]), depth+1, below); err != nil {
 				return err
 			}
 		}
 	case leafPageFlag:
-		if binary.NativeEndian.Uint16(l.page[10:]) == 0 { // an empty bucket is inside of its parent
-			s.report(where.String() + " is a leaf with nothing in it")
+		// An empty bucket is inline in its parent, so that no leaf page is empty.
+		if binary.NativeEndian.Uint16(l.page[10:]) == 0 {
+			c.report(where.String() + " is a leaf page without elements")
 		}
-		for _, root := range s.checkLeaf(where, l, b) {
-			if err := s.checkTree(root, depth+1, bounds{}); err != nil {
+		for _, root := range c.checkLeaf(where, l, b) {
+			if err := c.checkTree(root, depth+1, bounds{}); err != nil {
 				return err
 			}
 		}
 	default:
-		s.report(where.String() + " is neither a branch nor a leaf")
+		c.report(where.String() + " is neither a branch page nor a leaf page")
 	}
 	return nil
 }
 
-// leaf returns the ids of the root pages of the buckets in it.
-func (s *pageChecker) checkLeaf(where pageElement, l *level, b bounds) (roots []uint64) {
-	if !s.parseElements(where, l, 4, 8, 12) {
+// checkLeaf checks the elements of a leaf page. It returns the ids of the root pages of the
+// buckets in it. An inline bucket has no page of its own and is checked at once.
+func (c *pageChecker) checkLeaf(where pageElement, l *level, b bounds) (roots []uint64) {
+	if !c.parseElements(where, l, 4, 8, 12) {
 		return nil
 	}
-	s.checkOrder(where, l, b)
+	c.checkOrder(where, l, b)
 	for i, e := range l.elements {
 		switch binary.NativeEndian.Uint32(l.page[e.at:]) {
 		case 0:
 			continue
 		case bucketLeafFlag:
 		default:
-			s.report(fmt.Sprintf("%s has an element %d of no kind", where, i))
+			c.report(fmt.Sprintf("%s has an element %d of an unknown kind", where, i))
 			continue
 		}
 		bucket := l.page[e.value:e.end]
 		switch {
 		case len(bucket) < bucketHeaderSize:
-			s.report(fmt.Sprintf("%s has a bucket of %d bytes as its element %d", where, len(bucket), i))
+			c.report(fmt.Sprintf("%s has an element %d that is a bucket of %d bytes, fewer than its header has", where, i, len(bucket)))
 		case binary.NativeEndian.Uint64(bucket) != 0:
 			roots = append(roots, binary.NativeEndian.Uint64(bucket))
 		default:
@@ -303,22 +326,23 @@ func (s *pageChecker) checkLeaf(where pageElement, l *level, b bounds) (roots []
 			inside := pageElement{where.page, i}
 			switch {
 			case len(inline.page) < pageHeaderSize || binary.NativeEndian.Uint16(inline.page[8:]) != leafPageFlag:
-				s.report(inside.String() + " is a bucket without a leaf")
+				c.report(inside.String() + " is an inline bucket without a leaf page")
 			case binary.NativeEndian.Uint16(inline.page[10:]) == 0 && len(inline.page) > pageHeaderSize:
-				s.report(inside.String() + " is an empty bucket with something in it")
-			case len(s.checkLeaf(inside, inline, bounds{})) > 0:
-				s.report(inside.String() + " is a bucket inside of its page, with a bucket in it")
+				c.report(inside.String() + " is an empty inline bucket, but has bytes after its header")
+			case len(c.checkLeaf(inside, inline, bounds{})) > 0:
+				c.report(inside.String() + " is an inline bucket that contains a bucket")
 			}
 		}
 	}
 	return roots
 }
 
-// split finds the elements of a page, or returns false where one is not where bbolt puts
-// it: their keys and values follow one another behind all of them. The position of a
-// key, its size and the size of the value are at these offsets of an element; 0 is no
-// value.
-func (s *pageChecker) parseElements(where pageElement, l *level, pos, keySize, valueSize int) bool {
+// parseElements fills l.elements. It reports a fault and returns false if an element is not
+// where bbolt puts it: the keys and values follow one another without gaps, in the order of
+// the elements, after the last element. pos, keySize and valueSize are the offsets in an
+// element at which it has the position of its key and the sizes of key and value, in bytes;
+// a valueSize of 0 means that the elements have no value.
+func (c *pageChecker) parseElements(where pageElement, l *level, pos, keySize, valueSize int) bool {
 	l.elements = l.elements[:0]
 	count := int(binary.NativeEndian.Uint16(l.page[10:]))
 	next := pageHeaderSize + count*elementSize
@@ -326,7 +350,7 @@ func (s *pageChecker) parseElements(where pageElement, l *level, pos, keySize, v
 	for i := range count {
 		at := pageHeaderSize + i*elementSize
 		if next > len(l.page) || int64(at)+u32(at+pos) != int64(next) {
-			s.report(fmt.Sprintf("%s has its element %d not where it belongs", where, i))
+			c.report(fmt.Sprintf("%s has its element %d at a wrong position", where, i))
 			return false
 		}
 		value := int64(next) + u32(at+keySize)
@@ -335,7 +359,7 @@ func (s *pageChecker) parseElements(where pageElement, l *level, pos, keySize, v
 			end += u32(at + valueSize)
 		}
 		if end > int64(len(l.page)) {
-			s.report(fmt.Sprintf("%s has its element %d end outside of itself", where, i))
+			c.report(fmt.Sprintf("%s has an element %d that ends outside the page", where, i))
 			return false
 		}
 		l.elements = append(l.elements, element{at, next, int(value), int(end)})
@@ -344,21 +368,21 @@ func (s *pageChecker) parseElements(where pageElement, l *level, pos, keySize, v
 	return true
 }
 
-// order looks at the keys of a page that has been split.
-func (s *pageChecker) checkOrder(where pageElement, l *level, b bounds) {
+// checkOrder checks that the keys of a page are in order and within b, after parseElements.
+func (c *pageChecker) checkOrder(where pageElement, l *level, b bounds) {
 	n := len(l.elements)
 	if n == 0 {
 		return
 	}
 	if b.first != nil && !bytes.Equal(l.key(0), b.first) {
-		s.report(fmt.Sprintf("%s does not begin with the key that leads to it", where))
+		c.report(fmt.Sprintf("%s does not begin with the key that its branch page has for it", where))
 	}
 	for i := 1; i < n; i++ {
 		if bytes.Compare(l.key(i-1), l.key(i)) >= 0 {
-			s.report(fmt.Sprintf("%s has the key of its element %d out of order", where, i))
+			c.report(fmt.Sprintf("%s has the key of its element %d out of order", where, i))
 		}
 	}
 	if b.end != nil && bytes.Compare(l.key(n-1), b.end) >= 0 {
-		s.report(fmt.Sprintf("%s ends with a key that belongs to the next page", where))
+		c.report(fmt.Sprintf("%s ends with a key that belongs to the next page", where))
 	}
 }

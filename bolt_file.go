@@ -1,9 +1,9 @@
 package main
 
-// The database file below bbolt: locking, and the two meta pages, which are read and
-// checked before bbolt may map the file. The layout is that of bbolt's internal/common:
-// integers are in the machine's byte order, and page ids count pages from the start of
-// the file.
+// The database file below bbolt: its lock and its two meta pages, which are read and checked
+// before bbolt maps the file, since bbolt trusts their contents. The layout is that of
+// bbolt's package internal/common: integers are in the machine's byte order, and page ids
+// count pages from the start of the file.
 
 import (
 	"encoding/binary"
@@ -17,25 +17,27 @@ import (
 	"time"
 )
 
-// lockTimeout is how long a file that another process holds is asked for: that
-// process may be about to end.
+// lockTimeout is how long an open waits for the lock of another process, which may be about
+// to end.
 const lockTimeout = 900 * time.Millisecond
 
-// ErrInUse is returned by Open when another process has the database open.
+// ErrInUse is returned when another process holds the lock of the database file.
 var ErrInUse = errors.New("another process has it open; stop that one (a running server?) or name another file with --db")
 
-// meta is one of bbolt's two meta pages. The valid one with the higher txid says
-// which transaction stands.
+// meta is one of bbolt's two meta pages. Commits write them in turn. The current
+// transaction is that of the valid meta page with the higher txid.
 type meta struct {
-	page     []byte // the whole page, as it is in the file
-	valid    bool
-	pageSize int64
+	page     []byte // the whole page
+	valid    bool   // magic number, version, checksum and pageSize are right
+	pageSize int64  // in bytes
 	root     uint64 // page id of the root bucket
-	freelist uint64 // page id of the list of free pages
-	pages    uint64 // how many pages the file holds (bbolt's pgid, the high water mark)
-	txid     uint64
+	freelist uint64 // page id of the freelist
+	pages    uint64 // number of pages in the file (bbolt's pgid, the high water mark)
+	txid     uint64 // transaction id
 }
 
+// The constants of bbolt's file format. Sizes are in bytes. maxPageSize is the largest page
+// size with which bbolt looks for a second meta page.
 const (
 	metaMagic      = 0xED0CDAED
 	metaVersion    = 2
@@ -45,18 +47,18 @@ const (
 	maxPageSize    = 16 << 20
 )
 
-// openFile opens and locks an existing database file and checks what can be
-// checked without reading all of it, and then what look does, if it is not nil. With
-// resync it then writes both meta pages again as they are, and syncs: a meta page whose
-// sync failed, or was cut short by the end of its process, is only in the page cache,
-// where the kernel may hold it for clean. It returns the file, locked, and the meta page
-// that stands.
+// openFile opens and locks an existing database file, verifies that it has a valid meta page
+// and calls check with it. With resync it then writes both meta pages again, unchanged, and
+// syncs the file. Otherwise, a meta page might be in the page cache only: after a sync that
+// failed or that the end of the process cut short, the kernel may take the cached page for
+// clean and never write it. openFile returns the locked file and the current meta page.
 func openFile(path string, check func(*os.File, meta) error, resync bool, log *slog.Logger) (_ *os.File, m meta, err error) {
 	f, err := openLocked(path, os.O_RDWR)
 	if err != nil {
 		return nil, m, ofDatabase(path, err)
 	}
-	defer func() { // else the file would stay locked, for mend too
+	defer func() {
+		// An open file stays locked, so that Store.reopen could not lock it again.
 		if err != nil {
 			f.Close()
 			err = ofDatabase(path, err)
@@ -68,7 +70,7 @@ func openFile(path string, check func(*os.File, meta) error, resync bool, log *s
 	}
 	m = currentMeta(metas)
 	if !metas[0].valid || !metas[1].valid {
-		log.Warn("one of the database's two meta pages is broken, the other one is used; back the file up", "file", path)
+		log.Warn("one of the two meta pages of the database is broken, so the other one is used; make a backup", "file", path)
 	}
 	if err := check(f, m); err != nil {
 		return nil, m, err
@@ -86,10 +88,12 @@ func openFile(path string, check func(*os.File, meta) error, resync bool, log *s
 	return f, m, nil
 }
 
-// errNotFile: there is something else, such as a directory.
+// errNotFile is returned when a path leads to something other than a regular file, such as
+// a directory.
 var errNotFile = errors.New("is not a file")
 
-// ofDatabase says which database an error is of, and what to do where the error does not.
+// ofDatabase adds the path of the database to an error. To an error that does not say what
+// to do about it, it adds that too.
 func ofDatabase(path string, err error) error {
 	remedy := ""
 	switch {
@@ -101,9 +105,10 @@ func ofDatabase(path string, err error) error {
 	return fmt.Errorf("database %s: %w%s", path, err, remedy)
 }
 
-// openLocked opens an existing file for os.O_RDWR and locks it against all others,
-// or for os.O_RDONLY and locks it against those who would write. It is the lock that
-// bbolt will take once more, on the same open file.
+// openLocked opens and locks an existing regular file. With the flag os.O_RDWR the lock is
+// exclusive; with os.O_RDONLY it is shared, so that other processes can read but not write.
+// bbolt later takes the same lock again, on the same open file. If another process keeps
+// its lock for lockTimeout, openLocked returns ErrInUse.
 func openLocked(path string, flag int) (*os.File, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -125,7 +130,7 @@ func openLocked(path string, flag int) (*os.File, error) {
 			f.Close()
 			return nil, err
 		}
-		// Who had the lock until now may have put another file in its place.
+		// The process that held the lock before may have replaced the file, as compact does.
 		opened, err1 := f.Stat()
 		placed, err2 := os.Stat(path)
 		if err := errors.Join(err1, err2); err != nil {
@@ -139,7 +144,8 @@ func openLocked(path string, flag int) (*os.File, error) {
 	}
 }
 
-// duplicate returns another handle of an open file: bbolt closes the one that it gets.
+// duplicate returns a second handle of an open file, for bbolt, which closes the handle that
+// it is given. The two share one lock.
 func duplicate(f *os.File) (*os.File, error) {
 	fd, err := syscall.Dup(int(f.Fd()))
 	if err != nil {
@@ -148,6 +154,8 @@ func duplicate(f *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
+// lock locks a file with flock: how is LOCK_EX or LOCK_SH. It returns ErrInUse if the lock is
+// not free within lockTimeout.
 func lock(f *os.File, how int) error {
 	for deadline := time.Now().Add(lockTimeout); ; time.Sleep(20 * time.Millisecond) {
 		err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB)
@@ -162,21 +170,21 @@ func lock(f *os.File, how int) error {
 	}
 }
 
-// readMetas reads both meta pages, of which at least one is valid.
+// readMetas reads both meta pages. It returns an error if neither is valid.
 func readMetas(f *os.File) (metas [2]meta, err error) {
 	info, err := f.Stat()
 	if err != nil {
 		return metas, err
 	}
 	if info.Size() == 0 {
-		return metas, errors.New("is empty, so it is no database; remove it, or name another file with --db")
+		return metas, errors.New("is an empty file and not a database; remove it, or name another file with --db")
 	}
 	var pageSize int64
 	if first := readMeta(f, 0, minPageSize); first.valid {
 		pageSize = first.pageSize
 	}
-	// The first tells where the second is. When it is broken, look for the second
-	// where bbolt looks too.
+	// The second meta page follows the first, which has the page size. If the first is
+	// broken, the second is looked for at every possible page size, as bbolt does.
 	for at := int64(minPageSize); pageSize == 0 && at <= maxPageSize; at *= 2 {
 		if second := readMeta(f, at, minPageSize); second.valid && second.pageSize == at {
 			pageSize = at
@@ -191,7 +199,7 @@ func readMetas(f *os.File) (metas [2]meta, err error) {
 	return metas, nil
 }
 
-// standing returns the meta page that counts.
+// currentMeta returns the valid meta page with the higher txid. At least one must be valid.
 func currentMeta(metas [2]meta) meta {
 	if !metas[0].valid || metas[1].valid && metas[1].txid > metas[0].txid {
 		return metas[1]
@@ -199,7 +207,8 @@ func currentMeta(metas [2]meta) meta {
 	return metas[0]
 }
 
-// readMeta reads size bytes at an offset as a meta page.
+// readMeta reads size bytes at an offset as a meta page. One that cannot be read is not
+// valid.
 func readMeta(f *os.File, offset, size int64) meta {
 	m := meta{page: make([]byte, size)}
 	if n, _ := f.ReadAt(m.page, offset); n < pageHeaderSize+metaSize {
@@ -216,8 +225,8 @@ func readMeta(f *os.File, offset, size int64) meta {
 	return m
 }
 
-// exists tells whether there is anything at path. A path that cannot be looked
-// at counts, so that opening it says why.
+// exists reports whether there is anything at path. It also returns true if that cannot be
+// determined, so that opening the path returns the reason.
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return !errors.Is(err, fs.ErrNotExist)

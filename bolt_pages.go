@@ -1,7 +1,7 @@
 package main
 
-// The layout of bbolt's branch, leaf and freelist pages, as far as values must be read
-// before bbolt may map the file.
+// The layout of bbolt's branch, leaf and freelist pages, as far as the file must be read
+// before bbolt maps it. As a page may be broken, every offset is checked.
 
 import (
 	"bytes"
@@ -11,27 +11,34 @@ import (
 	"os"
 )
 
-// The layout of a page: its header has its flags at 8, its count of elements at
-// 10. An element has the position of its key, from its own start, at 0 (branch)
-// or 4 (leaf).
+// The layout of a page. At these byte offsets, its header has its own page id (0), its flags
+// (8), its number of elements (10) and its number of overflow pages (12). The elements follow
+// the header. An element of a branch page has the position of its key (0), the size of the
+// key (4) and the id of the page below (8). An element of a leaf page has its flags (0), the
+// position of its key (4) and the sizes of its key (8) and of its value (12); the value
+// follows the key. A position counts from the start of its element. Sizes are in bytes.
 const (
-	branchPageFlag = 0x01
-	leafPageFlag   = 0x02
-	elementSize    = 16
-	// bucketHeaderSize is that of a bucket's root id and sequence, before its page
-	// if that stands inline.
+	branchPageFlag   = 0x01
+	leafPageFlag     = 0x02
+	freelistPageFlag = 0x10
+	elementSize      = 16
+	// bucketLeafFlag is the flag of an element of a leaf page whose value is a bucket.
+	bucketLeafFlag = 0x01
+	// bucketHeaderSize is the size of the root page id and the sequence of a bucket, which
+	// are the start of its value. If the bucket is inline, its root page id is 0 and its page
+	// follows.
 	bucketHeaderSize = 16
 )
 
-// rootLeaf returns the page of the root bucket where key is, if it is anywhere.
-// The root is one leaf until the small buckets that stand inline in it outgrow a
-// page; then there is a branch above. It has seven keys at most, so one level.
+// rootLeaf returns the page of the root bucket in which key would be. The root bucket is a
+// single leaf page until its inline buckets outgrow that page; then it is one branch page
+// with leaf pages below. It has seven keys at most, so that it needs no more levels.
 func rootLeaf(f *os.File, m meta, key []byte) ([]byte, error) {
 	page := make([]byte, m.pageSize)
 	id := m.root
 	for range 2 {
 		if id >= m.pages {
-			return nil, errors.New("is broken: its root is outside of it; restore a backup")
+			return nil, errors.New("is broken: its root page is outside the file; restore a backup")
 		}
 		if _, err := f.ReadAt(page, int64(id)*m.pageSize); err != nil {
 			return nil, fmt.Errorf("read root page: %w", err)
@@ -45,8 +52,8 @@ func rootLeaf(f *os.File, m meta, key []byte) ([]byte, error) {
 	return page, nil
 }
 
-// branchChild returns the id of the page below a branch page where key is, or
-// false where the page is no branch, or ends too early.
+// branchChild returns the id of the page below a branch page in which key would be. It
+// returns false if the page is not a branch page, has no elements or is cut off.
 func branchChild(page, key []byte) (child uint64, ok bool) {
 	if binary.NativeEndian.Uint16(page[8:]) != branchPageFlag {
 		return 0, false
@@ -70,8 +77,8 @@ func branchChild(page, key []byte) (child uint64, ok bool) {
 	return child, ok
 }
 
-// leafValue finds a key in a leaf page and returns its value, or nil where the
-// page is none or ends too early.
+// leafValue returns the value of a key in a leaf page. It returns nil if the key is not
+// there, or if the page is not a leaf page or is cut off.
 func leafValue(page, key []byte) []byte {
 	if len(page) < pageHeaderSize || binary.NativeEndian.Uint16(page[8:]) != leafPageFlag {
 		return nil
@@ -95,25 +102,19 @@ func leafValue(page, key []byte) []byte {
 	return nil
 }
 
-const (
-	freelistPageFlag = 0x10
-	bucketLeafFlag   = 0x01
-)
-
-// freeCount returns how many ids the page of free pages says that it has, and where
-// they begin, or false where it is none.
+// freeCount returns the number of ids that a freelist page says it has, and the offset at
+// which they begin, in bytes. It returns false if the page is not a freelist page.
 func freeCount(page []byte) (count, at uint64, ok bool) {
 	if len(page) < pageHeaderSize+8 || binary.NativeEndian.Uint16(page[8:]) != freelistPageFlag {
 		return 0, 0, false
 	}
 	count, at = uint64(binary.NativeEndian.Uint16(page[10:])), pageHeaderSize
-	if count == 0xFFFF { // then the first entry is the count
+	if count == 0xFFFF { // the number does not fit in the header and is the first entry
 		return binary.NativeEndian.Uint64(page[at:]), at + 8, true
 	}
 	return count, at, true
 }
 
-// What the store's methods return, wrapped, where a caller must branch.
-// ErrDamaged: a page of the file is broken. The store goes on reading what
-// it can and writes no more.
+// ErrDamaged is returned when a page of the file is broken. After that, the store still reads
+// the pages that are sound, but writes nothing.
 var ErrDamaged = errors.New("the database file is damaged")

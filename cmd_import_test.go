@@ -373,11 +373,11 @@ func TestDecidedImportIsFinishedByTheNextStart(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := staged.Decide(); err != nil {
+		if err := staged.Commit(); err != nil {
 			t.Fatal(err)
 		}
 		for range pieces {
-			if _, _, err := staged.Apply(); err != nil {
+			if _, _, err := staged.Move(); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -168,7 +168,7 @@ func (r *importRun) stage() error {
 		r.events = append(r.events, importEvent{End: &r.end})
 		return nil
 	}
-	switch err := r.to.Decide(); {
+	switch err := r.to.Commit(); {
 	case errors.Is(err, ErrClosed), errors.Is(err, ErrDamaged):
 		return fmt.Errorf("%w; it is not known whether the import was committed; the next start imports all contracts or none", err)
 	case err != nil:
@@ -196,7 +196,7 @@ func (r *importRun) reportBad(line int64, err error) {
 
 // apply stores some of the staged contracts.
 func (r *importRun) apply() error {
-	stored, done, err := r.to.Apply()
+	stored, done, err := r.to.Move()
 	if err != nil {
 		return fmt.Errorf("%w; the next start imports the rest", err)
 	}

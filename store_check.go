@@ -1,6 +1,7 @@
 package main
 
-// The checker: looks for faults in a whole database file that no process writes.
+// The checker: it finds the faults of a database file: those of its pages and those of the
+// values in its buckets.
 
 import (
 	"bytes"
@@ -15,34 +16,37 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Examination is a look at a whole database.
+// Checker has the functions that Check calls. None may be nil.
 type Checker struct {
-	// Found is told each fault, in words.
+	// Report is called with each fault, a text for the operator.
 	Report func(fault string)
-	// Contract is told each contract whose key and checksum are right. The document
-	// is the file's own, and gone with the call.
+	// Contract is called for each contract whose key and checksum are right. doc is part of
+	// the mapped file and valid only during the call.
 	Contract func(k Key, doc []byte)
-	// Seen is told how many bytes more were looked at; all are looked at twice.
+	// Progress is called with the number of bytes checked since the last call. In total these
+	// are about twice the size of the file: first the pages are checked, then the values.
 	Progress func(bytes int64)
 }
 
-// Contents is how much is in a database.
+// Contents is the size of a database. Contracts and Clients are 0 if the pages have faults,
+// as the values are not read then.
 type Contents struct {
 	Contracts, Clients int
-	Bytes              int64 // of the file
+	Bytes              int64 // of all pages
 }
 
-// Examine looks at a file that nobody has open for writing, and leaves it as it is.
-// Its error says why it cannot, without the path, and wraps ErrInUse when a server has
-// it.
-func (e Checker) Check(ctx context.Context, path string) (c Contents, err error) {
-	c.Bytes, err = e.checkFile(ctx, path, func(tx *bbolt.Tx) error { return e.checkBuckets(ctx, tx, &c) })
-	return c, err
+// Check checks the database file at path, which no process may have open for writing, and
+// does not change it. A fault is passed to Report and is not an error. Check returns an error
+// if the file cannot be checked: without the path, and wrapping ErrInUse if a process such as
+// a server has it open; or the error of ctx.
+func (c Checker) Check(ctx context.Context, path string) (contents Contents, err error) {
+	contents.Bytes, err = c.checkFile(ctx, path, func(tx *bbolt.Tx) error { return c.checkBuckets(ctx, tx, &contents) })
+	return contents, err
 }
 
-// pages looks at the file's pages, of which it returns the bytes, and has next look at
-// what is in them.
-func (e Checker) checkFile(ctx context.Context, path string, next func(*bbolt.Tx) error) (bytes int64, err error) {
+// checkFile checks the pages of the file and returns their size in bytes. If the pages have no
+// fault, it then runs bbolt's own check and calls next in a read transaction.
+func (c Checker) checkFile(ctx context.Context, path string, next func(*bbolt.Tx) error) (bytes int64, err error) {
 	f, err := openLocked(path, os.O_RDONLY)
 	if err != nil {
 		return bytes, err
@@ -59,17 +63,17 @@ func (e Checker) checkFile(ctx context.Context, path string, next func(*bbolt.Tx
 	bytes = int64(m.pages) * m.pageSize
 	for i := range metas {
 		if !metas[i].valid {
-			e.Report(fmt.Sprintf("meta page %d is broken; the other one is used", i))
+			c.Report(fmt.Sprintf("meta page %d is broken; the other one is used", i))
 		}
 	}
 	broken := false
-	found := func(fault string) { broken = true; e.Report(fault) }
-	seen := func(n int64) error { e.Progress(n); return ctx.Err() }
-	if err := checkPages(f, m, found, seen); err != nil {
+	report := func(fault string) { broken = true; c.Report(fault) }
+	progress := func(n int64) error { c.Progress(n); return ctx.Err() }
+	if err := checkPages(f, m, report, progress); err != nil {
 		return bytes, err
 	}
 	if broken {
-		return bytes, nil // bbolt would get lost in it
+		return bytes, nil // bbolt could crash or loop forever
 	}
 	again, err := duplicate(f)
 	if err != nil {
@@ -82,12 +86,14 @@ func (e Checker) checkFile(ctx context.Context, path string, next func(*bbolt.Tx
 	defer func() { err = errors.Join(err, db.Close()) }()
 	err = db.View(func(tx *bbolt.Tx) error {
 		for err := range tx.Check() {
-			e.Report(err.Error())
+			c.Report(err.Error())
 		}
+		// Reading the mapped file can still fault, for example on a bad disk sector. Such a
+		// fault is reported instead of ending the process.
 		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 		defer func() {
 			if p := recover(); p != nil {
-				e.Report(fmt.Sprint(p))
+				c.Report(fmt.Sprintf("reading the values stopped: %v", p))
 			}
 		}()
 		return next(tx)
@@ -95,18 +101,18 @@ func (e Checker) checkFile(ctx context.Context, path string, next func(*bbolt.Tx
 	return bytes, err
 }
 
-// values looks at what is in the buckets.
-func (e Checker) checkBuckets(ctx context.Context, tx *bbolt.Tx, c *Contents) error {
+// checkBuckets checks the values in all buckets and counts them in contents.
+func (c Checker) checkBuckets(ctx context.Context, tx *bbolt.Tx, contents *Contents) error {
 	for _, bucket := range buckets {
 		b := tx.Bucket(bucket)
 		if b == nil {
-			e.Report(fmt.Sprintf("the bucket %s is missing", bucket))
+			c.Report(fmt.Sprintf("the bucket %s is missing", bucket))
 			continue
 		}
 		err := b.ForEach(func(k, v []byte) error {
-			e.Progress(int64(len(k) + len(v)))
-			if fault := e.checkValue(bucket, k, v, c); fault != "" {
-				e.Report(fault)
+			c.Progress(int64(len(k) + len(v)))
+			if fault := c.checkValue(bucket, k, v, contents); fault != "" {
+				c.Report(fault)
 			}
 			return ctx.Err()
 		})
@@ -117,9 +123,9 @@ func (e Checker) checkBuckets(ctx context.Context, tx *bbolt.Tx, c *Contents) er
 	return nil
 }
 
-// value says what is wrong with a value, or "".
-func (e Checker) checkValue(bucket, k, sealed []byte, c *Contents) (fault string) {
-	name := string(k) // of what stands there
+// checkValue checks the value of a key in a bucket and returns its fault, or "".
+func (c Checker) checkValue(bucket, k, stored []byte, contents *Contents) (fault string) {
+	name := string(k)
 	if bytes.Equal(bucket, bucketTokens) {
 		name = hex.EncodeToString(k)
 	}
@@ -128,11 +134,11 @@ func (e Checker) checkValue(bucket, k, sealed []byte, c *Contents) (fault string
 	case bytes.Equal(bucket, bucketMeta), bytes.Equal(bucket, bucketExpiry):
 		return ""
 	case bytes.Equal(bucket, bucketContracts):
-		c.Contracts++
+		contents.Contracts++
 	case bytes.Equal(bucket, bucketClients):
-		c.Clients++
+		contents.Clients++
 	}
-	value, _, err := verifyChecksum(k, sealed)
+	value, _, err := verifyChecksum(k, stored)
 	if err != nil {
 		return fail(err)
 	}
@@ -140,18 +146,18 @@ func (e Checker) checkValue(bucket, k, sealed []byte, c *Contents) (fault string
 	case bytes.Equal(bucket, bucketContracts):
 		key, ok := parseKey(k)
 		if !ok {
-			return fail(errors.New("is not a key of three UUIDs in lower case"))
+			return fail(errors.New("the key is not three UUIDs in lower case, separated by slashes"))
 		}
-		e.Contract(key, value)
+		c.Contract(key, value)
 	case bytes.Equal(bucket, bucketClients):
 		if json.Unmarshal(value, new(Client)) != nil {
-			return fail(errors.New("is no client"))
+			return fail(errors.New("the value is not a client"))
 		}
 	case len(value) < expirySize:
-		return fail(errors.New("has no time at which it expires"))
+		return fail(errors.New("the value has no expiry"))
 	case bytes.Equal(bucket, bucketTokens):
 		if json.Unmarshal(value[expirySize:], new(Token)) != nil {
-			return fail(errors.New("is no token"))
+			return fail(errors.New("the value is not a token"))
 		}
 	}
 	return ""

@@ -13,15 +13,15 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Client returns ErrNotFound for an unknown id, after the same work as for a known
-// one, so that the time tells nobody which ids there are.
+// Client returns a client, or ErrNotFound for an unknown id. For an unknown id it decodes a
+// dummy client, so that the time it takes does not reveal which ids exist.
 func (s *Store) Client(id string) (c Client, err error) {
 	err = s.view(func(r *reader) error {
 		c, err = getClient(r.Tx, id)
 		if errors.Is(err, ErrNotFound) {
-			decoy, broken := s.dummyClient()
-			if broken = errors.Join(broken, decodeJSON(nil, decoy, &c)); broken != nil {
-				return broken
+			dummy, dummyErr := s.dummyClient()
+			if dummyErr = errors.Join(dummyErr, decodeJSON(nil, dummy, &c)); dummyErr != nil {
+				return dummyErr
 			}
 			c = Client{}
 		}
@@ -30,7 +30,8 @@ func (s *Store) Client(id string) (c Client, err error) {
 	return c, err
 }
 
-// Clients returns all clients, in the order of their making.
+// Clients returns all clients, in the order of their creation. LastUsed includes uses that
+// are not in the file yet.
 func (s *Store) Clients() (clients []Client, err error) {
 	err = s.view(func(r *reader) error {
 		return r.Bucket(bucketClients).ForEach(func(k, _ []byte) error {
@@ -48,7 +49,7 @@ func (s *Store) Clients() (clients []Client, err error) {
 	return clients, err
 }
 
-// HasClients tells whether there is a client at all.
+// HasClients reports whether there is at least one client.
 func (s *Store) HasClients() (has bool, err error) {
 	err = s.view(func(r *reader) error {
 		k, _ := r.Bucket(bucketClients).Cursor().First()
@@ -58,7 +59,8 @@ func (s *Store) HasClients() (has bool, err error) {
 	return has, err
 }
 
-// AddClient stores a client under its id, in place of the one there was.
+// AddClient stores a client. It replaces a client with the same id, and so ends the tokens of
+// that client.
 func (s *Store) AddClient(c Client) error {
 	return s.update(func(tx *bbolt.Tx) error {
 		tx.OnCommit(func() { s.cache.forgetClient(c.ID) })
@@ -66,8 +68,8 @@ func (s *Store) AddClient(c Client) error {
 	})
 }
 
-// RotateClient gives a client a new secret. The one it had is good until graceEnds.
-// It returns ErrNotFound for an unknown id.
+// RotateClient gives a client a new secret. The old secret stays valid until graceEnds. It
+// returns ErrNotFound for an unknown id.
 func (s *Store) RotateClient(id string, secret Hash, graceEnds time.Time) error {
 	return s.update(func(tx *bbolt.Tx) error {
 		c, err := getClient(tx, id)
@@ -75,7 +77,9 @@ func (s *Store) RotateClient(id string, secret Hash, graceEnds time.Time) error 
 			return err
 		}
 		c.Previous, c.PreviousUntil = c.Secret, graceEnds
-		if !s.now().Before(graceEnds) { // not to come back with a clock that is set back
+		// If the old secret ends at once it is not stored, so that it does not become valid
+		// again when the clock is set back.
+		if !s.now().Before(graceEnds) {
 			c.Previous, c.PreviousUntil = Hash{}, time.Time{}
 		}
 		c.Secret = secret
@@ -83,9 +87,9 @@ func (s *Store) RotateClient(id string, secret Hash, graceEnds time.Time) error 
 	})
 }
 
-// RemoveClient removes a client and with it all its tokens: they are not found any
-// more, though they stay in the file until they expire. It returns ErrNotFound for
-// an unknown id.
+// RemoveClient removes a client. From then on Token returns ErrNotFound for its tokens,
+// though they stay in the file until they expire. RemoveClient returns ErrNotFound for an
+// unknown id.
 func (s *Store) RemoveClient(id string) error {
 	return s.update(func(tx *bbolt.Tx) error {
 		if tx.Bucket(bucketClients).Get([]byte(id)) == nil {
@@ -96,6 +100,7 @@ func (s *Store) RemoveClient(id string) error {
 	})
 }
 
+// getClient returns a client, or ErrNotFound, or ErrCorrupt if its checksum is wrong.
 func getClient(tx *bbolt.Tx, id string) (c Client, err error) {
 	key := []byte(id)
 	value, err := seek(tx.Bucket(bucketClients).Cursor(), key)
@@ -106,6 +111,7 @@ func getClient(tx *bbolt.Tx, id string) (c Client, err error) {
 	return c, err
 }
 
+// putClient stores a client under its id.
 func putClient(tx *bbolt.Tx, c Client) error {
 	value, err := encodeClient(c)
 	if err != nil {
@@ -114,6 +120,7 @@ func putClient(tx *bbolt.Tx, c Client) error {
 	return put(tx, bucketClients, []byte(c.ID), value)
 }
 
+// encodeClient returns the stored form of a client: its JSON with a checksum.
 func encodeClient(c Client) ([]byte, error) {
 	b, err := json.Marshal(c)
 	if err != nil {
@@ -122,14 +129,14 @@ func encodeClient(c Client) ([]byte, error) {
 	return withChecksum([]byte(c.ID), b), nil
 }
 
-// Samples are clients and documents to start with.
+// Samples are the clients and contracts of a demo.
 type Samples struct {
 	Clients   []Client
 	Documents map[Key][]byte
 }
 
-// AddSamples stores the samples in one transaction, unless the first of their
-// clients is there already.
+// AddSamples stores the samples in one transaction. If the first of their clients exists, it
+// stores nothing. There must be at least one client.
 func (s *Store) AddSamples(samples Samples) error {
 	return s.update(func(tx *bbolt.Tx) error {
 		if tx.Bucket(bucketClients).Get([]byte(samples.Clients[0].ID)) != nil {
@@ -150,14 +157,15 @@ func (s *Store) AddSamples(samples Samples) error {
 	})
 }
 
-// recordInterval is how often it is written down when clients were last used.
+// recordInterval is the time between two writes of the times when clients were last used.
 const recordInterval = time.Minute
 
-// Used tells that a client was used just now.
+// MarkUsed sets the time when a client was last used to now. The file has it within about a
+// recordInterval.
 func (s *Store) MarkUsed(client string) { s.cache.markUsed(client, s.now()) }
 
-// recordLoop writes down when clients were last used, at most once in a
-// recordInterval.
+// recordLoop writes to the file when clients were last used, once in a recordInterval, until
+// the store is closed.
 func (s *Store) recordLoop() {
 	timer := time.NewTimer(recordInterval)
 	defer timer.Stop()
@@ -172,11 +180,12 @@ func (s *Store) recordLoop() {
 	}
 }
 
-// errUnchanged: there is nothing to commit.
+// errUnchanged is returned by the change of recordUses if it has changed nothing, so that
+// nothing is committed.
 var errUnchanged = errors.New("nothing to write")
 
-// recordUses writes down when clients were last used, if that is more than least away
-// from what the file says: later, or earlier when the clock was set back.
+// recordUses writes to the file when clients were last used, for those whose time in the file
+// differs by more than least. The new time is earlier if the clock was set back.
 func (s *Store) recordUses(least time.Duration) {
 	uses := s.cache.unrecorded(least)
 	if len(uses) == 0 {
@@ -187,8 +196,8 @@ func (s *Store) recordUses(least time.Duration) {
 	err := s.updateContext(ctx, func(tx *bbolt.Tx) error {
 		err := errUnchanged
 		for id, at := range uses {
-			c, broken := getClient(tx, id)
-			if broken != nil || at.Sub(c.LastUsed).Abs() <= least { // or removed
+			c, getErr := getClient(tx, id)
+			if getErr != nil || at.Sub(c.LastUsed).Abs() <= least { // removed, or corrupt
 				continue
 			}
 			c.LastUsed = at
@@ -199,7 +208,7 @@ func (s *Store) recordUses(least time.Duration) {
 		return err
 	})
 	if err != nil && !errors.Is(err, errUnchanged) {
-		s.log.Warn("when clients were last used is not written down", "err", err)
+		s.log.Warn("could not store when clients were last used; while the service runs, it tries again every minute", "err", err)
 		return
 	}
 	s.cache.markRecorded(uses)

@@ -11,10 +11,8 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// pageBytes is what a list copies in one transaction, give or take a document.
-const pageBytes = 256 << 10
-
-// Get appends the document of a contract to buf.
+// Get appends the document of a contract to buf. It returns ErrNotFound, or ErrCorrupt if the
+// checksum of the document is wrong.
 func (s *Store) Get(buf []byte, k Key) ([]byte, Version, error) {
 	var version Version
 	err := s.view(func(r *reader) error {
@@ -33,24 +31,35 @@ func (s *Store) Get(buf []byte, k Key) ([]byte, Version, error) {
 	return buf, version, err
 }
 
-// Range is a part of a user's contracts, in the order of their ids.
+// Range selects contracts of an owner, in the order of their ids.
 type Range struct {
-	After   ID  // exclusive; "" is the start
-	Through ID  // inclusive; "" is the end
-	Limit   int // at most so many; 0 is no limit
+	After   ID  // exclusive; "" means from the first contract
+	Through ID  // inclusive; "" means to the last contract
+	Limit   int // maximum number of contracts; 0 means no limit
 }
 
-// Page is as much of a Range as one transaction copies.
+// Page is the first part of a Range: the contracts that one call of List copies.
 type Page struct {
-	Documents []byte // separated by commas
-	Rest      Range  // what of the range is not in this page, when More
-	More      bool
-	// Last is the last contract of the range, when contracts follow it that the
-	// limit excludes; else "".
+	// Documents is the buffer that was passed to List, with the documents appended,
+	// separated by commas.
+	Documents []byte
+	// More reports whether the range has contracts that are not in this page, and Rest is
+	// then the range to list next. Limit has been replaced by Through in Rest, so that
+	// contracts that are added meanwhile do not push others out of the list.
+	More bool
+	Rest Range
+	// Last is the last contract of the range if Limit excludes contracts after it, else "".
 	Last ID
 }
 
-// List appends documents to buf, about pageBytes of them.
+// pageBytes is the size of the documents, in bytes, after which a Page ends. The last
+// document may exceed it.
+const pageBytes = 256 << 10
+
+// List appends the first documents of a range to buf. A long list is copied in several
+// transactions, one for each Page, so that a slow client does not keep one open. It returns
+// ErrCorrupt if a document has a wrong checksum, or if a corrupt key may hide a contract of
+// the range.
 func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 	prefix := o.prefix()
 	start := slices.Concat(prefix, []byte(r.After))
@@ -77,7 +86,7 @@ func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 				if r.Limit == 0 {
 					break
 				}
-				continue // on to the last one, by the keys alone
+				continue // to find Last; only keys are read
 			}
 			doc, _, err := verifyChecksum(k, v)
 			if err != nil {
@@ -88,7 +97,8 @@ func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 			}
 			buf, copied = append(buf, doc...), id
 		}
-		if err := verifyEntry(k, v); err != nil { // or it may be one of these
+		// If the key after the range is corrupt, it may be that of a contract in the range.
+		if err := verifyEntry(k, v); err != nil {
 			return err
 		}
 		if page.More {
@@ -103,17 +113,19 @@ func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 	return page, err
 }
 
-// Selection is a part of all contracts; an ID that is "" selects any.
+// Selection selects contracts by organization and user. An ID of "" selects all.
 type Selection struct {
 	Org, User ID
 }
 
-// scanBytes is what a scan looks at in one transaction, give or take a document.
+// scanBytes is the size of the keys and values, in bytes, after which one call of Scan ends.
+// The last contract may exceed it.
 const scanBytes = 1 << 20
 
-// Scan tells each those of the selected contracts that follow after, in the order of
-// their keys, until it has looked at scanBytes. The document is the file's own, and gone
-// with the call. It returns where to go on, or false at the end.
+// Scan calls each for the selected contracts after the key, in the order of their keys,
+// until it has read scanBytes. doc is part of the mapped file and valid only during the
+// call. Scan returns the last key that it read and whether there are more contracts; if so,
+// the caller passes that key to the next call. It returns ErrCorrupt as List does.
 func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (last Key, more bool, err error) {
 	var prefix []byte
 	switch {
@@ -152,11 +164,15 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 	return last, more, err
 }
 
-// Check decides whether a change may be made to what the writes before it left.
-// It is called on the committer, with exists false where there is no contract.
+// Precondition decides whether a contract may be changed; an error refuses the change. It is
+// called in the write transaction, after the writes before it have been applied, with the
+// current version of the contract, or with exists false if there is no contract. The request
+// that leads the group commit may be another one, so that it may be called on the goroutine
+// of any request, or on the committer; it must not block.
 type Precondition func(current Version, exists bool) error
 
-// Put replaces a contract, or makes it, if check returns nil.
+// Put creates or replaces a contract if check returns nil, else it returns check's error. The
+// Version is that of doc.
 func (s *Store) Put(k Key, doc []byte, check Precondition) (Version, error) {
 	key := k.bytes()
 	value := withChecksum(key, doc)
@@ -168,7 +184,8 @@ func (s *Store) Put(k Key, doc []byte, check Precondition) (Version, error) {
 	})
 }
 
-// Delete removes a contract, if check returns nil.
+// Delete removes a contract if check returns nil, else it returns check's error. If there is
+// no contract and check allows that, Delete does nothing.
 func (s *Store) Delete(k Key, check Precondition) error {
 	key := k.bytes()
 	return s.update(func(tx *bbolt.Tx) error {
@@ -179,8 +196,9 @@ func (s *Store) Delete(k Key, check Precondition) error {
 	})
 }
 
-// checked asks check about the contract under key. The sum is what the document
-// should be, and suffices: what is about to be replaced need not be whole.
+// checkPrecondition calls check with the current version of the contract under key. Only the
+// stored checksum is read, not compared with the document, so that a corrupt document can
+// be replaced or deleted.
 func checkPrecondition(tx *bbolt.Tx, key []byte, check Precondition) error {
 	value, err := seek(tx.Bucket(bucketContracts).Cursor(), key)
 	switch {
@@ -194,23 +212,25 @@ func checkPrecondition(tx *bbolt.Tx, key []byte, check Precondition) error {
 	return check(versionOf(value), true)
 }
 
-// Idempotency makes a Create happen once (draft-ietf-httpapi-idempotency-key-header).
+// Idempotency identifies a request, so that Create creates one contract however often the
+// request is repeated (draft-ietf-httpapi-idempotency-key-header).
 type Idempotency struct {
-	Client string
-	Key    string
-	Body   Hash
+	Client string // client id
+	Key    string // Idempotency-Key of the request
+	Body   Hash   // of the request
 }
 
-// Created is a contract as Create first made it.
+// Created is a contract as Create created it. The stored contract may have been changed
+// since then.
 type Created struct {
 	ID       ID
 	Document []byte
 	Version  Version
 }
 
-// Create makes a contract under a new id. With a key that made one in the last
-// 24 hours it returns that one as it was, or ErrKeyReused if the body was
-// another.
+// Create stores a new contract; once may be nil. If the same client has created a contract
+// of the same owner with the same idempotency key within idempotencyLifetime, Create returns
+// that contract and stores nothing, or it returns ErrKeyReused if the body was different.
 func (s *Store) Create(k Key, doc []byte, once *Idempotency) (Created, error) {
 	key := k.bytes()
 	value := withChecksum(key, doc)
@@ -239,7 +259,8 @@ func (s *Store) Create(k Key, doc []byte, once *Idempotency) (Created, error) {
 	return created, nil
 }
 
-// replay turns c into what an idempotency record says was created first.
+// replay sets c to the contract in an idempotency record, which has the hash of the body, the
+// contract id of 36 bytes and the document. It returns ErrKeyReused if the body is different.
 func (c *Created) replay(o Owner, once *Idempotency, record []byte) error {
 	n := len(once.Body)
 	if !bytes.Equal(record[:n], once.Body[:]) {

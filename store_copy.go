@@ -1,6 +1,6 @@
 package main
 
-// Copies of the whole database: the snapshot that a backup sends, and compaction.
+// Copies of the whole database: the snapshot for a backup, and compaction.
 
 import (
 	"context"
@@ -14,15 +14,17 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// compactTxBytes is what one transaction of a compaction writes, in bytes.
-const compactTxBytes = 16 << 20
-
-// Snapshot returns a copy of the database as one transaction left it, and its size in
-// bytes: a file beside it that has no name any more. It is on local disk so that the
-// transaction is over soon, however slowly the copy is read: an open one keeps a file
-// that grows from being mapped anew, and so all writers waiting
-// (https://github.com/etcd-io/bbolt/issues/850). It ends with ErrUnavailable when the
-// disk fails meanwhile.
+// Snapshot returns a copy of the database, as of one transaction, and the size of the copy in
+// bytes. The copy has passed the checks that every file passes before it is opened. It is a
+// file without a name, so that closing it frees its space.
+//
+// The copy is made on local disk, in the directory of the database, and only then sent to the
+// client, so that the read transaction is short however slow the client is. While a read
+// transaction is open, bbolt cannot map a file that grows, and all writers wait
+// (https://github.com/etcd-io/bbolt/issues/850).
+//
+// If a commit fails meanwhile and the file must be reopened, Snapshot returns ErrUnavailable.
+// If ctx ends meanwhile, it returns the error of ctx.
 func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error) {
 	f, err := os.CreateTemp(filepath.Dir(s.path), "."+filepath.Base(s.path)+".*")
 	if err != nil {
@@ -42,17 +44,17 @@ func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error
 		return err
 	})
 	if err != nil && w.err != nil {
-		err = w.err // which bbolt does not always wrap
+		err = w.err // bbolt does not always wrap it
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("copy the database beside itself: %w", err)
+		return nil, 0, fmt.Errorf("copy the database to a file in its directory: %w", err)
 	}
 	metas, err := readMetas(f)
 	if err != nil {
-		return nil, 0, fmt.Errorf("the copy of the database: %w", err)
+		return nil, 0, fmt.Errorf("check the copy of the database: %w", err)
 	}
 	if err := checkFile(f, currentMeta(metas)); err != nil {
-		return nil, 0, fmt.Errorf("the copy of the database: %w", err)
+		return nil, 0, fmt.Errorf("check the copy of the database: %w", err)
 	}
 	again, err := duplicate(f)
 	if err != nil {
@@ -60,7 +62,7 @@ func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error
 	}
 	db, err := openReadOnly(again)
 	if err != nil {
-		return nil, 0, fmt.Errorf("the copy of the database: %w", err)
+		return nil, 0, fmt.Errorf("check the copy of the database: %w", err)
 	}
 	if err := db.Close(); err != nil {
 		return nil, 0, err
@@ -69,14 +71,16 @@ func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error
 	return f, size, err
 }
 
-// snapshotWriter writes as long as somebody wants it, and nobody waits for its
-// transaction to end.
+// snapshotWriter writes a snapshot to a file. It fails once ctx ends, or once the store must be
+// reopened, which waits for the transaction of the snapshot to end.
 type snapshotWriter struct {
 	ctx context.Context
 	s   *Store
 	f   *os.File
-	err error // of the Write that failed
+	err error // of the last Write
 }
+
+// Write implements io.Writer.
 
 func (w *snapshotWriter) Write(b []byte) (n int, err error) {
 	switch {
@@ -91,9 +95,14 @@ func (w *snapshotWriter) Write(b []byte) (n int, err error) {
 	return n, err
 }
 
-// Compact puts a copy without free pages in the place of the database, if verify finds
-// nothing wrong with it, and returns the sizes of both in bytes. Nothing else is to be
-// done with the store from then on than to close it.
+// compactTxBytes is how much one transaction of a compaction writes, in bytes. The last value
+// may exceed it.
+const compactTxBytes = 16 << 20
+
+// Compact writes a copy of the database without free pages, calls verify with the path of the
+// copy and, if verify returns nil, replaces the database with the copy. It returns the sizes
+// of the database before and after, in bytes. The store must be closed after that and not
+// used otherwise, since it still has the old file open.
 func (s *Store) Compact(verify func(path string) error) (before, after int64, err error) {
 	f, err := createAtomicDB(s.path)
 	if err != nil {
@@ -101,7 +110,7 @@ func (s *Store) Compact(verify func(path string) error) (before, after int64, er
 	}
 	defer f.discard()
 	if err := s.compactTo(f.Name()); err != nil {
-		return 0, 0, fmt.Errorf("write the database anew: %w", err)
+		return 0, 0, fmt.Errorf("write the compacted copy: %w", err)
 	}
 	if err := verify(f.Name()); err != nil {
 		return 0, 0, err
@@ -114,6 +123,8 @@ func (s *Store) Compact(verify func(path string) error) (before, after int64, er
 	return old.Size(), compacted.Size(), f.replace()
 }
 
+// compactTo writes the compacted copy to path. A panic on a broken page of the database marks
+// the store as damaged and is returned as an error.
 func (s *Store) compactTo(path string) (err error) {
 	to, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout})
 	if err != nil {

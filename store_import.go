@@ -1,9 +1,16 @@
 package main
 
-// An import on its way into the store. Contracts are staged in a bucket of their own, in
-// transactions of bounded size; then the import is either dropped or committed and moved
-// to the contracts. Once committed it is carried out in any case: by the next Open if the
-// process ends.
+// Imports. An import stores all its contracts or none, but may be too large for one
+// transaction, which would keep other writers waiting. So it is done in three steps:
+//
+//  1. Stage writes the contracts to bucketImport, in transactions of bounded size. If the
+//     process ends now, the next Open drops them.
+//  2. Commit writes importKey to bucketMeta. From here on the import survives a crash.
+//  3. Move moves the staged contracts to bucketContracts, in transactions of bounded size,
+//     and at last removes bucketImport and importKey. If the process ends now, the next Open
+//     moves the rest.
+//
+// During the third step, readers see some of the new contracts and not yet others.
 
 import (
 	"bytes"
@@ -15,36 +22,40 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// ErrImporting: there is an import already, and there is one at a time.
+// ErrImporting is returned by StartImport while another import is running.
 var ErrImporting = errors.New("another import is running")
 
-// importKey in bucketMeta is there once an import is decided: "after ", and the key of
-// the contract that was moved last.
+// importKey is in bucketMeta while there is a committed import. Its value is importAfter
+// followed by the key of the contract that was moved last, if any.
 const (
 	importKey   = "import"
 	importAfter = "after "
 )
 
 const (
-	// importBytes and importContracts are what one transaction of an import writes,
-	// so that other writers do not wait for long.
+	// importBytes and importContracts limit one transaction of an import, so that other
+	// writers do not wait for long. The last contract may exceed importBytes.
 	importBytes     = 1 << 20
 	importContracts = 1000
-	// importFill is how full pages get where keys come in order, as an export's do.
+	// importFill is the part of a page that bbolt fills before it starts another one. It is
+	// higher than bbolt's default, since the keys of an export come in order, so that a full
+	// page gets no more of them.
 	importFill = 0.9
-	// lineSize is the size of a line's number before a staged value.
+	// lineSize is the size, in bytes, of the line number before a staged value.
 	lineSize = 8
 )
 
-// Import is a number of contracts that are stored all or not at all, in place of those
-// that have their keys. Its methods are for one goroutine.
+// Import is an import that is running. Its contracts replace stored ones with the same keys.
+// The caller calls Stage until all contracts are staged, then Commit, then Move until it is
+// done, and at last Close, also after an error. Import is not safe for concurrent use.
 type Import struct {
-	s       *Store
-	decided bool
-	done    bool
+	s         *Store
+	committed bool // Commit has succeeded
+	done      bool // all contracts are moved
 }
 
-// StartImport returns ErrImporting while there is another import. The caller closes it.
+// StartImport begins an import, which the caller must close. It returns ErrImporting while
+// another import is running.
 func (s *Store) StartImport() (*Import, error) {
 	if !s.importing.CompareAndSwap(false, true) {
 		return nil, ErrImporting
@@ -66,16 +77,16 @@ func (s *Store) StartImport() (*Import, error) {
 	return i, nil
 }
 
-// ImportLine is a contract and the number of the line that it comes from.
+// ImportLine is a contract and the number of its line in the input, from 1.
 type ImportLine struct {
 	Key      Key
 	Document []byte
 	Line     int64
 }
 
-// Stage takes contracts, about importBytes and importContracts at most. For each it
-// returns the line that had a contract of the same key before, or 0: the first one
-// counts.
+// Stage stages contracts, in one transaction: the caller passes about importBytes and at most
+// importContracts. If a contract has the same key as one that is staged already, it is not
+// staged, and before has the line number of the first one at its index; else before has 0.
 func (i *Import) Stage(lines []ImportLine) (before []int64, err error) {
 	before = make([]int64, len(lines))
 	return before, i.s.update(func(tx *bbolt.Tx) error {
@@ -96,18 +107,23 @@ func (i *Import) Stage(lines []ImportLine) (before []int64, err error) {
 	})
 }
 
-// Decide makes it sure that all that is staged gets stored.
-func (i *Import) Decide() error {
+// Commit commits the import; from here on it survives a crash. If Commit returns an error,
+// the import is not committed, unless the error is ErrClosed or wraps ErrDamaged: then it is
+// not known whether the import is committed, and the next Open finds out.
+func (i *Import) Commit() error {
 	err := i.s.update(func(tx *bbolt.Tx) error {
 		return put(tx, bucketMeta, []byte(importKey), []byte(importAfter))
 	})
-	i.decided = err == nil
+	i.committed = err == nil
 	return err
 }
 
-// Apply stores some of what is staged, after Decide, and tells how many contracts and
-// whether that is all. While the disk refuses it waits.
-func (i *Import) Apply() (moved int, done bool, err error) {
+// Move moves some staged contracts to the other contracts, in one transaction, and returns
+// their number and whether all are moved now. It may be called after Commit only. While the
+// store is busy or the disk fails, Move waits for a reopenInterval, moves nothing and returns
+// no error, so that the caller tries again. It returns ErrClosed when the store is closed, and
+// an error that wraps ErrDamaged if the file is damaged.
+func (i *Import) Move() (moved int, done bool, err error) {
 	moved, i.done, err = i.s.moveStaged()
 	if errors.Is(err, ErrBusy) || errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrDamaged) {
 		select {
@@ -120,50 +136,55 @@ func (i *Import) Apply() (moved int, done bool, err error) {
 	return moved, i.done, err
 }
 
-// Close drops what is staged, or if it is decided stores it.
+// Close ends the import. If it is committed, Close moves the contracts that are left; else it
+// drops the staged contracts.
 func (i *Import) Close() {
 	defer i.s.importing.Store(false)
 	var err error
-	for i.decided && !i.done && err == nil {
-		_, _, err = i.Apply()
+	for i.committed && !i.done && err == nil {
+		_, _, err = i.Move()
 	}
-	if !i.decided {
+	if !i.committed {
 		err = i.s.update(dropStaged)
 	}
 	if err != nil {
-		i.s.log.Warn("an import is left in the database; the next start sees to it", "decided", i.decided, "err", err)
+		i.s.log.Warn("an import is left unfinished in the database; the next start finishes it if it is committed, or else drops it", "committed", i.committed, "err", err)
 	}
 }
 
-// settleImport finishes an import that was decided before the process ended, and drops
-// one that was not.
+// settleImport finishes an import that an earlier process left unfinished, if it is committed,
+// or else drops it.
 func (s *Store) settleImport() error {
-	var staged, decided bool
+	var staged, committed bool
 	err := s.view(func(r *reader) error {
 		staged = r.Bucket(bucketImport) != nil
-		decided = r.Bucket(bucketMeta).Get([]byte(importKey)) != nil
+		committed = r.Bucket(bucketMeta).Get([]byte(importKey)) != nil
 		return nil
 	})
 	if err != nil || !staged {
 		return err
 	}
-	if !decided {
-		s.log.Info("dropping an import that was cut short")
+	if !committed {
+		s.log.Info("dropping an import that was interrupted before it was committed; nothing of it was imported")
 		return s.update(dropStaged)
 	}
-	s.log.Info("finishing an import that was cut short")
+	s.log.Info("finishing an import that was interrupted after it was committed")
 	for done := false; !done && err == nil; {
 		_, done, err = s.moveStaged()
 	}
 	return err
 }
 
-// moveStaged stores what one transaction holds of a decided import.
+// moveStaged moves contracts of a committed import until importBytes or importContracts are
+// moved, in one transaction. The staged contracts stay in bucketImport until all are moved;
+// importKey records the last one moved, so that none is moved twice, which could undo a
+// change that a client has made since.
 func (s *Store) moveStaged() (moved int, done bool, err error) {
 	err = s.update(func(tx *bbolt.Tx) error {
 		moved = 0
 		start := bytes.TrimPrefix(tx.Bucket(bucketMeta).Get([]byte(importKey)), []byte(importAfter))
-		tx.Bucket(bucketContracts).FillPercent = importFill // which put's is too: it is one Bucket
+		// put calls tx.Bucket too, which returns the same Bucket within a transaction.
+		tx.Bucket(bucketContracts).FillPercent = importFill
 		c := tx.Bucket(bucketImport).Cursor()
 		k, v := c.Seek(start)
 		if bytes.Equal(k, start) {
@@ -186,7 +207,7 @@ func (s *Store) moveStaged() (moved int, done bool, err error) {
 	return moved, done && err == nil, err
 }
 
-// dropStaged removes an import from the file, decided or not.
+// dropStaged removes bucketImport and importKey from the file, if they are there.
 func dropStaged(tx *bbolt.Tx) error {
 	if err := remove(tx, bucketMeta, []byte(importKey)); err != nil {
 		return err

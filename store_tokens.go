@@ -10,7 +10,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// AddToken stores a token under the hash of its text.
+// AddToken stores a token; h is the hash of its text.
 func (s *Store) AddToken(h Hash, t Token) error {
 	b, err := json.Marshal(t)
 	if err != nil {
@@ -21,9 +21,10 @@ func (s *Store) AddToken(h Hash, t Token) error {
 	})
 }
 
-// Token returns a token, which counts as a use of its client. For one that is
-// unknown, revoked or of a removed client it returns ErrNotFound, and for one that
-// has expired ErrExpired, for at least an hour.
+// Token returns the token with this hash and sets the time when its client was last used to
+// now. It returns ErrNotFound if the token is unknown or revoked or if its client has been
+// removed, and ErrExpired if the token has expired. An expired token is kept for at least an
+// hour (expiredKept); after that, Token returns ErrNotFound.
 func (s *Store) Token(h Hash) (Token, error) {
 	now := s.now()
 	t, ok, changes := s.cache.get(h, now)
@@ -42,6 +43,8 @@ func (s *Store) Token(h Hash) (Token, error) {
 	return t, nil
 }
 
+// readToken reads a token from the file. It returns ErrNotFound if the client has been
+// removed, even if there is a later client with the same id.
 func (s *Store) readToken(h Hash) (t Token, err error) {
 	err = s.view(func(r *reader) error {
 		if t, _, err = getToken(r.Tx, h); err != nil {
@@ -49,15 +52,15 @@ func (s *Store) readToken(h Hash) (t Token, err error) {
 		}
 		c, err := getClient(r.Tx, t.Client)
 		if err == nil && !c.Created.Equal(t.ClientCreated) {
-			return ErrNotFound // of one that had its id before
+			return ErrNotFound // the token is of an earlier client with this id
 		}
 		return err
 	})
 	return t, err
 }
 
-// RevokeToken removes a token of a client. It returns ErrNotFound for an unknown
-// token and ErrForeign for another client's.
+// RevokeToken removes a token of a client. It returns ErrNotFound if the token is unknown and
+// ErrForeign if it belongs to another client.
 func (s *Store) RevokeToken(h Hash, client string) error {
 	return s.update(func(tx *bbolt.Tx) error {
 		t, expiry, err := getToken(tx, h)
@@ -72,7 +75,8 @@ func (s *Store) RevokeToken(h Hash, client string) error {
 	})
 }
 
-// getToken returns a token and the expiry that it is stored with.
+// getToken returns a token and the expiry stored beside it: Token.Expires, rounded up to a
+// second.
 func getToken(tx *bbolt.Tx, h Hash) (t Token, expiry time.Time, err error) {
 	b, expiry, err := getExpiring(tx, bucketTokens, h[:])
 	if err != nil {
