@@ -4,7 +4,6 @@ package main
 
 import (
 	"encoding/base64"
-	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 )
 
 // publicRoutes is the routes that need no token, all of them, with those for browsers.

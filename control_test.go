@@ -1,5 +1,7 @@
 package main
 
+// The socket between a command and a running server.
+
 import (
 	"fmt"
 	"io/fs"
@@ -13,8 +15,6 @@ import (
 	"testing"
 	"time"
 )
-
-// The socket between a command and a running server.
 
 // asOwner is a wrapper that takes root's power over permissions away: what the
 // owner of a file may do is then what its mode says.

@@ -1,12 +1,12 @@
 package main
 
+// The description and the page of the docs, as files.
+
 import (
 	"net/http"
 	"strings"
 	"testing"
 )
-
-// The description and the page of the docs, as files.
 
 func TestFilesOfTheDocsAreThoseOfTheBinary(t *testing.T) {
 	s := start(t)

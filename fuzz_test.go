@@ -7,7 +7,6 @@ package main
 import (
 	"bytes"
 	stdjson "encoding/json"
-	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -24,6 +23,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"energy-contracts/internal/servicetest"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"

@@ -1,5 +1,8 @@
 package main
 
+// Tokens of an issuer in this process, whose keys are ours: each can be wrong in one way
+// and signed all the same.
+
 import (
 	"crypto"
 	"crypto/ecdsa"
@@ -32,9 +35,6 @@ import (
 	"github.com/MicahParks/keyfunc/v3"
 	"github.com/golang-jwt/jwt/v5"
 )
-
-// Tokens of an issuer in this process, whose keys are ours: each can be wrong in one way
-// and signed all the same.
 
 // ownKey is a key of an issuer in this process.
 type ownKey struct {

@@ -7,7 +7,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"energy-contracts/internal/servicetest"
 	"io"
 	"log/slog"
 	"maps"
@@ -19,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 )
 
 func TestEachRouteIsDescribedAndEachOperationIsARoute(t *testing.T) {

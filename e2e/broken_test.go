@@ -1,8 +1,9 @@
 package e2e
 
+// Broken files: a clear error and the file as it was, or service without wrong answers.
+
 import (
 	"bytes"
-	"energy-contracts/internal/servicetest"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -12,15 +13,15 @@ import (
 	"testing"
 	"time"
 
+	"energy-contracts/internal/servicetest"
+
 	"go.etcd.io/bbolt"
 )
-
-// Broken files: a clear error and the file as it was, or service without wrong answers.
 
 // pageSize is what bbolt takes for a new file.
 var pageSize = os.Getpagesize()
 
-// someContracts is how many contracts soundFile has: several pages of them.
+// someContracts is how many contracts servedFile has beside the demo data: several pages.
 const someContracts = 200
 
 func someDocument(i int) string {

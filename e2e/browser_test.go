@@ -1,14 +1,17 @@
 package e2e
 
+// The page of the docs in a browser.
+
 import (
 	"encoding/json"
-	"energy-contracts/internal/servicetest"
 	"errors"
 	"os"
 	"os/exec"
 	"reflect"
 	"strings"
 	"testing"
+
+	"energy-contracts/internal/servicetest"
 )
 
 var browserProgram = servicetest.NestedProgram("browser")

@@ -6,7 +6,6 @@ package e2e
 
 import (
 	"cmp"
-	"energy-contracts/internal/servicetest"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -18,6 +17,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 )
 
 // movedProgram builds the program with a clock that jumps, once.

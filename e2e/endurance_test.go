@@ -7,7 +7,6 @@ package e2e
 
 import (
 	"bytes"
-	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -17,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 )
 
 const (

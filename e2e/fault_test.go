@@ -12,7 +12,6 @@ package e2e
 // meta pages are synced again.
 
 import (
-	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"maps"
@@ -27,6 +26,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 )
 
 // faultKind is one way in which the disk fails, tried at several positions.

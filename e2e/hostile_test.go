@@ -11,7 +11,6 @@ import (
 	"cmp"
 	"crypto/tls"
 	"encoding/binary"
-	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +24,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 )
 
 // The limits of the service that attackers run into.

@@ -2,6 +2,8 @@
 
 package e2e
 
+// A client that writes, and knows of each contract whether it must be there and how.
+
 import (
 	"fmt"
 	"net/http"

@@ -6,7 +6,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"energy-contracts/internal/servicetest"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -19,6 +18,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 
 	"github.com/anishathalye/porcupine"
 )

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"encoding/json"
-	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +25,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 
 	"github.com/cespare/xxhash/v2"
 	"github.com/go-playground/validator/v10"

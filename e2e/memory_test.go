@@ -1,5 +1,7 @@
 package e2e
 
+// What the commands take to copy more than fits into their memory.
+
 import (
 	"bufio"
 	"crypto/sha256"
@@ -12,8 +14,6 @@ import (
 	"strings"
 	"testing"
 )
-
-// What the commands take to copy more than fits into their memory.
 
 // manyLines writes n lines of about size bytes each.
 func manyLines(t testing.TB, n, size int) (path string) {

@@ -7,7 +7,6 @@ package e2e
 import (
 	"bytes"
 	"encoding/json"
-	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"net"
@@ -20,6 +19,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 )
 
 const nodeClient = "testdata/clients/node"

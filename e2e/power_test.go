@@ -2,8 +2,9 @@
 
 package e2e
 
+// The power of a disk is cut: a file system in a file forgets all that was not synced.
+
 import (
-	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -13,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 )
 
 func TestWhatIsAcknowledgedOutlivesAPowerCut(t *testing.T) {

@@ -20,7 +20,6 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/json"
-	"energy-contracts/internal/servicetest"
 	"fmt"
 	"io"
 	"maps"
@@ -36,6 +35,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 
 	"go.etcd.io/bbolt"
 )

@@ -2,6 +2,8 @@
 
 package e2e
 
+// How the disk fails: strace makes system calls of a process fail, and tells which it made.
+
 import (
 	"encoding/hex"
 	"errors"

@@ -1,5 +1,7 @@
 package e2e
 
+// Which program it is, by the toolchain that built it.
+
 import (
 	"context"
 	"fmt"
