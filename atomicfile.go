@@ -1,7 +1,8 @@
 package main
 
-// Atomic files: a file is written beside its destination, synced, and renamed into
-// place, so that a crash leaves either all of it or nothing.
+// Atomic files: a file is written under a temporary name in the directory of its destination,
+// synced, and then moved to the destination, so that a crash leaves there either the whole
+// file or what was there before.
 
 import (
 	"errors"
@@ -12,18 +13,19 @@ import (
 	"syscall"
 )
 
-// atomicFile is a file on its way to its place.
+// atomicFile is a temporary file that replace or link moves to its destination.
 type atomicFile struct {
-	*os.File    // beside the place, mode 0600
+	*os.File    // in the directory of the destination, mode 0600
 	destination string
 }
 
-// createAtomic begins a file that is to be at path, where a link would be replaced and
-// not followed: who can put one there may be anybody. The caller discards it in any
-// case.
+// createAtomic creates the temporary file for the destination path. A symbolic link at path
+// is replaced and not followed, since in a shared directory anybody may have put it there.
+// The caller must call discard, also after replace or link.
 func createAtomic(path string) (*atomicFile, error) {
 	dir := filepath.Dir(path)
-	if _, err := os.Stat(dir); err != nil { // said better than by what CreateTemp would try
+	// The error of CreateTemp would name the temporary file instead of the directory.
+	if _, err := os.Stat(dir); err != nil {
 		return nil, err
 	}
 	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
@@ -33,9 +35,10 @@ func createAtomic(path string) (*atomicFile, error) {
 	return &atomicFile{tmp, path}, nil
 }
 
-// createAtomicDB is createAtomic for a database, whose links are followed. What root
-// makes belongs to whom the file there belongs to, or else the directory: the service
-// that is to open it may be another user.
+// createAtomicDB is createAtomic for a database, except that symbolic links are followed. If
+// root creates the file, it gets the owner and the group of the file that it replaces, or
+// those of the directory if there is none, since the service that will open it may run as
+// another user.
 func createAtomicDB(path string) (*atomicFile, error) {
 	path = withoutLinks(path)
 	like, err := os.Stat(path)
@@ -50,7 +53,8 @@ func createAtomicDB(path string) (*atomicFile, error) {
 		return nil, err
 	}
 	if owner, ok := like.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 {
-		// Root of a container may lack the capability, and then be all that there is.
+		// In a container, root may lack the capability to change the owner, and is then often
+		// the only user, so that the file stays root's.
 		if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil && !errors.Is(err, fs.ErrPermission) {
 			f.discard()
 			return nil, err
@@ -59,7 +63,7 @@ func createAtomicDB(path string) (*atomicFile, error) {
 	return f, nil
 }
 
-// withoutLinks is where a file really is, if it is there.
+// withoutLinks returns path with all symbolic links resolved, or unchanged if nothing is there.
 func withoutLinks(path string) string {
 	if real, err := filepath.EvalSymlinks(path); err == nil {
 		return real
@@ -67,13 +71,15 @@ func withoutLinks(path string) string {
 	return path
 }
 
-// replace puts the file in its place, and what is there out of it.
+// replace syncs the file and moves it to its destination, replacing any file there.
 func (f *atomicFile) replace() error { return f.put(os.Rename) }
 
-// link puts the file in its place unless something is there: then it returns
-// fs.ErrExist.
+// link syncs the file and puts it at its destination. It returns fs.ErrExist if something is
+// there already.
 func (f *atomicFile) link() error { return f.put(os.Link) }
 
+// put syncs the file, moves it with move and syncs the directory, so that the new name
+// survives a crash too.
 func (f *atomicFile) put(move func(from, to string) error) error {
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync: %w", err)
@@ -88,7 +94,8 @@ func (f *atomicFile) put(move func(from, to string) error) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// discard closes the file and removes what is not in its place.
+// discard closes the file and removes its temporary name. A file that was moved to its
+// destination stays there.
 func (f *atomicFile) discard() {
 	f.Close()
 	os.Remove(f.Name())

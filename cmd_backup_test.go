@@ -355,7 +355,7 @@ func TestRestoreIsRefused(t *testing.T) {
 	for _, tt := range []struct{ name, file, want string }{
 		{"of half a file", half, fmt.Sprintf("nothing was restored: database %s: is cut off: it has %d bytes, its meta page says %d; restore a backup", half, len(sound)/2, len(sound))},
 		{"of no database", none, "nothing was restored: database " + none + ": is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
-		{"of one with a fault", faulty, "nothing was restored: database " + faulty + " has 1 fault, which the check command lists; the first is: contracts \"a/b\": is not a key of three UUIDs in lower case"},
+		{"of one with a fault", faulty, "nothing was restored: database " + faulty + " has 1 fault, which the check command lists; the first is: contracts \"a/b\": the key is not three UUIDs in lower case, separated by slashes"},
 		{"of nothing", missing, "open " + missing + ": no such file or directory"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -441,7 +441,7 @@ func TestCompactLeavesADatabaseWithAFaultAlone(t *testing.T) {
 		return tx.Bucket(bucketContracts).Put([]byte("a/b"), withChecksum([]byte("a/b"), []byte("{}")))
 	})
 	before := readFile(t, db)
-	refusedCommand(t, db, "database "+db+" has 1 fault, which the check command lists; the first is: contracts \"a/b\": is not a key of three UUIDs in lower case; nothing was changed", "compact")
+	refusedCommand(t, db, "database "+db+" has 1 fault, which the check command lists; the first is: contracts \"a/b\": the key is not three UUIDs in lower case, separated by slashes; nothing was changed", "compact")
 	if readFile(t, db) != before {
 		t.Error("the file changed")
 	}

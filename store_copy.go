@@ -15,8 +15,8 @@ import (
 )
 
 // Snapshot returns a copy of the database, as of one transaction, and the size of the copy in
-// bytes. The copy has passed the checks that every file passes before it is opened. It is a
-// file without a name, so that closing it frees its space.
+// bytes. The meta pages, the length and the format of the copy have been checked, and bbolt
+// can open it. It is a file without a name, so that closing it frees its space.
 //
 // The copy is made on local disk, in the directory of the database, and only then sent to the
 // client, so that the read transaction is short however slow the client is. While a read

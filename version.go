@@ -1,6 +1,6 @@
 package main
 
-// The version of this program, as the Go toolchain recorded it in the binary.
+// The version of this program, which the Go toolchain records in the binary.
 
 import (
 	"fmt"
@@ -8,13 +8,17 @@ import (
 	"runtime/debug"
 )
 
-// build is what debug.ReadBuildInfo knows of this binary.
+// programName is the name of the binary, also used in the database file and in logs.
+const programName = "energy-contracts"
+
+// build describes how this binary was built.
 type build struct {
-	Version string // of the module; "(devel)" where it was not built from a commit
-	Commit  string // "" where that is not known
-	Go      string
+	Version string // of the module; "(devel)" if it was not built from a commit
+	Commit  string // the revision that it was built from; "" if not known
+	Go      string // version of Go
 }
 
+// readBuild returns the build that debug.ReadBuildInfo describes.
 func readBuild() build {
 	b := build{Version: "(devel)", Go: runtime.Version()}
 	info, ok := debug.ReadBuildInfo()
@@ -32,6 +36,7 @@ func readBuild() build {
 	return b
 }
 
+// String returns one line with the program's name and its build, for the version command.
 func (b build) String() string {
 	commit := b.Commit
 	if commit == "" {
@@ -39,6 +44,3 @@ func (b build) String() string {
 	}
 	return fmt.Sprintf("%s %s, commit %s, %s", programName, b.Version, commit, b.Go)
 }
-
-// programName is the binary's, and what the database file and the logs call it.
-const programName = "energy-contracts"
