@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -96,6 +97,32 @@ func TestEachFlagIsDocumentedWithItsVariable(t *testing.T) {
 	if want := reflect.TypeFor[serveCmd]().NumField(); flags <= want {
 		t.Errorf("looked at %d flags, and serve alone has %d", flags, want)
 	}
+}
+
+// seriesForm matches the name of a series of ours, without the suffixes of a histogram.
+var seriesForm = regexp.MustCompile(`(?m)^(` + metricPrefix + `[a-z_]+?)(?:_bucket|_sum|_count)?[{ ]`)
+
+func TestEachMetricIsInTheTableOfMetrics(t *testing.T) {
+	s := start(t, "--demo", "--metrics-addr", "127.0.0.1:0")
+	// A metric with labels is there from the first event that it counts.
+	do(t, http.DefaultClient, "GET", contractsURL(s.url, demoOrg, demoUser), http.Header{"Authorization": {"Bearer wrong"}}, "")
+	do(t, http.DefaultClient, "POST", s.url+"/oauth2/token/", nil, "")
+	table := regexp.MustCompile("(?m)^\\| `(" + metricPrefix + "[a-z_]+)` \\| [^|]+ \\|$")
+	documented := firstGroups(table, readFile(t, "docs/operating.md"))
+	served := firstGroups(seriesForm, scrape(t, s.log.String()))
+	slices.Sort(documented)
+	slices.Sort(served)
+	if served = slices.Compact(served); !slices.Equal(documented, served) {
+		t.Errorf("the table in docs/operating.md has\n%s\nand the server\n%s", strings.Join(documented, "\n"), strings.Join(served, "\n"))
+	}
+}
+
+// firstGroups returns what the first group of each match of form has in text.
+func firstGroups(form *regexp.Regexp, text string) (found []string) {
+	for _, m := range form.FindAllStringSubmatch(text, -1) {
+		found = append(found, m[1])
+	}
+	return found
 }
 
 func TestEachCommandIsInTheREADME(t *testing.T) {
