@@ -1,12 +1,14 @@
 package main
 
 import (
+	"debug/elf"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -152,6 +154,92 @@ func TestEachDependencyHasItsReason(t *testing.T) {
 	}
 }
 
+// documents returns the names of all documents.
+func documents(t testing.TB) []string {
+	t.Helper()
+	found, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(found, "README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+}
+
+func TestCommandsInTheDocumentsParse(t *testing.T) {
+	commandForm := regexp.MustCompile(`(?m)^(?:    |\./)energy-contracts (.*)$`)
+	found := 0
+	for _, document := range documents(t) {
+		for _, m := range commandForm.FindAllStringSubmatch(readFile(t, document), -1) {
+			found++
+			k, err := kong.New(&cli{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := k.Parse(strings.Fields(m[1])); err != nil {
+				t.Errorf("%s: energy-contracts %s: %v", document, m[1], err)
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no command found")
+	}
+}
+
+func TestFlagsAndVariablesInTheDocumentsExist(t *testing.T) {
+	k, err := kong.New(&cli{}, kong.DefaultEnvars("ENERGY_CONTRACTS"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exists := map[string]bool{}
+	for _, command := range k.Model.Leaves(true) {
+		for _, f := range command.Flags {
+			exists["`--"+f.Name] = true
+			exists["`"+strings.TrimPrefix(command.Path(), "energy-contracts ")+" --"+f.Name] = true
+			for _, variable := range f.Envs {
+				exists[variable] = true
+			}
+		}
+	}
+	nameForm := regexp.MustCompile("`(?:[a-z ]+ )?--[a-z-]+|ENERGY_CONTRACTS_[A-Z_]+")
+	for _, document := range documents(t) {
+		for _, name := range nameForm.FindAllString(readFile(t, document), -1) {
+			if !exists[name] {
+				t.Errorf("%s has %s, which is no flag and no variable", document, name)
+			}
+		}
+	}
+}
+
+func TestDocumentedBuildIsStatic(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the program again")
+	}
+	if runtime.GOOS != "linux" {
+		t.Skip("on other systems every program may use the C library")
+	}
+	build := regexp.MustCompile(`(?m)^.*\bgo build$`).FindString(strings.Join(blocks(t, "sh"), ""))
+	if build == "" {
+		t.Fatal("the README does not say how to build the program")
+	}
+	binary := filepath.Join(t.TempDir(), "energy-contracts")
+	if out, err := exec.Command("sh", "-c", build+" -o "+binary).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", build, err, out)
+	}
+	file, err := elf.Open(binary)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	libraries, err := file.ImportedLibraries()
+	if err != nil || len(libraries) > 0 {
+		t.Errorf("%s: the binary needs %v, %v", build, libraries, err)
+	}
+	for _, p := range file.Progs {
+		if p.Type == elf.PT_INTERP {
+			t.Errorf("%s: the binary needs a dynamic linker", build)
+		}
+	}
+}
+
 func TestREADMEIsShort(t *testing.T) {
 	const limit = 11_000 // bytes that a person reads to the end
 	if n := len(readFile(t, "README.md")); n >= limit {
@@ -166,12 +254,8 @@ var (
 )
 
 func TestLinksBetweenDocumentsLeadSomewhere(t *testing.T) {
-	documents, err := filepath.Glob("docs/*.md")
-	if err != nil {
-		t.Fatal(err)
-	}
 	links := 0
-	for _, document := range append(documents, "README.md", "CONTRIBUTING.md", "CHANGELOG.md") {
+	for _, document := range documents(t) {
 		for _, m := range linkForm.FindAllStringSubmatch(readFile(t, document), -1) {
 			links++
 			target := filepath.Join(filepath.Dir(document), m[1])
