@@ -2,6 +2,7 @@ package main
 
 import (
 	"debug/elf"
+	"encoding/json"
 	"net/http"
 	"os"
 	"os/exec"
@@ -138,6 +139,26 @@ func TestEachCommandIsInTheREADME(t *testing.T) {
 		if !regexp.MustCompile("(?m)^\\|.*`" + name + "[` ]").MatchString(readme) {
 			t.Errorf("the README has no row for %s", name)
 		}
+	}
+}
+
+func TestEachPathOfTheAPIIsInTheREADME(t *testing.T) {
+	var description struct {
+		Paths map[string]any `json:"paths"`
+	}
+	if err := json.Unmarshal([]byte(readFile(t, "openapi.json")), &description); err != nil {
+		t.Fatal(err)
+	}
+	readme := readFile(t, "README.md")
+	for path := range description.Paths {
+		short := "…" + path[max(0, strings.Index(path, "/energy-contracts")):]
+		row := regexp.MustCompile("(?m)^\\|[^|]*`(" + regexp.QuoteMeta(path) + "|" + regexp.QuoteMeta(short) + ")/?`")
+		if !row.MatchString(readme) {
+			t.Errorf("the README has no row for %s", path)
+		}
+	}
+	if len(description.Paths) == 0 {
+		t.Error("no path found in openapi.json")
 	}
 }
 
