@@ -89,7 +89,7 @@ func TestEveryRouteRefusesEveryWrongToken(t *testing.T) {
 			status: 403, detail: "The token belongs to another organization than the path names.",
 		}},
 		{"in two header fields", http.Header{"Authorization": {"Bearer " + good, "Bearer " + good}}, "", failure{
-			status: 400, detail: "The request cannot be read; errors says where.",
+			status: 400, detail: "The request cannot be parsed; see errors.",
 			errors: `,"errors":[{"parameter":"Authorization","detail":"appears 2 times; send it once"}]`,
 		}},
 	}

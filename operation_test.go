@@ -139,7 +139,7 @@ func TestEveryOperationRefusesTwoAuthorizationFields(t *testing.T) {
 		h["Authorization"] = []string{"Bearer a", "Bearer a"}
 	}, func(*operation) failure {
 		return failure{
-			status: 400, detail: "The request cannot be read; errors says where.",
+			status: 400, detail: "The request cannot be parsed; see errors.",
 			errors: `,"errors":[{"parameter":"Authorization","detail":"appears 2 times; send it once"}]`,
 		}
 	})
@@ -151,7 +151,7 @@ func TestEveryOperationNamesEachIDThatIsNone(t *testing.T) {
 		o.path = strings.NewReplacer(demoUser, "me", demoContract, strings.Repeat("g", 36)).Replace(o.path)
 	}, func(o *operation) failure {
 		f := failure{
-			status: 422, detail: "The request breaks rules; errors lists them.",
+			status: 422, detail: "The request breaks rules of the API; see errors.",
 			errors: `,"errors":[{"parameter":"user_id","detail":"must be a UUID of 36 characters, has 2"}`,
 		}
 		if strings.HasSuffix(o.path, "g") {
@@ -167,7 +167,7 @@ func TestEveryOperationOnOneContractKnowsIfMatch(t *testing.T) {
 	every(t, s.url, token(t, s.url, "demo", "demo-secret"), onOneContract, func(_ *operation, h http.Header) {
 		h.Set("If-Match", `"0000000000000000"`)
 	}, func(*operation) failure {
-		return failure{status: 412, detail: "The contract is not the one that If-Match names; nothing was changed. Get it again and decide anew."}
+		return failure{status: 412, detail: "If-Match does not name the current version of the contract; nothing was changed. Get the contract and decide again."}
 	})
 }
 
@@ -177,7 +177,7 @@ func TestEveryOperationIsUnavailableWhileTheIssuerOfItsTokenIsDown(t *testing.T)
 	every(t, s.url, jwt, ofContracts, nil, func(*operation) failure {
 		return failure{
 			status: 503, header: http.Header{"Retry-After": {"1"}},
-			detail: "The issuer of the token cannot be asked for its keys at the moment. Send the request again.",
+			detail: "The keys of the token's issuer cannot be fetched at the moment. Send the request again.",
 		}
 	})
 }
