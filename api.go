@@ -1,12 +1,13 @@
 package main
 
-// The state that the endpoints of the API share.
+// The state that the handlers of the API share, and its settings.
 
 import (
 	"time"
 )
 
-// api serves the endpoints of the specification.
+// api is the http.Handler that serves the endpoints of openapi.json. Its methods are the handlers
+// of the endpoints, in handler.go and oauth.go, and the checks of tokens, in auth.go.
 type api struct {
 	*endpoints
 	apiSettings
@@ -17,12 +18,12 @@ type api struct {
 	throttle  *loginThrottle
 }
 
-// apiSettings is what the command line says of the API.
+// apiSettings are the settings of the API that the serve command takes from its flags.
 type apiSettings struct {
-	maxBody       int64         // bytes of a request's content
-	builtInTokens bool          // there are clients, and tokens for them
-	tokenLifetime time.Duration // of the built-in ones
-	publicURL     string        // "" is the request's own origin
-	issuer        *issuer       // nil: there is no other issuer of tokens
-	origins       []string      // whose pages browsers may let use the API; see cors.go
+	maxBody       int64         // maximum size of a request body, in bytes
+	builtInTokens bool          // clients get tokens at the token endpoint of this service
+	tokenLifetime time.Duration // of these tokens
+	publicURL     string        // origin in the OAuth metadata; "" means the origin of the request
+	issuer        *issuer       // authorization server whose tokens are accepted too; or nil
+	origins       []string      // whose web pages may use the API from a browser; see cors.go
 }

@@ -95,7 +95,7 @@ func TestEveryRouteRefusesEveryWrongToken(t *testing.T) {
 			Status: 403, Detail: "The token belongs to another organization than the path names.",
 		}},
 		{"in two header fields", http.Header{"Authorization": {"Bearer " + good, "Bearer " + good}}, "", failure{
-			Status: 400, Detail: "The request cannot be read; errors says where.",
+			Status: 400, Detail: "The request cannot be parsed; see errors.",
 			Errors: `,"errors":[{"parameter":"Authorization","detail":"appears 2 times; send it once"}]`,
 		}},
 	}

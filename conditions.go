@@ -13,31 +13,34 @@ import (
 )
 
 var (
-	// errPreconditionFailed: a condition of the request does not hold (412).
+	// errPreconditionFailed is returned when a precondition of a request is false. The response
+	// is a 412.
 	errPreconditionFailed = errors.New("precondition failed")
-	// errMatched: If-None-Match names what is there; for GET that is a 304.
+	// errNoneMatch is returned when If-None-Match is false, since it matches the contract. The
+	// response to a GET or HEAD is a 304 then (RFC 9110 §13.1.2), to other methods a 412.
 	errNoneMatch = fmt.Errorf("%w: If-None-Match", errPreconditionFailed)
 )
 
-// preconditions are those of one request.
+// preconditions are the If-Match and If-None-Match fields of a request.
 type preconditions struct {
 	ifMatch, ifNoneMatch entityTags
 }
 
-// entityTags is the value of one of the two fields.
+// entityTags is the value of one of these fields.
 type entityTags struct {
-	present bool
-	any     bool // "*"
+	present bool // the request has the field
+	any     bool // the value is "*", which matches every version
 	tags    []entityTag
 }
 
-// entityTag is RFC 9110 §8.8.3's.
+// entityTag is an entity tag of RFC 9110 §8.8.3.
 type entityTag struct {
 	weak   bool
 	opaque string // with its quotes
 }
 
-// etag is a strong entity tag: equal exactly when the documents are.
+// etag returns the entity tag of a version. It is a strong one: the tags of two documents of a
+// contract are equal exactly when the documents are, byte for byte.
 func etag(v Version) string {
 	var b [18]byte
 	b[0], b[17] = '"', '"'
@@ -45,8 +48,9 @@ func etag(v Version) string {
 	return string(b[:])
 }
 
-// parsePreconditions returns a *malformed. A field that cannot be read is not
-// passed over: the client meant to be stopped by it.
+// parsePreconditions reads the preconditions of a request. It returns a *malformed for a field
+// that is not valid. Ignoring such a field could overwrite a change that the client wanted to
+// protect with it.
 func parsePreconditions(h http.Header) (p preconditions, err error) {
 	if p.ifMatch, err = parseEntityTags("If-Match", h["If-Match"]); err != nil {
 		return p, err
@@ -55,8 +59,8 @@ func parsePreconditions(h http.Header) (p preconditions, err error) {
 	return p, err
 }
 
-// parseEntityTags reads a field's lines as one list (RFC 9110 §5.3): "*", or
-// entity tags separated by commas.
+// parseEntityTags reads the lines of a field as one list (RFC 9110 §5.3), which is "*" or entity
+// tags separated by commas.
 func parseEntityTags(field string, lines []string) (entityTags, error) {
 	if len(lines) == 0 {
 		return entityTags{}, nil
@@ -96,31 +100,34 @@ func parseEntityTags(field string, lines []string) (entityTags, error) {
 	return t, nil
 }
 
-// isEtagc is RFC 9110 §8.8.3's etagc.
+// isEtagc reports whether c may be inside an entity tag (etagc of RFC 9110 §8.8.3).
 func isEtagc(c byte) bool { return c == 0x21 || c >= 0x23 && c != 0x7f }
 
+// trimSpace removes leading and trailing optional whitespace (RFC 9110 §5.6.3).
 func trimSpace(s string) string { return strings.Trim(s, " \t") }
 
-// check evaluates the conditions against a contract, in the order of RFC 9110
-// §13.2.2. A contract that does not exist has no entity tag, so any If-Match
-// fails (§13.1.1).
+// check evaluates the preconditions against the current version of a contract, in the order of
+// RFC 9110 §13.2.2. It returns errPreconditionFailed, errNoneMatch or nil. If the contract does
+// not exist, If-Match is false with any value, "*" too (§13.1.1), and If-None-Match is true.
 func (p preconditions) check(current Version, exists bool) error {
-	if p.ifMatch.present && !(exists && p.ifMatch.strong(current)) {
+	if p.ifMatch.present && !(exists && p.ifMatch.matchStrong(current)) {
 		return errPreconditionFailed
 	}
-	if p.ifNoneMatch.present && exists && p.ifNoneMatch.weak(current) {
+	if p.ifNoneMatch.present && exists && p.ifNoneMatch.matchWeak(current) {
 		return errNoneMatch
 	}
 	return nil
 }
 
-// strong is the comparison for If-Match: weak tags never match (§8.8.3.2).
-func (t entityTags) strong(v Version) bool {
+// matchStrong reports whether a version matches by the strong comparison (RFC 9110 §8.8.3.2),
+// which If-Match requires: a weak tag never matches.
+func (t entityTags) matchStrong(v Version) bool {
 	return t.any || slices.Contains(t.tags, entityTag{opaque: etag(v)})
 }
 
-// weak is the comparison for If-None-Match.
-func (t entityTags) weak(v Version) bool {
-	is := etag(v)
-	return t.any || slices.ContainsFunc(t.tags, func(tag entityTag) bool { return tag.opaque == is })
+// matchWeak reports whether a version matches by the weak comparison (RFC 9110 §8.8.3.2), which
+// If-None-Match requires: it is irrelevant whether a tag is weak.
+func (t entityTags) matchWeak(v Version) bool {
+	current := etag(v)
+	return t.any || slices.ContainsFunc(t.tags, func(tag entityTag) bool { return tag.opaque == current })
 }

@@ -1,7 +1,7 @@
 package main
 
-// One request and its response, in the way common to all endpoints: request id, body,
-// response bytes, log line.
+// One request and its response, as far as all endpoints treat them alike: the request id,
+// the body, the response and the values for the log line.
 
 import (
 	"bytes"
@@ -21,24 +21,25 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
-// exchange is one request and what became of it.
+// exchange is one request and its response.
 type exchange struct {
-	w http.ResponseWriter // sent, or what a middleware made of it
+	w http.ResponseWriter // sent, or the writer that a middleware wrapped around it
 	r *http.Request
 
 	id     string       // the request id
-	route  string       // the pattern that matched, or ""
-	log    slog.Handler // has said the method and the route
-	client string       // the id of the client that asks or is asked about, once it is known
-	pooled *buffer      // holds the answer's content, or nil
-	onEnd  func()       // is called at the end, however the exchange ends; or nil
+	route  string       // the pattern that matched, or "" if none did
+	log    slog.Handler // has the attributes method and route once a pattern has matched
+	client string       // the id of the client that the request is from or about, or "" if unknown
+	pooled *buffer      // holds the content of the response and is freed after it is sent; or nil
+	onEnd  func()       // called when the exchange ends, even if it is aborted; or nil
 
 	sent  statusWriter
-	bytes int64 // of the response's content
-	err   error // why the response is a 5xx, or was cut off
+	bytes int64 // of the response's content, written so far
+	err   error // the reason for a 5xx response or an aborted connection, else nil
 }
 
-// newExchange returns the exchange of a request, which exchangeOf finds from then on.
+// newExchange returns a new exchange for a request. It stores the exchange in the context of
+// its own copy of the request, x.r, where exchangeOf finds it.
 func newExchange(w http.ResponseWriter, r *http.Request, log slog.Handler) *exchange {
 	x := &exchange{id: uuid.New().String(), log: log, sent: statusWriter{ResponseWriter: w}}
 	x.w = &x.sent
@@ -46,18 +47,18 @@ func newExchange(w http.ResponseWriter, r *http.Request, log slog.Handler) *exch
 	return x
 }
 
-// exchangeKey is the key of an exchange in the context of its request.
+// exchangeKey is the key of the exchange in the context of a request.
 type exchangeKey struct{}
 
-// exchangeOf returns the exchange of a request. The response is written to w, which may
-// be a middleware's.
+// exchangeOf returns the exchange of a request. From then on the exchange writes its response
+// to w, which may be the writer of a middleware.
 func exchangeOf(w http.ResponseWriter, r *http.Request) *exchange {
 	x := r.Context().Value(exchangeKey{}).(*exchange)
 	x.w = w
 	return x
 }
 
-// statusWriter records the status of a response, which a middleware may write too.
+// statusWriter records the status of a response, also if a middleware writes the response.
 type statusWriter struct {
 	http.ResponseWriter
 	status int // 0 until a status is written
@@ -69,38 +70,43 @@ func (w *statusWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// Unwrap returns the connection's own writer to http.ResponseController.
+// Unwrap returns the writer of net/http, on which http.ResponseController sets deadlines.
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// answer is a success.
+// response is the response of an endpoint that succeeded, or of an error that fail converted.
+// A field of the header that is empty is not sent.
 type response struct {
 	status      int
-	contentType string // "" is application/json, of content that is not empty
+	contentType string // "" means application/json if there is content
 	etag        string
 	location    string
 	link        string
 	acceptPatch string
-	noStore     bool      // RFC 6749 §5.1
-	header      [2]string // one field more, name and value, or empty
+	noStore     bool      // no cache may store the response (RFC 6749 §5.1)
+	header      [2]string // the name and the value of one more field, or empty
 
-	content []byte
-	// more gives content that did not fit, until it gives none.
+	content []byte // all of the content, or its first part if more is set
+	// more returns the next part of the content, or an empty one at the end. It may use the
+	// memory of buf, which no longer holds anything. It is nil if content is complete.
 	more func(buf []byte) ([]byte, error)
-	size int64 // of all the content, in bytes, if there is more; 0 is unknown
+	size int64 // of all parts together, in bytes, if more is set; 0 if unknown
 }
 
-// Values of fields that are the same in each answer. Nobody changes them.
+// applicationJSON is the value of Content-Type in most responses. They share the slice, to
+// save an allocation for each, so it must not be modified.
 var applicationJSON = []string{"application/json"}
 
-// panicked answers a request whose handler panicked.
+// panicked handles a panic of a handler: it responds with a 500 and logs the stack. A panic
+// with http.ErrAbortHandler continues, since net/http uses that value to abort a connection.
 func (x *exchange) panicked(p any) {
-	if p == http.ErrAbortHandler {
-		panic(p) // net/http's way to break a connection off
+	if err, ok := p.(error); ok && errors.Is(err, http.ErrAbortHandler) {
+		panic(p)
 	}
 	x.fail(fmt.Errorf("panic: %v\n%s", p, debug.Stack()))
 }
 
-// set adds a field with a name in its canonical form, unless its value is empty.
+// set sets a field of the response's header, unless the value is empty. The name must be in
+// canonical form.
 func (x *exchange) set(name, value string) {
 	if value == "" {
 		return
@@ -108,39 +114,40 @@ func (x *exchange) set(name, value string) {
 	x.w.Header()[name] = []string{value}
 }
 
-// send writes an answer.
-func (x *exchange) send(a response) {
+// send writes a response. It aborts the connection if the client is gone, or if a part of the
+// content cannot be read.
+func (x *exchange) send(resp response) {
 	h := x.w.Header()
-	x.set("Etag", a.etag)
-	x.set("Location", a.location)
-	x.set("Link", a.link)
-	x.set("Accept-Patch", a.acceptPatch)
-	if a.header[0] != "" {
-		h.Set(a.header[0], a.header[1])
+	x.set("Etag", resp.etag)
+	x.set("Location", resp.location)
+	x.set("Link", resp.link)
+	x.set("Accept-Patch", resp.acceptPatch)
+	if resp.header[0] != "" {
+		h.Set(resp.header[0], resp.header[1])
 	}
-	if a.noStore {
+	if resp.noStore {
 		h.Set("Cache-Control", "no-store")
 		h.Set("Pragma", "no-cache")
 	}
-	if a.status != http.StatusNoContent && a.status != http.StatusNotModified {
-		if a.contentType == "" && len(a.content) > 0 {
+	if resp.status != http.StatusNoContent && resp.status != http.StatusNotModified {
+		if resp.contentType == "" && len(resp.content) > 0 {
 			h["Content-Type"] = applicationJSON
 		}
-		x.set("Content-Type", a.contentType)
-		if a.more == nil {
-			a.size = int64(len(a.content))
+		x.set("Content-Type", resp.contentType)
+		if resp.more == nil {
+			resp.size = int64(len(resp.content))
 		}
-		if a.more == nil || a.size > 0 {
-			x.set("Content-Length", strconv.FormatInt(a.size, 10))
+		if resp.more == nil || resp.size > 0 {
+			x.set("Content-Length", strconv.FormatInt(resp.size, 10))
 		}
 	}
-	x.w.WriteHeader(a.status)
+	x.w.WriteHeader(resp.status)
 	if x.r.Method == http.MethodHead {
 		return
 	}
-	x.write(a.content)
-	for a.more != nil && x.err == nil {
-		content, err := a.more(a.content[:0])
+	x.write(resp.content)
+	for resp.more != nil && x.err == nil {
+		content, err := resp.more(resp.content[:0])
 		if err != nil {
 			x.abort(err)
 		}
@@ -151,20 +158,22 @@ func (x *exchange) send(a response) {
 	}
 }
 
-// writePiece is how much of an answer, in bytes, a client must take in pieceTimeout.
-// One that has no more than that is under the server's writeTimeout alone.
+// Content longer than writePiece is written in pieces of that size, in bytes, and a client
+// must accept each within pieceTimeout. A shorter response has only the server's writeTimeout.
 const (
 	writePiece   = 64 << 10
 	pieceTimeout = 30 * time.Second
 )
 
-// write writes content. A client that does not read would hold its memory for ever; one
-// that reads slowly may take as long as it needs.
+// write writes content, with a write deadline for each piece of a long response. A client that
+// stops reading would otherwise hold the response's memory for ever, and one deadline for the
+// whole response would cut off a client that reads slowly but steadily. It aborts the
+// connection if the client is gone.
 func (x *exchange) write(b []byte) {
 	long := len(b) > writePiece || x.bytes > 0
 	for len(b) > 0 {
 		if long {
-			_ = http.NewResponseController(x.w).SetWriteDeadline(time.Now().Add(pieceTimeout)) // HTTP has them
+			_ = http.NewResponseController(x.w).SetWriteDeadline(time.Now().Add(pieceTimeout)) // which net/http supports
 		}
 		n, err := x.w.Write(b[:min(len(b), writePiece)])
 		x.bytes += int64(n)
@@ -175,50 +184,61 @@ func (x *exchange) write(b []byte) {
 	}
 }
 
-// errLeft: the client does not wait for its answer.
+// errClientGone is the error of an exchange whose client closed the connection or stopped
+// reading before the response was complete. It is logged at level info, since it is no fault
+// of the service.
 var errClientGone = errors.New("the client left")
 
-// abort breaks the connection off, where half an answer could be taken for a
-// whole one, or no answer is true.
+// abort closes the connection at once and records err for the log. It is used after a part of
+// the response was sent, since a client could take a truncated response for a complete one,
+// and when no response would be true.
 func (x *exchange) abort(err error) {
 	x.err = err
 	panic(http.ErrAbortHandler)
 }
 
-// fail writes an error as the answer.
+// fail sends an error as the response. It aborts the connection instead if a response was
+// started, or if no response may be sent.
 func (x *exchange) fail(err error) {
 	if x.sent.status != 0 {
 		x.abort(err)
 	}
 	if errors.Is(err, context.Canceled) {
+		// net/http cancels the context of a request when it reads the end of the connection.
+		// A client that closes only its sending half (a half-closed connection) could still
+		// read a response, but cannot be told from a client that is gone.
 		x.abort(fmt.Errorf("%w: %w", errClientGone, err))
 	}
 	if errors.Is(err, ErrClosed) {
-		x.abort(err) // what became of the change is not known, and no answer says just that
+		// The store was closed before it returned the result of the write. Whether the write
+		// was committed is unknown, and any status would claim one or the other. Without a
+		// response, the client knows that it must check or send the request again.
+		x.abort(err)
 	}
-	a := response{}
+	resp := response{}
 	var body any
 	var oerr *oauthError
 	if errors.As(err, &oerr) {
-		a.status, a.noStore, a.header, body = oerr.status, true, oerr.header, oerr
+		resp.status, resp.noStore, resp.header, body = oerr.status, true, oerr.header, oerr
 	} else {
 		p := *problemOf(err)
 		p.Instance = x.id
-		a.status, a.contentType, a.header, body = p.Status, "application/problem+json", p.header, &p
+		resp.status, resp.contentType, resp.header, body = p.Status, "application/problem+json", p.header, &p
 	}
-	if a.status >= 500 {
+	if resp.status >= 500 {
 		x.err = err
 	}
 	content, err := json.Marshal(body)
 	if err != nil {
 		x.abort(fmt.Errorf("encode error: %w", err))
 	}
-	a.content = content
-	x.send(a)
+	resp.content = content
+	x.send(resp)
 }
 
-// body reads the request's content into a buffer from the pool, at most maxBytes
-// of it.
+// body reads the request's content into a buffer from the pool, which the caller must free.
+// It returns a *problem if the content has more than maxBytes bytes or takes longer than
+// readTimeout to arrive, and a *malformed if it cannot be read completely.
 func (x *exchange) body(maxBytes int64) (*buffer, error) {
 	if x.r.ContentLength > maxBytes {
 		return nil, tooLarge(maxBytes)
@@ -236,28 +256,32 @@ func (x *exchange) body(maxBytes int64) (*buffer, error) {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		err = newProblem(http.StatusRequestTimeout, "The content took too long to arrive; send it within 30 seconds.")
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		err = &malformed{fault{Pointer: "#", Detail: "the content ends before its Content-Length"}}
+		err = &malformed{fault{Pointer: "#", Detail: "the connection ended before all of the content arrived"}}
 	default:
-		err = &malformed{fault{Pointer: "#", Detail: "the content cannot be read to its end"}}
+		err = &malformed{fault{Pointer: "#", Detail: "the content could not be read completely"}}
 	}
 	b.free()
 	return nil, err
 }
 
+// tooLarge returns the problem of a request with more than maxBytes bytes of content.
 func tooLarge(maxBytes int64) error {
 	return newProblem(http.StatusRequestEntityTooLarge,
 		fmt.Sprintf("The content may have at most %d bytes; send fewer prices, or start the service with a larger --max-body.", maxBytes))
 }
 
-// buffer is a piece of memory that requests take turns with.
+// buffer is memory for a document or a body. Requests reuse it one after another.
 type buffer struct{ b []byte }
 
+// buffers is the pool of buffers that no request uses.
 var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, 4<<10)} }}
 
-// maxPooled is the largest buffer that is kept, in bytes: a list's page, or a
-// year of hourly prices.
+// maxPooled is the capacity in bytes above which a buffer does not go back to the pool. It has
+// room for a page of a list, or for a contract with a year of hourly prices.
 const maxPooled = 1 << 20
 
+// free returns the buffer to the pool, unless it is too large. The caller must not use the
+// buffer, or a slice of it, afterwards.
 func (b *buffer) free() {
 	if cap(b.b) <= maxPooled {
 		buffers.Put(b)

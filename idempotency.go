@@ -1,7 +1,7 @@
 package main
 
-// The Idempotency-Key field (draft-ietf-httpapi-idempotency-key-header): parsing it, and
-// the set of keys whose request is in flight. The store keeps the first response to a key.
+// The Idempotency-Key field (draft-ietf-httpapi-idempotency-key-header): its parser, and the set
+// of keys whose request is in flight. The store keeps the first response for each key.
 
 import (
 	"net/http"
@@ -9,12 +9,12 @@ import (
 	"sync"
 )
 
-// maxIdempotencyKey is the longest key, in characters; a UUID has 36.
+// maxIdempotencyKey is the maximum length of a key, in characters; a UUID has 36.
 const maxIdempotencyKey = 255
 
-// parseIdempotencyKey returns "" when there is none, or a *malformed. The draft
-// asks for a quoted string (RFC 9651 §3.3.3); most clients send the bare text,
-// which is taken as the same key.
+// parseIdempotencyKey returns the key of a request, or "" if it has none. It returns a
+// *malformed for a key that is not valid. The draft requires a quoted string (RFC 9651 §3.3.3),
+// but most clients send the text without quotes; both forms of a text are the same key.
 func parseIdempotencyKey(h http.Header) (string, error) {
 	lines := h["Idempotency-Key"]
 	if len(lines) == 0 {
@@ -26,8 +26,8 @@ func parseIdempotencyKey(h http.Header) (string, error) {
 	}}
 	key := lines[0]
 	if quoted, ok := strings.CutPrefix(key, `"`); ok {
-		var closed bool
-		if key, closed = unquoteString(quoted); !closed {
+		var ok bool
+		if key, ok = unquoteString(quoted); !ok {
 			return "", wrong
 		}
 	}
@@ -42,9 +42,9 @@ func parseIdempotencyKey(h http.Header) (string, error) {
 	return key, nil
 }
 
-// unquoteString reads an RFC 9651 string after its first quote. It is closed
-// when the second quote is the last character.
-func unquoteString(s string) (text string, closed bool) {
+// unquoteString decodes a quoted string of RFC 9651 §3.3.3, given without its first quote. It
+// reports whether the string is valid and ends with s.
+func unquoteString(s string) (text string, ok bool) {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
 		switch {
@@ -60,27 +60,30 @@ func unquoteString(s string) (text string, closed bool) {
 	return "", false
 }
 
-// running is the keys that have a request running.
+// inFlightKeys is the set of keys that have a request in flight. As the draft asks, a second
+// request with such a key gets a 409: there is no first response yet that it could repeat. The
+// set is not what prevents a second contract; Store.Create checks the key in its transaction.
+// The zero value is an empty set.
 type inFlightKeys struct {
 	mu   sync.Mutex
 	keys map[string]struct{}
 }
 
-// start tells whether no other request with the key is running; then done must
-// be called.
-func (r *inFlightKeys) begin(key string) (done func(), ok bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if _, taken := r.keys[key]; taken {
+// begin adds a key for a new request, and reports whether no other request with the key is in
+// flight. If it reports true, the caller must call done when the request has ended.
+func (f *inFlightKeys) begin(key string) (done func(), ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, taken := f.keys[key]; taken {
 		return nil, false
 	}
-	if r.keys == nil {
-		r.keys = make(map[string]struct{})
+	if f.keys == nil {
+		f.keys = make(map[string]struct{})
 	}
-	r.keys[key] = struct{}{}
+	f.keys[key] = struct{}{}
 	return func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		delete(r.keys, key)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.keys, key)
 	}, true
 }

@@ -274,7 +274,7 @@ func (s *relying) wantForbidden(t testing.TB, token, detail string) {
 // wantUnknowable is for a token whose issuer cannot be asked.
 func (s *relying) wantUnknowable(t testing.TB, token string) {
 	t.Helper()
-	s.wantAnswer(t, "GET", token, 503, "", "1", "The issuer of the token cannot be asked for its keys at the moment. Send the request again.")
+	s.wantAnswer(t, "GET", token, 503, "", "1", "The keys of the token's issuer cannot be fetched at the moment. Send the request again.")
 }
 
 const (

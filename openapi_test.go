@@ -182,7 +182,7 @@ func TestEveryOperationRefusesTwoAuthorizationFields(t *testing.T) {
 		h["Authorization"] = []string{"Bearer a", "Bearer a"}
 	}, func(*operation) failure {
 		return failure{
-			Status: 400, Detail: "The request cannot be read; errors says where.",
+			Status: 400, Detail: "The request cannot be parsed; see errors.",
 			Errors: `,"errors":[{"parameter":"Authorization","detail":"appears 2 times; send it once"}]`,
 		}
 	})
@@ -194,7 +194,7 @@ func TestEveryOperationNamesEachIDThatIsNone(t *testing.T) {
 		o.Path = strings.NewReplacer(demoUser, "me", demoContract, strings.Repeat("g", 36)).Replace(o.Path)
 	}, func(o *operation) failure {
 		f := failure{
-			Status: 422, Detail: "The request breaks rules; errors lists them.",
+			Status: 422, Detail: "The request breaks rules of the API; see errors.",
 			Errors: `,"errors":[{"parameter":"user_id","detail":"must be a UUID of 36 characters, has 2"}`,
 		}
 		if strings.HasSuffix(o.Path, "g") {
@@ -210,7 +210,7 @@ func TestEveryOperationOnOneContractKnowsIfMatch(t *testing.T) {
 	every(t, s.url, token(t, s.url, "demo", "demo-secret"), onOneContract, func(_ *operation, h http.Header) {
 		h.Set("If-Match", `"0000000000000000"`)
 	}, func(*operation) failure {
-		return failure{Status: 412, Detail: "The contract is not the one that If-Match names; nothing was changed. Get it again and decide anew."}
+		return failure{Status: 412, Detail: "If-Match does not name the current version of the contract; nothing was changed. Get the contract and decide again."}
 	})
 }
 
@@ -220,7 +220,7 @@ func TestEveryOperationIsUnavailableWhileTheIssuerOfItsTokenIsDown(t *testing.T)
 	every(t, s.url, jwt, ofContracts, nil, func(*operation) failure {
 		return failure{
 			Status: 503, Header: http.Header{"Retry-After": {"1"}},
-			Detail: "The issuer of the token cannot be asked for its keys at the moment. Send the request again.",
+			Detail: "The keys of the token's issuer cannot be fetched at the moment. Send the request again.",
 		}
 	})
 }

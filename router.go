@@ -1,7 +1,7 @@
 package main
 
-// The router: patterns and their handlers, the limits of the server, and responses that
-// belong to no endpoint (404, 405, OPTIONS).
+// The router: the patterns with their handlers, the responses that belong to no endpoint
+// (404, 405, OPTIONS), the log line of each request, and the limits of the server.
 
 import (
 	"context"
@@ -16,82 +16,87 @@ import (
 	"github.com/julienschmidt/httprouter"
 )
 
-// endpoints is a router whose requests are exchanges. It is an http.Handler.
+// endpoints is an http.Handler that serves each request as an exchange, with the endpoint that
+// is registered for its method and path. The API and the control socket have one each.
 type endpoints struct {
 	router  *httprouter.Router
-	handler http.Handler // router, or what comes before it
+	handler http.Handler // the router, or a middleware that wraps it
 	log     *slog.Logger
 	metrics *apiMetrics // nil: requests are not counted
-	// routes is what was registered, for the tests that ask each of them.
+	// routes are the registered endpoints, for tests that send a request to each.
 	routes []route
 }
 
-// route is one method of one path.
+// route is one method of one pattern.
 type route struct {
 	method, pattern string
-	public          bool // needs no token
+	public          bool // registered with public
 }
 
-// params is what a path says in the places of a pattern's names.
+// params are the values of a pattern's parameters in the path of a request.
 type params = httprouter.Params
 
-// newEndpoints answers 404 with notFound.
+// newEndpoints returns a router without endpoints. notFound is the detail of the 404 for a path
+// that matches no pattern.
 func newEndpoints(log *slog.Logger, notFound string) *endpoints {
 	e := &endpoints{router: httprouter.New(), log: log}
 	e.handler = e.router
-	// A client is told what is wrong with its path, not sent to another.
+	// A wrong path gets a 404 that explains it. A redirect would hide the mistake.
 	e.router.RedirectTrailingSlash, e.router.RedirectFixedPath = false, false
 	e.router.NotFound = failWith(newProblem(http.StatusNotFound, notFound))
-	e.router.MethodNotAllowed = failWith(newProblem(http.StatusMethodNotAllowed, "This path has no such method; Allow names those that it has."))
+	e.router.MethodNotAllowed = failWith(newProblem(http.StatusMethodNotAllowed, "This path does not support the method; the Allow field lists the methods that it supports."))
 	e.router.GlobalOPTIONS = http.HandlerFunc(options)
 	e.router.PanicHandler = func(w http.ResponseWriter, r *http.Request, p any) { exchangeOf(w, r).panicked(p) }
 	return e
 }
 
-// handle registers an endpoint under a pattern that the log can name.
+// handle registers the endpoint of a method and a pattern. The log names the pattern, not the
+// path, whose ids would make each line different.
 func (e *endpoints) handle(method, pattern string, serve func(*exchange, params) (response, error)) {
 	e.routes = append(e.routes, route{method: method, pattern: pattern})
 	log := e.log.Handler().WithAttrs([]slog.Attr{slog.String("method", method), slog.String("route", pattern)})
 	e.router.Handle(method, pattern, func(w http.ResponseWriter, r *http.Request, ps httprouter.Params) {
 		x := exchangeOf(w, r)
 		x.route, x.log = pattern, log
-		ans, err := serve(x, ps)
+		resp, err := serve(x, ps)
 		if err != nil {
 			x.fail(err)
 			return
 		}
-		x.send(ans)
+		x.send(resp)
 	})
 }
 
-// public registers an endpoint that needs no token.
+// public registers an endpoint that requires no token and whose pattern has no parameters.
 func (e *endpoints) public(method, pattern string, serve func(*exchange) (response, error)) {
 	e.handle(method, pattern, func(x *exchange, _ params) (response, error) { return serve(x) })
 	e.routes[len(e.routes)-1].public = true
 }
 
+// failWith returns a handler that responds with a problem.
 func failWith(p *problem) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { exchangeOf(w, r).fail(p) })
 }
 
-// options answers OPTIONS; the router has set Allow.
+// options responds to OPTIONS. The router has set the Allow field.
 func options(w http.ResponseWriter, r *http.Request) {
-	a := response{status: http.StatusNoContent}
+	resp := response{status: http.StatusNoContent}
 	if strings.Contains(w.Header().Get("Allow"), http.MethodPatch) {
-		a.acceptPatch = mergePatchType // RFC 5789 §3.1
+		resp.acceptPatch = mergePatchType // RFC 5789 §3.1
 	}
-	exchangeOf(w, r).send(a)
+	exchangeOf(w, r).send(resp)
 }
 
-// routed gives the router a path in which an encoded slash is part of an id, and
-// so a wrong one, rather than a way to another route.
+// keepEncodedSlash makes the router match the encoded path if that has an encoded slash. The
+// slash is then part of an id, which is refused as invalid. In the decoded path it would
+// separate two segments and could lead to another endpoint.
 func keepEncodedSlash(u *url.URL) {
 	if strings.Contains(strings.ToUpper(u.RawPath), "%2F") {
 		u.Path = u.RawPath
 	}
 }
 
-// ServeHTTP lets an endpoint answer, and logs one line.
+// ServeHTTP serves one request with its endpoint, and logs one line for it.
 func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := newExchange(w, r, e.log.Handler())
 	start := time.Now()
@@ -99,10 +104,12 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x.set("X-Request-Id", x.id)
 	w.Header()["X-Content-Type-Options"] = nosniff
 	if r.ProtoMajor == 1 && (r.ProtoMinor == 0 || r.TransferEncoding != nil) {
-		// It may have had a Content-Length beside Transfer-Encoding, or Transfer-Encoding
-		// in HTTP/1.0, of which net/http does not tell; then what follows it may be no
-		// request (RFC 9112 §6.1).
-		w.Header()["Connection"] = closed
+		// A request with both Content-Length and Transfer-Encoding, or with Transfer-Encoding
+		// in HTTP/1.0, may be an attempt at request smuggling: bytes after its content could
+		// be taken for another request. The connection must be closed after such a request
+		// (RFC 9112 §6.1). net/http hides which fields a request had, so the connection is
+		// closed after every chunked request and every HTTP/1.0 request.
+		w.Header()["Connection"] = connectionClose
 	}
 	if n := len(r.Header["Authorization"]); n > 1 {
 		x.fail(&malformed{fault{Parameter: "Authorization", Detail: fmt.Sprintf("appears %d times; send it once", n)}})
@@ -115,13 +122,14 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// ended logs and counts an exchange that began at start.
+// ended calls onEnd, and logs and counts an exchange that began at start. It is deferred, so it
+// runs also when a panic aborts the connection.
 func (e *endpoints) ended(x *exchange, start time.Time) {
 	if x.onEnd != nil {
 		x.onEnd()
 	}
 	if x.err == nil && x.sent.status == 0 {
-		x.err = errors.New("no answer")
+		x.err = errors.New("no response was sent")
 	}
 	end := time.Now()
 	took := end.Sub(start)
@@ -129,7 +137,8 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 	if x.err != nil && !errors.Is(x.err, errClientGone) {
 		level = slog.LevelError
 	}
-	// Not by way of the Logger, which looks up where in the source it was called.
+	// The handler is called directly: a slog.Logger would look up its caller in the source for
+	// each line.
 	if x.log.Enabled(context.Background(), level) {
 		line := slog.NewRecord(end, level, "request", 0)
 		if x.route == "" {
@@ -145,32 +154,35 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 		if x.err != nil {
 			line.AddAttrs(slog.Any("err", x.err))
 		}
-		_ = x.log.Handle(context.Background(), line) // where it could be said that it fails, it fails
+		_ = x.log.Handle(context.Background(), line) // there is no other place to report that logging failed
 	}
 	if e.metrics != nil {
 		e.metrics.request(x.route, x.r.Method, x.sent.status, took)
 	}
 }
 
-// The server's limits on a connection.
+// Limits of an HTTP server.
 const (
 	readHeaderTimeout = 5 * time.Second
-	readTimeout       = 30 * time.Second
+	readTimeout       = 30 * time.Second // for a whole request
 	idleTimeout       = 2 * time.Minute
-	// writeTimeout is from the end of the header to the end of the answer. An answer of
-	// more than writePiece goes on as long as its client reads.
+	// writeTimeout is the time from the end of a request's header to the end of the response.
+	// A response longer than writePiece may take longer, as long as its client keeps reading.
 	writeTimeout = 2 * time.Minute
-	// maxHeaderBytes is 16 KiB, of which net/http adds the last 4 itself (and up to
-	// 4 more that it read along with the request before).
+	// maxHeaderBytes makes the limit of a request's header 16 KiB, since net/http allows 4 KiB
+	// more than its setting. It may accept up to 4 KiB more, if it had read that much of the
+	// header along with the request before.
 	maxHeaderBytes = 16<<10 - 4<<10
-	// shutdownTimeout is for the requests in flight.
+	// shutdownTimeout is how long a server that stops waits for the requests in flight.
 	shutdownTimeout = 10 * time.Second
 )
 
+// mergePatchType is the media type of a JSON Merge Patch (RFC 7396 §4).
 const mergePatchType = "application/merge-patch+json"
 
-// Values of fields that are the same in each answer. Nobody changes them.
+// Values of header fields. All responses share these slices, to save an allocation for each, so
+// they must not be modified.
 var (
-	closed  = []string{"close"}
-	nosniff = []string{"nosniff"}
+	connectionClose = []string{"close"}
+	nosniff         = []string{"nosniff"}
 )

@@ -579,9 +579,9 @@ func contract(id, changed, to string) string {
 // refusal is a problem document that lists faults.
 func refusal(t testing.TB, status int, faults []fault) failure {
 	t.Helper()
-	detail := "The request breaks rules; errors lists them."
+	detail := "The request breaks rules of the API; see errors."
 	if status == 400 {
-		detail = "The request cannot be read; errors says where."
+		detail = "The request cannot be parsed; see errors."
 	}
 	var list []string
 	for _, f := range faults {
