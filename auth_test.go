@@ -86,7 +86,7 @@ func TestEveryRouteRefusesEveryWrongToken(t *testing.T) {
 		refused("revoked", "Bearer "+revoked, "unknown or revoked"),
 		refused("of a removed client", "Bearer "+tokenOfRemovedClient(t, s), "unknown or revoked"),
 		{"of another organization", bearer(token(t, s.url, "demo-other", "demo-other-secret")), "", failure{
-			status: 403, detail: "The token belongs to another organization than the path names.",
+			status: 403, detail: "The token does not belong to the organization in the path.",
 		}},
 		{"in two header fields", http.Header{"Authorization": {"Bearer " + good, "Bearer " + good}}, "", failure{
 			status: 400, detail: "The request cannot be read; errors says where.",
@@ -106,7 +106,7 @@ func TestEveryRouteRefusesEveryWrongToken(t *testing.T) {
 		}
 		tooLittle := wrongToken{"of too little scope", bearer(scoped[has]), "", failure{
 			status: 403, header: challenge(fmt.Sprintf(`Bearer realm="energy-contracts", error="insufficient_scope", scope=%q`, need)),
-			detail: fmt.Sprintf("The token has the scope %q, this needs %q.", has, need),
+			detail: fmt.Sprintf("The token has the scope %q, but this request needs %q.", has, need),
 		}}
 		path := strings.NewReplacer(":org_id", demoOrg, ":user_id", demoUser, ":energy_contract_id", demoContract).Replace(r.pattern)
 		if strings.ContainsAny(path, ":*") {

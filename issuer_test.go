@@ -271,7 +271,7 @@ func (s *relying) wantTooLittle(t testing.TB, method, token, has, need string) {
 	t.Helper()
 	s.wantAnswer(t, method, token, 403,
 		`Bearer realm="energy-contracts", error="insufficient_scope", scope="`+need+`"`, "",
-		fmt.Sprintf("The token has the scope %q, this needs %q.", has, need))
+		fmt.Sprintf("The token has the scope %q, but this request needs %q.", has, need))
 }
 
 func (s *relying) wantForbidden(t testing.TB, token, detail string) {
@@ -308,7 +308,7 @@ func TestIssuersTokensAreGoodForWhatTheySay(t *testing.T) {
 			s.wantTooLittle(t, "PUT", token, "read", "write")
 		}},
 		{"other-org", func(t *testing.T, token string) {
-			s.wantForbidden(t, token, "The token belongs to another organization than the path names.")
+			s.wantForbidden(t, token, "The token does not belong to the organization in the path.")
 		}},
 		{"no-org", func(t *testing.T, token string) {
 			s.wantForbidden(t, token, "The token belongs to no organization: its claim org_id must be a UUID.")
@@ -1042,7 +1042,7 @@ func TestJWTOrganizationIsInTheClaimThatIsConfigured(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := relyOn(t, i.url, "--org-claim", name)
 			s.wantGood(t, i.token(t, all(withoutClaim("org_id"), claim(name, demoOrg))))
-			s.wantForbidden(t, i.token(t, claim(name, demoOtherOrg)), "The token belongs to another organization than the path names.")
+			s.wantForbidden(t, i.token(t, claim(name, demoOtherOrg)), "The token does not belong to the organization in the path.")
 			for kind, edit := range map[string]func(_, _ map[string]any){
 				"missing":     all(withoutClaim("org_id"), claim("Org_id", demoOrg)),
 				"no UUID":     claim(name, "Nordlys"),
