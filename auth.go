@@ -11,8 +11,8 @@ import (
 
 // authorize returns the token of a request if it has the scopes in need and belongs to
 // org, the organization in the path. It checks in the order of the specification: first
-// the token (401), then its scopes and its organization (403). All of that comes before a contract
-// is looked up, so that a 403 does not reveal whether the contract exists.
+// the token (401), then its scopes and its organization (403). All of that comes before a
+// contract is looked up, so that a 403 does not reveal whether the contract exists.
 func (a *api) authorize(x *exchange, need Scopes, org string) (Token, error) {
 	t, err := a.bearer(x.r)
 	if err != nil {
