@@ -32,7 +32,8 @@ func withCORS(origins []string, next http.Handler) http.Handler {
 }
 
 // checkCORSOrigin returns an error unless s is "*", which allows all origins, or an origin
-// as browsers send it. Any other text would never match the origin of a request.
+// as browsers send it. Package cors would accept other texts too, but they would match no
+// origin, or many.
 func checkCORSOrigin(s string) error {
 	if s == "*" {
 		return nil
