@@ -1,6 +1,6 @@
 package main
 
-// Authorization: the check of the bearer token on every request (RFC 6750).
+// Authorization: every request for contracts carries a bearer token (RFC 6750).
 
 import (
 	"errors"
@@ -9,9 +9,10 @@ import (
 	"strings"
 )
 
-// authorize returns the token of a request if it allows what is needed in the
-// organization of the path. The order is the specification's: the token (401),
-// then scope and organization (403), before anything is looked up.
+// authorize returns the token of a request if it has the scopes in need and belongs to
+// org, the organization in the path. It checks in the order of the specification: first
+// the token (401), then its scopes and its organization (403). All of that comes before a
+// contract is looked up, so that a 403 does not reveal whether the contract exists.
 func (a *api) authorize(x *exchange, need Scopes, org string) (Token, error) {
 	t, err := a.bearer(x.r)
 	if err != nil {
@@ -19,24 +20,24 @@ func (a *api) authorize(x *exchange, need Scopes, org string) (Token, error) {
 	}
 	x.client = t.Client
 	if !need.Within(t.Scopes) {
-		return t, newProblem(http.StatusForbidden, fmt.Sprintf("The token has the scope %q, this needs %q.", t.Scopes, need)).
+		return t, newProblem(http.StatusForbidden, fmt.Sprintf("The token has the scope %q, but this request needs %q.", t.Scopes, need)).
 			with("WWW-Authenticate", fmt.Sprintf(`Bearer %s, error="insufficient_scope", scope=%q`, realm, need))
 	}
 	if t.Org == "" {
 		return t, newProblem(http.StatusForbidden, fmt.Sprintf("The token belongs to no organization: its claim %s must be a UUID.", a.issuer.orgClaim))
 	}
 	if id, err := parseID(org); err != nil || id != t.Org {
-		return t, newProblem(http.StatusForbidden, "The token belongs to another organization than the path names.")
+		return t, newProblem(http.StatusForbidden, "The token does not belong to the organization in the path.")
 	}
 	return t, nil
 }
 
-// bearer returns the token that a request carries in its Authorization field (RFC
-// 6750 §2.1): in a body or a query it would end up in logs.
+// bearer returns the token in the Authorization field of a request (RFC 6750 §2.1). A
+// token in the body or the query is not accepted, since it would end up in logs.
 func (a *api) bearer(r *http.Request) (Token, error) {
 	scheme, text, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	if !strings.EqualFold(scheme, "Bearer") {
-		// No token was sent, so no error code either (§3.1).
+		// A request without a token gets no error code (§3.1).
 		return Token{}, newProblem(http.StatusUnauthorized, "Send a token as Authorization: Bearer …; "+a.issuers()+" issues one.").
 			with("WWW-Authenticate", "Bearer "+realm)
 	}
@@ -44,7 +45,7 @@ func (a *api) bearer(r *http.Request) (Token, error) {
 	if err == nil {
 		return t, nil
 	}
-	var bad badToken // allocated, so not before
+	var bad badToken // declared late: it is allocated, and a good token should cost no allocation
 	if errors.As(err, &bad) {
 		a.metrics.tokenRefused(string(bad))
 		return t, newProblem(http.StatusUnauthorized, "The token is "+string(bad)+"; "+a.issuers()+" issues another.").
@@ -53,12 +54,14 @@ func (a *api) bearer(r *http.Request) (Token, error) {
 	return t, err
 }
 
-// token returns what a token's text stands for, or a badToken.
+// token returns the token that text is the secret of, or the error badToken. A text with
+// a dot is a JWT of the issuer, if there is one: each JWT has dots, and no built-in token
+// does.
 func (a *api) token(text string) (Token, error) {
 	if !isToken68(text) {
 		return Token{}, badToken("malformed")
 	}
-	if a.issuer != nil && strings.Contains(text, ".") { // as all of a JWT's have, and none of ours
+	if a.issuer != nil && strings.Contains(text, ".") {
 		return a.issuer.token(text)
 	}
 	if !a.builtInTokens {
@@ -74,7 +77,8 @@ func (a *api) token(text string) (Token, error) {
 	return t, err
 }
 
-// issuers says where tokens come from.
+// issuers returns where a client gets a token, for the details of problems: the path of
+// the token endpoint, the URL of the issuer, or both.
 func (a *api) issuers() string {
 	switch {
 	case a.issuer == nil:
@@ -86,7 +90,7 @@ func (a *api) issuers() string {
 	}
 }
 
-// isToken68 is RFC 9110 §11.2's token68.
+// isToken68 reports whether s has the syntax token68 (RFC 9110 §11.2).
 func isToken68(s string) bool {
 	s = strings.TrimRight(s, "=")
 	for i := range len(s) {

@@ -92,7 +92,7 @@ func TestEveryRouteRefusesEveryWrongToken(t *testing.T) {
 		refused("revoked", "Bearer "+revoked, "unknown or revoked"),
 		refused("of a removed client", "Bearer "+tokenOfRemovedClient(t, s), "unknown or revoked"),
 		{"of another organization", bearer(token(t, s.url, "demo-other", "demo-other-secret")), "", failure{
-			Status: 403, Detail: "The token belongs to another organization than the path names.",
+			Status: 403, Detail: "The token does not belong to the organization in the path.",
 		}},
 		{"in two header fields", http.Header{"Authorization": {"Bearer " + good, "Bearer " + good}}, "", failure{
 			Status: 400, Detail: "The request cannot be parsed; see errors.",
@@ -112,7 +112,7 @@ func TestEveryRouteRefusesEveryWrongToken(t *testing.T) {
 		}
 		tooLittle := wrongToken{"of too little scope", bearer(scoped[has]), "", failure{
 			Status: 403, Header: challenge(fmt.Sprintf(`Bearer realm="energy-contracts", error="insufficient_scope", scope=%q`, need)),
-			Detail: fmt.Sprintf("The token has the scope %q, this needs %q.", has, need),
+			Detail: fmt.Sprintf("The token has the scope %q, but this request needs %q.", has, need),
 		}}
 		path := strings.NewReplacer(":org_id", demoOrg, ":user_id", demoUser, ":energy_contract_id", demoContract).Replace(r.pattern)
 		if strings.ContainsAny(path, ":*") {

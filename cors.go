@@ -1,6 +1,7 @@
 package main
 
-// Cross-origin requests from browsers: which origins may use the API (Fetch standard, §3.3).
+// Cross-origin requests: which web origins may use the API from a browser (Fetch standard,
+// §3.3).
 
 import (
 	"errors"
@@ -11,10 +12,11 @@ import (
 	"github.com/rs/cors"
 )
 
-// forOrigins lets browsers tell the pages of the origins what next answers. There
-// are no cookies here, so no credentials in the standard's sense: a page sends its
-// token itself. A preflight is answered whatever its path: that there is nothing is
-// for the request itself to be told, as a browser would not say why a preflight failed.
+// withCORS lets web pages of the origins read the responses of next. It does not allow
+// credentials in the sense of the standard, which would be cookies: the service has none,
+// and a page sends its token in the Authorization field. A preflight request succeeds for
+// every path, even for one that does not exist. The page then learns from the response to
+// its actual request what is wrong; a browser does not show a page why a preflight failed.
 func withCORS(origins []string, next http.Handler) http.Handler {
 	return cors.New(cors.Options{
 		AllowedOrigins: origins,
@@ -25,16 +27,18 @@ func withCORS(origins []string, next http.Handler) http.Handler {
 		ExposedHeaders: []string{
 			"Accept-Patch", "Allow", "ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID",
 		},
-		MaxAge: 7200, // seconds; Chromium keeps no answer for longer
+		MaxAge: 7200, // seconds; Chromium caches a preflight response for no longer
 	}).Handler(next)
 }
 
-// checkCORSOrigin accepts an origin as browsers send it, or "*" for all of them.
+// checkCORSOrigin returns an error unless s is "*", which allows all origins, or an origin
+// as browsers send it. Package cors would accept other texts too, but they would match no
+// origin, or many.
 func checkCORSOrigin(s string) error {
 	if s == "*" {
 		return nil
 	}
-	if strings.Contains(s, "*") { // which would be a pattern
+	if strings.Contains(s, "*") { // package cors would take it for a pattern
 		return errors.New("must be one origin, or * for all; repeat the flag for more")
 	}
 	u, err := parseOrigin(s)
@@ -42,12 +46,13 @@ func checkCORSOrigin(s string) error {
 		return err
 	}
 	if port := u.Port(); port == map[string]string{"http": "80", "https": "443"}[u.Scheme] {
-		return errors.New("must be without the port " + port + ", as browsers leave it out")
+		return errors.New("must not have the port " + port + ", since browsers leave it out")
 	}
 	return nil
 }
 
-// parseOrigin accepts scheme, host and port, and nothing else.
+// parseOrigin parses an http or https origin: scheme, host and optional port. It returns
+// an error if s has anything else, even a slash at the end.
 func parseOrigin(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Scheme+"://"+u.Host != s {

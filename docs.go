@@ -1,7 +1,7 @@
 package main
 
-// The OpenAPI description and the page that shows it: OpenAPI 3.1 and Swagger UI, served
-// from the binary alone.
+// The OpenAPI 3.1 description of the API, and a page that shows it with Swagger UI. All
+// files are embedded in the binary; the page loads nothing from other sites.
 
 import (
 	"embed"
@@ -13,34 +13,40 @@ import (
 	"github.com/swaggest/swgui/v5/static"
 )
 
+// The paths of the OpenAPI description and of the page that shows it.
 const (
 	openAPIPath = "/api/partners/v2.0/openapi.json"
 	docsPath    = "/api/partners/v2.0/docs"
 )
 
+// docsFS holds the files of this repository that docsFiles serves; those of Swagger UI come
+// from its package.
+//
 //go:embed openapi.json docspage
 var docsFS embed.FS
 
-// pagePolicy lets the page run and load what this service serves, and nothing else;
-// the icons of Swagger UI's style sheet are data: URLs.
+// pagePolicy is the Content-Security-Policy of the page: the browser loads scripts, styles
+// and data only from this service, and shows the page in no frame. Images may be data:
+// URLs too, since the icons in Swagger UI's style sheet are.
 const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; " +
 	"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// file is a file of the binary that is served as it is.
+// docsFile is an embedded file that is served unchanged.
 type docsFile struct {
 	path        string
 	contentType string
-	header      [2]string // one field more, name and value, or empty
-	// read returns the content and its version. The first call reads the file: a start
-	// need not wait for that.
+	header      [2]string // name and value of one more header field, or empty
+	// read returns the content and its version. The first call reads the file and computes
+	// the version, so that the start of the server does not wait for that.
 	read func() ([]byte, Version)
 }
 
-// docsFiles are the description, the page, and what the page loads.
+// docsFiles returns the description, the page, and the files that the page loads.
 func docsFiles() []*docsFile {
 	page := [2]string{"Content-Security-Policy", pagePolicy}
-	// Sent as they are stored, without a look at Accept-Encoding: each browser takes
-	// gzip, and a client that says nothing takes anything (RFC 9110 §12.5.3).
+	// Swagger UI is stored compressed and sent like that, whatever Accept-Encoding has:
+	// every browser accepts gzip, and a request without Accept-Encoding accepts any coding
+	// (RFC 9110 §12.5.3).
 	compressed := [2]string{"Content-Encoding", "gzip"}
 	const script, style = "text/javascript; charset=utf-8", "text/css; charset=utf-8"
 	var files []*docsFile
@@ -60,13 +66,14 @@ func docsFiles() []*docsFile {
 		{docsPath + "/favicon.png", static.FS, "favicon-32x32.png", "image/png", [2]string{}},
 	} {
 		files = append(files, &docsFile{f.path, f.contentType, f.header, sync.OnceValues(func() ([]byte, Version) {
-			content, _ := f.from.ReadFile(f.name) // part of the binary, as a test knows
+			content, _ := f.from.ReadFile(f.name) // cannot fail: it is embedded, and a test gets each file
 			return content, Version(checksum(nil, content))
 		})})
 	}
 	return files
 }
 
+// get responds with the file, subject to the preconditions of the request (RFC 9110 §13).
 func (f *docsFile) get(x *exchange) (response, error) {
 	pre, err := parsePreconditions(x.r.Header)
 	if err != nil {
@@ -77,12 +84,12 @@ func (f *docsFile) get(x *exchange) (response, error) {
 	case errors.Is(err, errNoneMatch):
 		return response{status: http.StatusNotModified, etag: etag(version)}, nil
 	case err != nil:
-		return response{}, newProblem(http.StatusPreconditionFailed, "The file is not the one that If-Match names; get it without.")
+		return response{}, newProblem(http.StatusPreconditionFailed, "The file does not have the version that If-Match names; send the request without If-Match.")
 	}
 	return response{status: http.StatusOK, contentType: f.contentType, etag: etag(version), header: f.header, content: content}, nil
 }
 
-// getRoot leads a person who opens the service in a browser to the page.
+// getRoot redirects a person who opens the root of the service in a browser to the page.
 func getRoot(*exchange) (response, error) {
 	return response{status: http.StatusFound, location: docsPath}, nil
 }

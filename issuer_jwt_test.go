@@ -406,7 +406,7 @@ func TestJWTOrganizationIsInTheClaimThatIsConfigured(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := relyOn(t, i.url, "--org-claim", name)
 			s.wantGood(t, i.token(t, all(withoutClaim("org_id"), claim(name, demoOrg))))
-			s.wantForbidden(t, i.token(t, claim(name, demoOtherOrg)), "The token belongs to another organization than the path names.")
+			s.wantForbidden(t, i.token(t, claim(name, demoOtherOrg)), "The token does not belong to the organization in the path.")
 			for kind, edit := range map[string]func(_, _ map[string]any){
 				"missing":     all(withoutClaim("org_id"), claim("Org_id", demoOrg)),
 				"no UUID":     claim(name, "Nordlys"),

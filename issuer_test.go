@@ -262,7 +262,7 @@ func (s *relying) wantTooLittle(t testing.TB, method, token, has, need string) {
 	t.Helper()
 	s.wantAnswer(t, method, token, 403,
 		`Bearer realm="energy-contracts", error="insufficient_scope", scope="`+need+`"`, "",
-		fmt.Sprintf("The token has the scope %q, this needs %q.", has, need))
+		fmt.Sprintf("The token has the scope %q, but this request needs %q.", has, need))
 }
 
 func (s *relying) wantForbidden(t testing.TB, token, detail string) {
@@ -300,7 +300,7 @@ func TestIssuersTokensAreGoodForWhatTheySay(t *testing.T) {
 			s.wantTooLittle(t, "PUT", token, "read", "write")
 		}},
 		{"other-org", func(t *testing.T, token string) {
-			s.wantForbidden(t, token, "The token belongs to another organization than the path names.")
+			s.wantForbidden(t, token, "The token does not belong to the organization in the path.")
 		}},
 		{"no-org", func(t *testing.T, token string) {
 			s.wantForbidden(t, token, "The token belongs to no organization: its claim org_id must be a UUID.")

@@ -40,7 +40,7 @@ func TestCommandLineRefusesWithASentence(t *testing.T) {
 		{"an origin with a path", []string{"serve", "--db", db, "--cors-origin", "https://app.example/"}, "--cors-origin https://app.example/: must be an origin such as"},
 		{"an origin of files", []string{"serve", "--db", db, "--cors-origin", "null"}, "--cors-origin null: must be an origin"},
 		{"an origin that is many", []string{"serve", "--db", db, "--cors-origin", "https://*.example"}, "--cors-origin https://*.example: must be one origin"},
-		{"an origin with a port that browsers leave out", []string{"serve", "--db", db, "--cors-origin", "https://app.example:443"}, "--cors-origin https://app.example:443: must be without the port 443, as browsers leave it out"},
+		{"an origin with a port that browsers leave out", []string{"serve", "--db", db, "--cors-origin", "https://app.example:443"}, "--cors-origin https://app.example:443: must not have the port 443, since browsers leave it out"},
 		{"a good origin and a bad one", []string{"serve", "--db", db, "--cors-origin", "https://app.example", "--cors-origin", "app"}, "--cors-origin app: must be an origin"},
 		{"a demo without its tokens", []string{"serve", "--demo", "--no-built-in-tokens", "--issuer", "https://login.example", "--audience", "energy"}, "remove --no-built-in-tokens"},
 		{"an organization that is none", []string{"client", "add", "--org", "x", "--db", db}, "--org must be a UUID of 36 characters, has 1"},

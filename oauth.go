@@ -1,7 +1,7 @@
 package main
 
-// The built-in authorization server: tokens for clients (RFC 6749 §4.4), their
-// revocation (RFC 7009) and the metadata document (RFC 8414).
+// The built-in authorization server: it issues access tokens to clients (RFC 6749 §4.4),
+// revokes them (RFC 7009) and serves its metadata document (RFC 8414).
 
 import (
 	"errors"
@@ -18,17 +18,20 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// The paths, of which the first two are the vendor's, with a slash at the end.
+// The paths of the token endpoint and the revocation endpoint in the vendor's API. There
+// they end in a slash; both are served with it and without it.
 const (
 	tokenPath      = "/oauth2/token"
 	revocationPath = "/oauth2/revoke_token"
 )
 
-// maxTokenRequest is the largest body of a request here, in bytes.
+// maxTokenRequest is the largest body of a token or revocation request, in bytes.
 const maxTokenRequest = 64 << 10
 
-// oauthRequest is the parameters of RFC 6749 §4.4.2 and §2.3.1 and of RFC 7009
-// §2.1; nil where one was not sent. The vendor's examples send them as JSON.
+// oauthRequest holds the parameters of a token request (RFC 6749 §4.4.2) or a revocation
+// request (RFC 7009 §2.1), and the credentials of the client (RFC 6749 §2.3.1). A field is
+// nil if its parameter was not sent. The json tags are there because the vendor's examples
+// send the parameters as JSON, although the RFCs require a form.
 type oauthRequest struct {
 	ClientID     *string `json:"client_id"`
 	ClientSecret *string `json:"client_secret"`
@@ -37,7 +40,7 @@ type oauthRequest struct {
 	Token        *string `json:"token"`
 }
 
-// tokenResponse is RFC 6749 §5.1's.
+// tokenResponse is a successful response of the token endpoint (RFC 6749 §5.1).
 type tokenResponse struct {
 	AccessToken string `json:"access_token"`
 	ExpiresIn   int64  `json:"expires_in"` // seconds
@@ -45,7 +48,7 @@ type tokenResponse struct {
 	Scope       Scopes `json:"scope"`
 }
 
-// postToken is the token endpoint.
+// postToken is the token endpoint: it authenticates the client and issues an access token.
 func (a *api) postToken(x *exchange) (_ response, err error) {
 	defer func() {
 		var refused *oauthError
@@ -82,8 +85,9 @@ func (a *api) postToken(x *exchange) (_ response, err error) {
 	return response{status: http.StatusOK, noStore: true, content: content}, nil
 }
 
-// postRevocation is the revocation endpoint. A token that is unknown is as good as
-// revoked (RFC 7009 §2.2); token_type_hint is of no use here.
+// postRevocation is the revocation endpoint. It responds to an unknown token as to a token
+// that it revoked (RFC 7009 §2.2). It ignores token_type_hint, since there is only one type
+// of token.
 func (a *api) postRevocation(x *exchange) (response, error) {
 	req, client, err := a.clientRequest(x)
 	if err != nil {
@@ -94,15 +98,15 @@ func (a *api) postRevocation(x *exchange) (response, error) {
 	}
 	err = a.store.RevokeToken(hashOf(*req.Token), client.ID)
 	switch {
-	case errors.Is(err, ErrForeign): // as RFC 6749 §5.2 has it for one "issued to another client"
-		return response{}, newOAuthError(http.StatusBadRequest, "invalid_grant", "the token was issued to another client, and stays as it is")
+	case errors.Is(err, ErrForeign): // invalid_grant covers a grant "issued to another client" (RFC 6749 §5.2)
+		return response{}, newOAuthError(http.StatusBadRequest, "invalid_grant", "the token was issued to another client, so it was not revoked")
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return response{}, oauthErrorOf(err)
 	}
 	return response{status: http.StatusOK, noStore: true}, nil
 }
 
-// metadata is RFC 8414 §2's.
+// metadata is the metadata document of an authorization server (RFC 8414 §2).
 type metadata struct {
 	Issuer                string   `json:"issuer"`
 	TokenEndpoint         string   `json:"token_endpoint"`
@@ -110,12 +114,14 @@ type metadata struct {
 	RevocationEndpoint    string   `json:"revocation_endpoint"`
 	RevocationAuthMethods []string `json:"revocation_endpoint_auth_methods_supported"`
 	GrantTypes            []string `json:"grant_types_supported"`
-	// ResponseTypes is empty, as there is no authorization endpoint, and there, as
-	// it is required.
+	// ResponseTypes is empty, since there is no authorization endpoint. It is sent
+	// nevertheless, since RFC 8414 requires it.
 	ResponseTypes []string `json:"response_types_supported"`
 	Scopes        []string `json:"scopes_supported"`
 }
 
+// getMetadata responds with the metadata document. Its URLs begin with the origin of
+// --public-url or, without that flag, with the origin that the request was sent to.
 func (a *api) getMetadata(x *exchange) (response, error) {
 	origin := a.publicURL
 	if origin == "" {
@@ -124,7 +130,7 @@ func (a *api) getMetadata(x *exchange) (response, error) {
 			origin = "https://" + x.r.Host
 		}
 		if _, err := parseOrigin(origin); err != nil {
-			return response{}, &malformed{fault{Parameter: "Host", Detail: "must be a host, and a port if it is not the usual one"}}
+			return response{}, &malformed{fault{Parameter: "Host", Detail: "must be a host name or address, with an optional port"}}
 		}
 	}
 	methods := []string{"client_secret_basic", "client_secret_post"}
@@ -137,8 +143,8 @@ func (a *api) getMetadata(x *exchange) (response, error) {
 	return response{status: http.StatusOK, content: content}, err
 }
 
-// clientRequest reads a request to one of the endpoints and authenticates its
-// client.
+// clientRequest reads a token or revocation request and authenticates its client. All its
+// errors are of type oauthError.
 func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
 	body, err := x.body(maxTokenRequest)
 	if err != nil {
@@ -157,8 +163,8 @@ func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
 	return req, client, err
 }
 
-// authenticate returns the client whose id and secret a request carries, in the
-// Authorization field or in the body, not in both (RFC 6749 §2.3.1).
+// authenticate returns the client whose id and secret the request carries, either in the
+// Authorization field or in the body, but not in both (RFC 6749 §2.3.1).
 func (a *api) authenticate(x *exchange, req oauthRequest) (Client, error) {
 	refused := newOAuthError(http.StatusUnauthorized, "invalid_client", "the client is unknown, or its secret is wrong")
 	refused.header = [2]string{"WWW-Authenticate", "Basic " + realm + `, charset="UTF-8"`}
@@ -171,7 +177,7 @@ func (a *api) authenticate(x *exchange, req oauthRequest) (Client, error) {
 		id, err1 = url.QueryUnescape(id)
 		secret, err2 = url.QueryUnescape(secret)
 		if err1 != nil || err2 != nil {
-			return Client{}, invalidRequest("client id and secret must be percent-encoded inside of Basic")
+			return Client{}, invalidRequest("client id and secret must be percent-encoded in Authorization: Basic")
 		}
 	case x.r.Header.Get("Authorization") == "" && req.ClientID != nil && req.ClientSecret != nil:
 		id, secret = *req.ClientID, *req.ClientSecret
@@ -187,7 +193,9 @@ func (a *api) authenticate(x *exchange, req oauthRequest) (Client, error) {
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return Client{}, oauthErrorOf(err)
 	}
-	// Of an unknown client too, so that it takes the same time.
+	// The secret is compared for an unknown client too, and Store.Client reads a dummy client
+	// for it: so an unknown client takes the same time as a wrong secret, and the time of
+	// the response does not reveal which clients exist.
 	if known := client.HasSecret(hashOf(secret), now); !known || err != nil {
 		if wait := a.throttle.failed(id, from, now); wait > 0 {
 			return Client{}, tooManyFailures(wait)
@@ -207,6 +215,9 @@ func addressOf(r *http.Request) netip.Addr {
 	return from.Addr().Unmap()
 }
 
+// tooManyFailures returns the error for a client that the login throttle makes wait. The
+// wait is rounded up to whole seconds, the unit of Retry-After, so that a client that waits
+// for as long is not refused again.
 func tooManyFailures(wait time.Duration) *oauthError {
 	seconds := strconv.Itoa(int(math.Ceil(wait.Seconds())))
 	e := newOAuthError(http.StatusTooManyRequests, "temporarily_unavailable",
@@ -215,20 +226,23 @@ func tooManyFailures(wait time.Duration) *oauthError {
 	return e
 }
 
+// invalidRequest returns the error for a malformed request (RFC 6749 §5.2).
 func invalidRequest(description string) *oauthError {
 	return newOAuthError(http.StatusBadRequest, "invalid_request", description)
 }
 
-// refuseNull has JSON say no more than a form can. Package json takes null for a pointer.
+// refuseNull makes a JSON null for a parameter an error. A form cannot express null, and
+// package json would treat it like a parameter that is missing.
 var refuseNull = json.WithUnmarshalers(json.UnmarshalFromFunc(func(d *jsontext.Decoder, _ **string) error {
 	if d.PeekKind() == jsontext.KindNull {
-		return errors.New("null is no string")
+		return errors.New("null is not a string")
 	}
-	return errors.ErrUnsupported // to the usual way
+	return errors.ErrUnsupported // let package json unmarshal the string
 }))
 
-// parseOAuthRequest reads a form, or JSON. A parameter without a value is as if
-// it were not there, one that stands twice is refused (RFC 6749 §3.2).
+// parseOAuthRequest parses a body that is a form or a JSON object. It treats a parameter
+// with an empty value as missing, ignores unknown parameters, and returns an error if a
+// parameter appears twice (RFC 6749 §3.2).
 func parseOAuthRequest(contentType string, body []byte) (req oauthRequest, err error) {
 	media, _, err := mime.ParseMediaType(contentType)
 	if err != nil && len(body) > 0 {
