@@ -116,7 +116,7 @@ func TestFileThatIsNoDatabaseOfOursIsLeftAlone(t *testing.T) {
 			name    string
 			content []byte
 			want    string
-		}{fmt.Sprintf("cut off after %d of %d pages", n, pages), sound[:n*pageSize], "is cut off"})
+		}{fmt.Sprintf("cut off after %d of %d pages", n, pages), sound[:n*pageSize], "is truncated"})
 	}
 	for _, tt := range cases {
 		t.Run(tt.name, func(t *testing.T) {
@@ -246,9 +246,9 @@ func TestProgramRefusesAFileThatIsNoneOfItsOwn(t *testing.T) {
 		{"empty", nil, "is an empty file and not a database; remove it, or name another file with --db"},
 		{"text", []byte("energy contracts\n"), "is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
 		{"random bytes", noise, "is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
-		{"another program's", boltFile(t, "things", "a", "b"), "is a bbolt database, but not one of this program (or its root is broken); name another file with --db, or restore a backup"},
+		{"another program's", boltFile(t, "things", "a", "b"), "is a bbolt database, but not one of this program, or its root page is broken; name another file with --db, or restore a backup"},
 		{"a newer version's", boltFile(t, "meta", "format", "energy-contracts/2"), "reads version 1; use the program that wrote it"},
-		{"half a file", sound[:len(sound)/2], fmt.Sprintf("is cut off: it has %d bytes, its meta page says %d; restore a backup", len(sound)/2, len(sound))},
+		{"half a file", sound[:len(sound)/2], fmt.Sprintf("is truncated: it has %d bytes, but its meta page requires %d; restore a backup", len(sound)/2, len(sound))},
 		{"both meta pages broken", changed(changed(sound, pageHeaderSize+40, zeros), pageSize+pageHeaderSize+40, zeros), "both its meta pages are broken; restore a backup"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -1,7 +1,8 @@
 package main
 
 // The store's type, its errors and its buckets: contracts, clients and tokens in one
-// bbolt file. The other files named store_*.go have its methods.
+// bbolt file. Its methods are in the other files named store_*.go, most of which read or
+// write the buckets too.
 
 import (
 	"errors"
@@ -16,30 +17,35 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// What the store's methods return, wrapped, where a caller must branch.
+// Errors that callers of the store's methods tell apart. They may be wrapped.
 var (
-	// ErrNotFound: there is no such contract, client or token.
+	// ErrNotFound is returned when there is no such contract, client or token.
 	ErrNotFound = errors.New("not found")
-	// ErrKeyReused: the idempotency key stands for another request.
+	// ErrKeyReused is returned when the idempotency key was used for another request.
 	ErrKeyReused = errors.New("idempotency key used for another request")
-	// ErrUnavailable: the change is not made, since the disk refuses writes.
+	// ErrUnavailable is returned by a write that was not made because the last commit
+	// failed or the file is damaged, and by a read when the file cannot be opened.
 	ErrUnavailable = errors.New("the store cannot write")
-	// ErrBusy: the change is not made, since too many others wait.
+	// ErrBusy is returned by a write that was not made because the queue stayed full for
+	// queueTimeout.
 	ErrBusy = errors.New("the store has too many writes waiting")
-	// ErrCorrupt: a stored value does not have its checksum.
+	// ErrCorrupt is returned when a stored value does not match its checksum.
 	ErrCorrupt = errors.New("stored value fails its checksum")
-	// ErrExpired: the token was good once.
+	// ErrExpired is returned for a token that was valid and has expired.
 	ErrExpired = errors.New("expired")
-	// ErrForeign: the token is another client's.
+	// ErrForeign is returned for a token that belongs to another client.
 	ErrForeign = errors.New("belongs to another client")
-	// ErrClosed: the store was closed.
+	// ErrClosed is returned when the store was closed before the outcome of the operation
+	// was known.
 	ErrClosed = errors.New("the store is closed")
 )
 
-// errTx wraps what bbolt itself refuses. Nothing of such a transaction stands.
+// errTx wraps an error of bbolt itself inside a transaction. The whole transaction is
+// then rolled back.
 var errTx = errors.New("transaction failed")
 
-// The buckets; the comment of Store says what is in each.
+// The buckets of the file. Store's comment describes their keys and values; buckets lists
+// those that exist in every file.
 var (
 	bucketMeta        = []byte("meta")
 	bucketContracts   = []byte("contracts")
@@ -47,145 +53,191 @@ var (
 	bucketTokens      = []byte("tokens")
 	bucketIdempotency = []byte("idempotency")
 	bucketExpiry      = []byte("expiry")
-	bucketImport      = []byte("import") // there during an import only
+	bucketImport      = []byte("import") // exists only during an import
 	buckets           = [][]byte{bucketMeta, bucketContracts, bucketClients, bucketTokens, bucketIdempotency, bucketExpiry}
 )
 
-// Store is a bbolt file of format version 1:
+// Store keeps contracts, clients and tokens in a bbolt file of format version 1. All its
+// methods but Close may be called from any goroutine.
+//
+// These are the buckets of the file. Parts of a key or value follow each other without a
+// separator, unless one is shown (␀ is a zero byte):
 //
 //	bucket       key                            value
 //	meta         format                         energy-contracts/1
-//	             program                        the version of the program that made the file
-//	contracts    org_id/user_id/contract_id     sum, the contract as it is answered
-//	clients      client_id                      sum, JSON of Client
-//	tokens       SHA-256 of the token           sum, expiry, JSON of Token
-//	idempotency  org_id/user_id/client_id␀key   sum, expiry, SHA-256 of the body, contract_id, document
-//	expiry       expiry, bucket, ␀, key         nothing: where to look for what has expired
-//	import       org_id/user_id/contract_id     line, sum, document: staged, as staging.go says
+//	             program                        version of the program that created the file
+//	             import                         progress of a committed import (see importKey)
+//	contracts    org_id/user_id/contract_id     checksum, document
+//	clients      client_id                      checksum, JSON of Client
+//	tokens       SHA-256 of the token           checksum, expiry, JSON of Token
+//	idempotency  org_id/user_id/client_id␀key   checksum, expiry, SHA-256 of the body, contract_id, document
+//	expiry       expiry, bucket, ␀, key         empty (an index of the values that expire)
+//	import       org_id/user_id/contract_id     line number, checksum, document (see store_import.go)
 //
-// A sum is the XXH64 of key and value, an expiry the seconds since 1970 when the value
-// expires, an expiredKept after which a commit may remove it; both are 8 bytes,
-// big-endian. Keys are canonical: UUIDs in lower case.
+// A document is the JSON of a contract, exactly as responses send it. Keys are canonical:
+// UUIDs are in lower case. Numbers are 8 bytes, big-endian. An expiry is the Unix time in
+// seconds when the value expires; once it is expiredKept in the past, a commit may remove
+// the value (see purge).
 //
-// A write that finds no commit under way makes one; else it waits in a queue, and all
-// that wait share the next one. They are answered when it is synced. Reads copy what
-// they need and leave their transaction before anything else happens; they may see a
-// commit while its last sync is still under way, as bbolt's do.
+// A checksum is the XXH64 of the key and all of the value that follows the checksum, so
+// it detects a change in either. In bucket import it does not cover the line number. The
+// values in buckets meta and expiry have no checksum.
+//
+// Writes use group commit: a write that finds no commit in progress leads one, on the
+// goroutine that called the method. It runs its change and those of the queued writes in
+// one transaction and syncs once for all of them. A write that finds a commit in progress
+// is queued and shares the next one. A write returns when its transaction is synced.
+//
+// Reads run at any time, beside a commit. They copy the data that they need out of their
+// transaction and end it at once. Like any read of bbolt's, they may see a commit whose
+// last sync is still in progress.
+//
+// Locks are taken in this order: ready, committing, reopenLock, beginMu, readers.mu. So no
+// write is made inside view.
 type Store struct {
+	// path is the path of the database file.
 	path string
-	now  func() time.Time
-	log  *slog.Logger
+	// now returns the current time, for expiry.
+	now func() time.Time
+	log *slog.Logger
 
-	queue   chan *write
-	wake    chan struct{} // of the committer: see wakeUp
-	closing chan struct{} // closed by Close
-	stopped chan struct{} // closed by the committer, as its last act
+	// queue holds the writes that wait for a commit.
+	queue chan *write
+	// wake wakes the committer goroutine; see wakeUp.
+	wake chan struct{}
+	// closing is closed by Close.
+	closing chan struct{}
+	// stopped is closed by the committer goroutine when it ends, after the last commit.
+	stopped chan struct{}
 
 	metrics *storeMetrics
-	cache   *tokenCache
-	// importing: there is an Import.
+	// cache holds recently used tokens and when each client was last used.
+	cache *tokenCache
+	// importing is true while there is an Import.
 	importing atomic.Bool
-	// decoy returns a sealed client that nobody is.
+	// dummyClient returns an encoded client, with its checksum, that belongs to nobody.
+	// It is decoded when a client id is unknown, so that this takes as long as for a
+	// known one.
 	dummyClient func() ([]byte, error)
 
-	// gate is held for reading by every read transaction, and for writing while
-	// db is closed and opened again.
+	// reopenLock guards db, file and freeAtOpen. It is held for reading during every read
+	// transaction, and for writing while db is closed and reopened. A commit holds
+	// committing instead, which reopening needs too.
 	reopenLock sync.RWMutex
-	db         *bbolt.DB // nil while the file cannot be opened
-	file       *os.File  // db's own
-	// wantGate: somebody waits to hold gate for writing.
+	// db is nil while the file cannot be opened.
+	db *bbolt.DB
+	// file is db's own open file. Closing db closes it.
+	file *os.File
+	// reopenWanted is true while a goroutine waits for reopenLock to reopen the file. A
+	// long read transaction, such as a backup's, must then end.
 	reopenWanted atomic.Bool
-	// freeAtOpen is how many free pages the file had then: bbolt counts them from the
-	// first commit on.
+	// freeAtOpen is the number of free pages in the file when it was opened. bbolt counts
+	// them only from its first commit on.
 	freeAtOpen uint64
 
+	// readers holds the idle read transactions.
 	readers readers
 
-	// beginMu is held around the start of a read transaction. bbolt takes a lock
-	// of its own there, and never lets go of it when it panics on a meta page that
-	// is gone. Then dead is closed, and db not touched again; so it is when a search
-	// could have no end.
+	// beginMu is held while a read transaction begins. If bbolt panics there, on a meta
+	// page that is gone, it keeps a lock of its own and the next call would deadlock; so
+	// dead is closed before beginMu is released.
 	beginMu sync.Mutex
-	dead    chan struct{}
+	// dead is closed when db must never be used again: a call could deadlock, as described
+	// at beginMu, or a lookup could loop forever because a branch page is broken. Reads and
+	// writes then fail with ErrDamaged until the process ends.
+	dead chan struct{}
 
-	// damaged is set for good by the first broken page: no more writes.
+	// damaged is set when a broken page is found, and never cleared: writes are refused,
+	// since they could break more pages. Reads go on until the store is dead.
 	damaged atomic.Bool
-	// failing: the last commit failed.
+	// failing is true from a failed commit to the next successful one. Unlike damaged, it
+	// means that the disk refuses writes, which may pass.
 	failing atomic.Bool
 
+	// ready is the last result of Ready and when it was determined.
 	ready struct {
 		sync.Mutex
 		at  time.Time
 		err error
 	}
 
-	// committing is held by who makes a commit or mends the file, and for good once
-	// the store is closed.
+	// committing is held by the goroutine that commits or reopens the file. When the store
+	// is closed, the committer goroutine takes it and keeps it.
 	committing sync.Mutex
-	committer  committer
+	// committer is guarded by committing.
+	committer committer
 }
 
-// change is what a write does in its transaction. It changes nothing when it
-// returns an error, unless that is an errTx.
+// change makes the changes of one write in a transaction. If it returns an error, it must
+// have changed nothing, because the transaction is still committed for the other writes
+// of the batch; only after an errTx is it rolled back.
 type change func(*bbolt.Tx) error
 
-// write is one change on its way to the committer.
+// write is a change that waits for its commit.
 type write struct {
 	do    change
-	since time.Time     // it waits
-	err   error         // the outcome, valid when done is closed
+	since time.Time     // when it began to wait
+	err   error         // the outcome, valid once done is closed
 	done  chan struct{} // closed when the outcome is known
 }
 
-// committer is what is remembered of commits that failed.
+// committer is the state that a failed commit leaves for the next one.
 type committer struct {
-	// failures counts the commits that failed since the last that did not.
+	// failures is the number of commits that have failed in a row.
 	failures int
-	// mending: a commit failed, and the file has not been opened again yet.
+	// reopenNeeded is true from a failed commit until the file has been reopened.
 	reopenNeeded bool
-	// pausedUntil: writes are refused without an attempt.
+	// pausedUntil is the time until which writes are refused without an attempt.
 	pausedUntil time.Time
-	// undecided are the writes of a failed commit whose meta page is in the file
-	// and may or may not be on the disk; undecidedTx is its transaction.
+	// inDoubt are the writes of a failed commit whose meta page was, or may have been,
+	// written to the file but perhaps not to disk. Only reopening the file decides whether
+	// they were made; until then their callers wait. inDoubtTx is their transaction's id.
 	inDoubt   []*write
 	inDoubtTx uint64
 }
 
-// reader is a read transaction. One that is not in use is kept for the next view,
-// until a write begins: to begin and end it costs more than a Get does.
+// reader is a read transaction. An idle one is kept for the next view until a write
+// begins, because beginning and ending a transaction takes longer than a Get.
 type reader struct {
 	*bbolt.Tx
-	contracts *bbolt.Cursor // in bucketContracts
-	key       []byte        // room for one, for Get
+	contracts *bbolt.Cursor // in bucketContracts; nil until the first use
+	key       []byte        // buffer for the key in Get
 
-	generation uint64 // readers' when it began
+	generation uint64 // the value of readers.generation when the transaction began
 }
 
-// readers keeps those that are not in use, all of the transaction that stands. A
-// write first ends them: bbolt reuses no page that an open one may need, and waits
-// for all of them when it has to map the file anew.
+// readers holds the idle read transactions, all of which show the last commit. They are
+// ended before each write, for two reasons: bbolt does not reuse a page that an open
+// transaction may read, so the file would grow; and when bbolt must map a larger file, it
+// waits for all open transactions, so an idle one would block it forever.
 type readers struct {
-	mu         sync.Mutex
-	idle       []*reader
-	closed     bool
-	generation uint64 // of what may be kept; a write makes a new one
+	mu   sync.Mutex
+	idle []*reader
+	// closed is true during a write: no reader is kept.
+	closed bool
+	// generation changes when a write begins and when it ends. A reader that began
+	// before the last change may show an older commit and is not kept.
+	generation uint64
 }
 
-// damage turns bbolt's panic on a broken page into an error, and stops writes.
+// markDamaged turns a panic of bbolt's on a broken page into an error that wraps
+// ErrDamaged, and refuses all later writes. The first call logs the panic.
 func (s *Store) markDamaged(p any) error {
 	if s.damaged.CompareAndSwap(false, true) {
-		s.log.Error("the database file is damaged and no longer written to; stop the service, then run check or restore a backup",
+		s.log.Error("the database file is damaged; writes are refused; stop the service, then run check or restore a backup",
 			"file", s.path, "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 	}
 	return fmt.Errorf("%w: %v", ErrDamaged, p)
 }
 
-// giveUp has nobody ask bbolt for anything any more. It is called with beginMu held, once.
-func (s *Store) markDead(why any) error {
-	defer close(s.dead) // when the log has said why
-	return s.markDamaged(why)
+// markDead marks the store damaged and dead, so that no later call uses bbolt. It must be
+// called only once, with beginMu held.
+func (s *Store) markDead(cause any) error {
+	defer close(s.dead) // after the cause is logged
+	return s.markDamaged(cause)
 }
 
+// isDead reports whether db must never be used again.
 func (s *Store) isDead() bool {
 	select {
 	case <-s.dead:

@@ -1,7 +1,6 @@
 package main
 
-// Group commit: every change goes through here, and here is decided what happens when a
-// commit fails.
+// Group commit: every write to the database, and the recovery after a commit that failed.
 
 import (
 	"context"
@@ -14,29 +13,30 @@ import (
 )
 
 const (
-	// queueLength bounds the writes that wait, and so the writes of one commit.
+	// queueLength is the capacity of the queue. A commit takes at most this many writes
+	// from it.
 	queueLength = 1024
-	// queueTimeout is how long a write waits for a place in the queue.
+	// queueTimeout is how long a write waits for room in a full queue before it fails
+	// with ErrBusy.
 	queueTimeout = 5 * time.Second
-	// mendInterval is the time between two attempts to mend a store whose disk
-	// goes on failing.
+	// reopenInterval is the minimum time between two attempts to reopen the database
+	// while reopening fails.
 	reopenInterval = time.Second
-	// failurePause is how long writes are refused after a second failed commit
-	// in a row, so that a full disk does not keep the readers waiting.
+	// failurePause is how long writes are refused after each failed commit but the first
+	// in a row. Each failed commit reopens the file, which blocks all reads, so without
+	// the pause a full disk would keep readers waiting.
 	failurePause = 100 * time.Millisecond
 )
 
-func (w *write) finish(err error) {
-	w.err = err
-	close(w.done)
-}
-
-// update makes a change and returns when it is on disk. The transaction is shared with
-// other changes, which run in the order of their arrival.
+// update runs do in a write transaction and returns when the transaction is synced to
+// disk. The transaction is shared with the other writes of the same batch, which run one
+// after another. A nil error means that the change survives a crash. After ErrBusy,
+// ErrUnavailable or an error of do the change was not made; after ErrClosed, or ErrDamaged
+// without ErrUnavailable, it may have been made.
 func (s *Store) update(do change) error { return s.updateContext(context.Background(), do) }
 
-// updateContext is update, but returns the context's error when the context ends first.
-// The change may still be made after that.
+// updateContext is like update but returns ctx's error when ctx ends first. The change
+// may still be made afterwards.
 func (s *Store) updateContext(ctx context.Context, do change) error {
 	if s.damaged.Load() {
 		return fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged)
@@ -64,9 +64,11 @@ func (s *Store) updateContext(ctx context.Context, do change) error {
 	}
 }
 
-// lead commits a write, and those that wait, on the spot, if no commit is under way and
-// the disk was well the last time: a write that is alone need not wait for the
-// committer to wake up. It returns false if the write is not in any commit yet.
+// leadCommit makes the calling goroutine the group-commit leader if no commit is in
+// progress: it commits the queued writes together with w, so that a lone write need not
+// wait for the committer goroutine to be scheduled. It returns false, without having
+// queued w, if a commit is in progress or the database must be reopened first; reopening
+// is left to the committer goroutine and its pauses.
 func (s *Store) leadCommit(w *write) bool {
 	if !s.committing.TryLock() {
 		return false
@@ -76,14 +78,16 @@ func (s *Store) leadCommit(w *write) bool {
 		return false
 	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	s.commit(append(s.waiting(nil), w))
+	s.commit(append(s.takeQueued(nil), w))
 	if len(s.committer.inDoubt) > 0 {
 		s.wakeUp()
 	}
 	return true
 }
 
-// wakeUp tells the committer that there are writes that wait, or are undecided.
+// wakeUp wakes the committer goroutine: there are queued writes to commit, or writes in
+// doubt for which it must set its retry timer. It never blocks; a wake-up that is already
+// pending serves for this one too.
 func (s *Store) wakeUp() {
 	select {
 	case s.wake <- struct{}{}:
@@ -91,7 +95,8 @@ func (s *Store) wakeUp() {
 	}
 }
 
-// enqueue gives a write to the committer.
+// enqueue adds w to the queue and wakes the committer goroutine. It returns ErrBusy if
+// the queue stays full for queueTimeout.
 func (s *Store) enqueue(ctx context.Context, w *write) error {
 	defer s.wakeUp()
 	select {
@@ -113,8 +118,10 @@ func (s *Store) enqueue(ctx context.Context, w *write) error {
 	}
 }
 
-// commitLoop is the committer: no timer, so that an idle store commits at once
-// and a busy one shares the sync.
+// commitLoop is the committer goroutine. It commits the queued writes that no leader has
+// taken, and reopens the database at intervals while writes are in doubt. It does not
+// delay a commit to gather more writes: an idle store commits at once, and in a busy one
+// the writes that arrive during a commit share the next sync.
 func (s *Store) commitLoop() {
 	defer close(s.stopped)
 	debug.SetPanicOnFault(true)
@@ -125,14 +132,14 @@ func (s *Store) commitLoop() {
 		select {
 		case <-s.wake:
 			s.committing.Lock()
-			batch = s.waiting(batch[:0])
+			batch = s.takeQueued(batch[:0])
 			s.commit(batch)
 		case <-retry:
 			s.committing.Lock()
 			s.reopen()
 		case <-s.closing:
-			s.committing.Lock() // for good: nobody leads a commit any more
-			batch = s.waiting(batch[:0])
+			s.committing.Lock() // never unlocked: no goroutine can lead a commit any more
+			batch = s.takeQueued(batch[:0])
 			s.commit(batch)
 			return
 		}
@@ -144,8 +151,8 @@ func (s *Store) commitLoop() {
 	}
 }
 
-// waiting appends the writes that wait.
-func (s *Store) waiting(batch []*write) []*write {
+// takeQueued moves queued writes to batch, up to queueLength in all, without blocking.
+func (s *Store) takeQueued(batch []*write) []*write {
 	for len(batch) < queueLength {
 		select {
 		case w := <-s.queue:
@@ -157,8 +164,9 @@ func (s *Store) waiting(batch []*write) []*write {
 	return batch
 }
 
-// commit makes the changes of a batch and answers each when it is known to stand
-// or known not to.
+// commit commits a batch and finishes each of its writes once its outcome is certain. If
+// the commit fails, it reopens the database. Writes whose outcome that does not settle
+// stay in doubt, unfinished, until a later reopening succeeds. The caller holds committing.
 func (s *Store) commit(batch []*write) {
 	c := &s.committer
 	if len(batch) == 0 {
@@ -186,7 +194,7 @@ func (s *Store) commit(batch []*write) {
 	case errors.Is(err, ErrDamaged):
 		finish(batch, err)
 	default:
-		s.log.Error("commit failed", "err", err, "transaction", txid, "writes", len(batch))
+		s.log.Error("commit failed; reopening the database", "err", err, "transaction", txid, "writes", len(batch))
 		c.failures++
 		c.reopenNeeded = true
 		s.failing.Store(true)
@@ -202,8 +210,9 @@ func (s *Store) commit(batch []*write) {
 	}
 }
 
-// apply runs the writes of a batch in one transaction and commits it, if there
-// is anything to commit. Each write that succeeded or failed alone has its err.
+// apply runs the writes of a batch in one transaction, and commits it unless every write
+// returned an error. A nil error means that the outcome of each write is in its err. With
+// any other error the transaction failed as a whole; txid is its id.
 func (s *Store) apply(batch []*write) (txid uint64, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -215,7 +224,7 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 	began := time.Now()
 	tx, err := s.db.Begin(true)
 	if err != nil {
-		return math.MaxUint64, err // an id that none reaches
+		return math.MaxUint64, err // nothing was written; no transaction reaches this id
 	}
 	txid = uint64(tx.ID())
 	changed := false
@@ -229,7 +238,8 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 	if !changed {
 		return txid, tx.Rollback()
 	}
-	// More than the batch can have added, so that what expires does not pile up.
+	// A write adds at most one expiring value. Removing up to twice as many keeps expired
+	// values from piling up, and still bounds the work of one commit.
 	if err := purge(tx, s.now().Add(-expiredKept), 2*len(batch)); err != nil {
 		return txid, errors.Join(err, tx.Rollback())
 	}
@@ -239,21 +249,31 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 	return txid, err
 }
 
-// mayStand tells whether the meta page of a failed commit got into the file. If
-// not, the commit is undone for good, whatever becomes of the disk. It is asked
-// before the file is unlocked, so that no other process's commit can be meant.
+// mayBeCommitted reports whether the commit of transaction txid, which failed, may still
+// take effect. It may if its meta page was written to the file, or if the meta pages
+// cannot be read. If the meta page was not written, the transaction is undone for good,
+// even after a crash. It is called while the file is still locked: once the lock is
+// released, another process could commit under the same id.
 func (s *Store) mayBeCommitted(txid uint64) bool {
 	metas, err := readMetas(s.file)
 	return err != nil || currentMeta(metas).txid >= txid
 }
 
-// mend opens the file again after a failed commit, and answers the undecided
-// writes by what stands then. It tells whether the store can write again.
+// reopen closes and reopens the database after a failed commit. It reports whether the
+// store can write again. If it can, the writes in doubt are finished: if the current meta
+// page is that of their transaction or a later one, they were made, else they fail with
+// ErrUnavailable. The caller holds committing.
 //
-// bbolt writes the meta page before the last sync. When that sync fails, the
-// transaction is refused and yet visible, the kernel holds the page for clean
-// though it is not on disk, and the next transaction overwrites pages that what
-// is on disk still needs. Hence openFile with resync.
+// Reopening rewrites both meta pages and syncs (openFile with resync), for this reason.
+// bbolt writes a transaction's meta page first and syncs it second. When that sync fails,
+// the commit returns an error, yet the new meta page is in the kernel's page cache, where
+// reads see it. The kernel may now consider the cached page clean, so that no later sync
+// writes it, and the meta page on disk stays the old one. The next transaction would then
+// overwrite pages that the old meta page still refers to, and a crash would leave a broken
+// database. Rewriting the meta pages makes them dirty again, so that the sync writes them.
+//
+// If that fails too, the file is opened without it, for reads only: writes are refused
+// until a later reopening succeeds.
 func (s *Store) reopen() bool {
 	c := &s.committer
 	s.reopenWanted.Store(true)
@@ -269,16 +289,18 @@ func (s *Store) reopen() bool {
 	txid, err := s.open(checkFile, true)
 	if err != nil {
 		c.pausedUntil = time.Now().Add(reopenInterval)
-		s.log.Error("the disk goes on failing: writes are refused, and tried again in a second at the soonest; see to the disk, no restart is needed",
+		s.log.Error("reopening the database failed, and writes are refused until it succeeds; free space on the disk or repair it; no restart is needed",
 			"err", errors.Join(closeErr, err))
 		if _, err := s.open(checkFile, false); err != nil {
-			s.log.Error("the database cannot be read either", "err", err)
+			s.log.Error("the database cannot be opened for reading either; reads are refused too", "err", err)
 		}
 		return false
 	}
-	s.log.Info("database opened again", "transaction", txid)
+	s.log.Info("database reopened; writes are accepted again", "transaction", txid)
 	c.reopenNeeded, c.pausedUntil = false, time.Time{}
-	s.cache.forgetTokens() // no hook of the undecided writes has run
+	// bbolt runs the OnCommit hooks, which remove revoked tokens from the cache, only
+	// after a commit that succeeded, so not for the writes in doubt.
+	s.cache.forgetTokens()
 	for _, w := range c.inDoubt {
 		if txid < c.inDoubtTx {
 			w.err = ErrUnavailable
@@ -289,6 +311,13 @@ func (s *Store) reopen() bool {
 	return true
 }
 
+// finish sets the outcome of a write and wakes the goroutine that waits for it.
+func (w *write) finish(err error) {
+	w.err = err
+	close(w.done)
+}
+
+// finish finishes all writes of a batch with the same outcome.
 func finish(batch []*write, err error) {
 	for _, w := range batch {
 		w.finish(err)

@@ -13,15 +13,21 @@ import (
 	"go.etcd.io/bbolt"
 )
 
+// expirySize is the size in bytes of an expiry: Unix time in seconds, big-endian.
 const expirySize = 8
 
-// expiredKept is how long what has expired stays in the file. An expired token is
-// still known to have been one, and a clock that is set forward by as much, and back
-// again, takes nothing away before its time.
+// expiredKept is how long an expired value stays in the file. Until then an expired token
+// can be told from an unknown one; and if the clock is set forward by less than this and
+// then back again, no value is lost early.
 const expiredKept = time.Hour
 
-// purge removes what expired until a time, at most n values. A value says itself when
-// it expires; the index only says where to look.
+// purge removes up to n values that expired at or before until, and their entries in the
+// index, bucketExpiry. The index is sorted by expiry, so purge stops at the first later
+// entry and never reads the rest.
+//
+// The index has no checksums, so it only says where to look. A value is removed if its own
+// expiry, which its checksum covers, says so too; if the two differ, only the index entry
+// is removed. A corrupt value is removed, since no request can be answered with it.
 func purge(tx *bbolt.Tx, until time.Time, n int) error {
 	c := tx.Bucket(bucketExpiry).Cursor()
 	for k, _ := c.First(); k != nil && n > 0; k, _ = c.First() {
@@ -37,6 +43,7 @@ func purge(tx *bbolt.Tx, until time.Time, n int) error {
 				}
 			}
 		}
+		// k points into the page that bbolt is about to change.
 		if err := remove(tx, bucketExpiry, bytes.Clone(k)); err != nil {
 			return err
 		}
@@ -45,8 +52,8 @@ func purge(tx *bbolt.Tx, until time.Time, n int) error {
 	return nil
 }
 
-// putExpiring stores a value that expires, at the next whole second, and that purge
-// removes some time later.
+// putExpiring stores a value with its expiry, rounded up to a whole second, and adds it to
+// the index.
 func putExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time, value []byte) error {
 	stamp := binary.BigEndian.AppendUint64(nil, uint64(expires.Add(time.Second-1).Unix()))
 	if err := put(tx, bucket, key, withChecksum(key, append(stamp, value...))); err != nil {
@@ -55,7 +62,7 @@ func putExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time, value []by
 	return put(tx, bucketExpiry, slices.Concat(stamp, bucket, []byte{0}, key), nil)
 }
 
-// removeExpiring removes a value before its time.
+// removeExpiring removes a value and its index entry. expires is as getExpiring returned it.
 func removeExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time) error {
 	if err := remove(tx, bucket, key); err != nil {
 		return err
@@ -64,8 +71,10 @@ func removeExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time) error {
 	return remove(tx, bucketExpiry, slices.Concat(stamp, bucket, []byte{0}, key))
 }
 
-// getExpiring returns a value and when it expires, which may be long ago, or
-// ErrNotFound. The value dies with the transaction.
+// getExpiring returns a value, without its checksum and expiry, and its expiry. It also
+// returns values that have expired and are not yet purged. It returns ErrNotFound if there
+// is no value, and ErrCorrupt if it, or a neighbor of a missing one, fails its checksum.
+// The value is valid only during the transaction.
 func getExpiring(tx *bbolt.Tx, bucket, key []byte) ([]byte, time.Time, error) {
 	value, err := seek(tx.Bucket(bucket).Cursor(), key)
 	if err != nil {
@@ -81,6 +90,7 @@ func getExpiring(tx *bbolt.Tx, bucket, key []byte) ([]byte, time.Time, error) {
 	return b[expirySize:], expiryOf(b), nil
 }
 
+// expiryOf returns the expiry that b begins with.
 func expiryOf(b []byte) time.Time {
 	return time.Unix(int64(binary.BigEndian.Uint64(b)), 0)
 }

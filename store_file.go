@@ -1,6 +1,6 @@
 package main
 
-// Opening the store's bbolt file: creating it, checking its format, mapping it.
+// The store's bbolt file: checking its format, opening it and creating it.
 
 import (
 	"errors"
@@ -14,31 +14,34 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// formatKey in bucketMeta says what the file is and in which form: programName, a
-// slash, formatVersion. A program refuses a version that it does not know, and says
-// what is under programKey: the version of the program that gave the file its form,
-// and so one that reads it.
 const (
-	formatKey     = "format"
-	programKey    = "program"
+	// formatKey is the key in bucketMeta of programName, a slash and the format version.
+	// A file of another version than formatVersion is refused.
+	formatKey = "format"
+	// programKey is the key in bucketMeta of the version of the program that created the
+	// file, and so of one that can read it. The error for another format version names it.
+	programKey = "program"
+	// formatVersion is the format version that this program reads and writes.
 	formatVersion = 1
 )
 
-// checkFile compares the file with the meta page that stands: its length, and
-// that it is a file in our format.
+// checkFile checks that the file is as long as m, its current meta page, requires, and
+// that it is in the format of this program. The error completes a sentence that begins
+// with the name of the file.
 func checkFile(f *os.File, m meta) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	if want := int64(m.pages) * m.pageSize; info.Size() < want {
-		return fmt.Errorf("is cut off: it has %d bytes, its meta page says %d; restore a backup", info.Size(), want)
+		return fmt.Errorf("is truncated: it has %d bytes, but its meta page requires %d; restore a backup", info.Size(), want)
 	}
 	leaf, err := rootLeaf(f, m, bucketMeta)
 	if err != nil {
 		return err
 	}
-	// A bucket this small stands inline in its parent, as a page of its own.
+	// A bucket this small is inline: the value of its element in the root is a header and
+	// then a leaf page.
 	var format, program []byte
 	if inline := leafValue(leaf, bucketMeta); len(inline) > bucketHeaderSize {
 		format = leafValue(inline[bucketHeaderSize:], []byte(formatKey))
@@ -48,7 +51,7 @@ func checkFile(f *os.File, m meta) error {
 	n, err := strconv.Atoi(version)
 	switch {
 	case name != programName || err != nil:
-		return errors.New("is a bbolt database, but not one of this program (or its root is broken); name another file with --db, or restore a backup")
+		return errors.New("is a bbolt database, but not one of this program, or its root page is broken; name another file with --db, or restore a backup")
 	case n != formatVersion:
 		reader := "the program that wrote it"
 		if program != nil {
@@ -59,17 +62,19 @@ func checkFile(f *os.File, m meta) error {
 	return nil
 }
 
-// initialMmapSize lets the file grow to 1 GiB before bbolt must map it anew,
-// for which it waits for every open read transaction. It is address space,
+// initialMmapSize is the size in bytes to which the file can grow before bbolt must map it
+// again, for which it waits until all open read transactions end. It takes address space,
 // not memory.
 const initialMmapSize = 1 << 30
 
-// open opens the file, which openFile checks and, with resync, syncs first. It
-// returns the id of the transaction that stands. When it fails, db is nil.
+// open opens the file with openFile, which runs check and, with resync, rewrites and syncs
+// the meta pages before bbolt maps the file. It returns the id of the last committed
+// transaction. If it fails, db is nil. Unless the store is new, the caller holds committing
+// and reopenLock.
 func (s *Store) open(check func(*os.File, meta) error, resync bool) (txid uint64, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		if p := recover(); p != nil { // the freelist's page
+		if p := recover(); p != nil { // bbolt panics on a broken freelist page
 			s.file.Close()
 			err = fmt.Errorf("database %s: %w: %v; restore a backup", s.path, ErrDamaged, p)
 		}
@@ -98,8 +103,8 @@ func (s *Store) open(check func(*os.File, meta) error, resync bool) (txid uint64
 	return txid, nil
 }
 
-// openReadOnly opens a file for reading that checkFile has passed. Closing it closes
-// f, and so does its error.
+// openReadOnly opens f, which checkFile has accepted, as a read-only database. It takes
+// over f: closing the database closes f, and if openReadOnly fails, f is closed too.
 func openReadOnly(f *os.File) (_ *bbolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -117,8 +122,9 @@ func openReadOnly(f *os.File) (_ *bbolt.DB, err error) {
 	})
 }
 
-// create makes the file, so that a start that is cut short leaves none, and two
-// starts make one.
+// create creates an empty database at path. It does so under a temporary name first, so
+// that an interrupted start leaves no incomplete file. If another process creates the
+// file at the same time, the one that comes second leaves the first one's file alone.
 func create(path string) error {
 	f, err := createAtomicDB(path)
 	if err != nil {

@@ -13,13 +13,14 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Open opens the database file at path, or makes it if there is nothing. The
-// error says what is wrong with the file, and leaves it as it was; it wraps
-// ErrInUse when another process has it.
+// Open opens the database file at path, and creates it if it does not exist. It also
+// finishes or drops an import that the last process did not complete. A file that fails
+// the checks is left unchanged, and the error describes its fault. The error wraps ErrInUse
+// when another process has the file open.
 func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	if !exists(path) {
 		if err := create(path); err != nil {
-			return nil, fmt.Errorf("create database %s: %w; name a file in a directory where this account may make one with --db", path, err)
+			return nil, fmt.Errorf("create database %s: %w; with --db, name a file in a directory where this account may create files", path, err)
 		}
 	}
 	s := &Store{
@@ -37,12 +38,12 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	s.dummyClient = sync.OnceValues(func() ([]byte, error) {
 		return encodeClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()})
 	})
-	surveyed := false
+	checked := false // all pages of the file
 	check := func(f *os.File, m meta) (err error) {
 		if err := checkFile(f, m); err != nil {
 			return err
 		}
-		surveyed, err = checkSmallFile(f, m)
+		checked, err = checkSmallFile(f, m)
 		return err
 	}
 	if _, err := s.open(check, true); err != nil {
@@ -50,20 +51,21 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	}
 	go s.commitLoop()
 	go s.recordLoop()
-	if !surveyed {
+	if !checked {
 		go s.checkBranches()
 	}
 	if err := s.settleImport(); err != nil {
-		return nil, errors.Join(fmt.Errorf("an import that was cut short is still in %s: %w", path, err), s.Close())
+		return nil, errors.Join(fmt.Errorf("database %s contains an interrupted import, which could not be finished or dropped: %w; the log has the cause", path, err), s.Close())
 	}
 	return s, nil
 }
 
-// survey looks at the branch pages of a large file, and gives it up when one is broken: a
-// search in it may have no end, which nothing but the end of the process would stop.
+// checkBranches checks the branch pages of a large file in the background, while serving.
+// If one is broken, it marks the store dead: a lookup could follow the broken page in
+// circles forever, and only the end of the process would stop it.
 func (s *Store) checkBranches() {
 	var first firstFault
-	goOn := func(int64) error {
+	progress := func(int64) error { // ends the check when the store is closed
 		select {
 		case <-s.closing:
 			return ErrClosed
@@ -74,7 +76,7 @@ func (s *Store) checkBranches() {
 	err := s.view(func(r *reader) error {
 		var roots []uint64
 		err := r.ForEach(func(_ []byte, b *bbolt.Bucket) error {
-			if root := b.Root(); root != 0 { // else it is inside of its parent
+			if root := b.Root(); root != 0 { // 0 is an inline bucket, which has no pages
 				roots = append(roots, uint64(root))
 			}
 			return nil
@@ -83,19 +85,21 @@ func (s *Store) checkBranches() {
 			return err
 		}
 		pageSize := int64(s.db.Info().PageSize)
-		return checkBranches(s.file, pageSize, uint64(r.Size()/pageSize), roots, first.found, goOn)
+		return checkBranches(s.file, pageSize, uint64(r.Size()/pageSize), roots, first.found, progress)
 	})
 	if err != nil && !errors.Is(err, ErrClosed) {
-		s.log.Warn("the branch pages of the database were not looked at", "err", err)
+		s.log.Warn("the branch pages of the database could not be checked; stop the service and run check", "err", err)
 	}
 	s.beginMu.Lock()
 	defer s.beginMu.Unlock()
 	if err := first.err(); err != nil && !s.isDead() {
-		_ = s.markDead(err) // which the log has
+		_ = s.markDead(err) // it is logged
 	}
 }
 
-// Close commits what waits, and closes the file. No method may be called after.
+// Close commits the queued writes and closes the file. Writes in doubt fail with ErrClosed.
+// No method may be called after Close. If the file is damaged or the store is
+// dead, the file stays open until the process ends.
 func (s *Store) Close() error {
 	s.recordUses(recordInterval)
 	close(s.closing)
@@ -105,7 +109,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	if s.damaged.Load() {
-		return nil // bbolt may hold a lock for good; the process's end closes the file
+		return nil // after a panic bbolt may still hold a lock, and closing would deadlock
 	}
 	s.reopenLock.Lock()
 	defer s.reopenLock.Unlock()

@@ -9,40 +9,15 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// take returns a reader that is not in use, or nil and the generation of a new one.
-func (rs *readers) take() (r *reader, generation uint64) {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	if n := len(rs.idle); n > 0 {
-		r, rs.idle = rs.idle[n-1], rs.idle[:n-1]
-	}
-	return r, rs.generation
-}
-
-// keep keeps a reader for the next view, or returns false if it is to be ended.
-func (rs *readers) keep(r *reader) bool {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	if rs.closed || r.generation != rs.generation {
-		return false
-	}
-	rs.idle = append(rs.idle, r)
-	return true
-}
-
-// count is how many are kept.
-func (rs *readers) count() int {
-	rs.mu.Lock()
-	defer rs.mu.Unlock()
-	return len(rs.idle)
-}
-
-// view runs fn in a read transaction. fn copies what it needs: bbolt's bytes are
-// the mapped file, and gone with the transaction.
+// view runs fn in a read transaction. fn must copy the data that it needs: bbolt's slices
+// point into the mapped file and are valid only during the transaction. fn must not write
+// to the store. If bbolt panics on a broken page, view returns an error that wraps
+// ErrDamaged.
 func (s *Store) view(fn func(*reader) error) (err error) {
 	s.reopenLock.RLock()
 	defer s.reopenLock.RUnlock()
-	// A file that was cut off while it is mapped is a fault, not a panic.
+	// If the mapped file is truncated, reading beyond its end is a memory fault, which
+	// would end the process. Make it a panic.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	r, err := s.begin()
 	if err != nil {
@@ -63,6 +38,7 @@ func (s *Store) view(fn func(*reader) error) (err error) {
 	return fn(r)
 }
 
+// begin returns an idle reader or begins a new one.
 func (s *Store) begin() (*reader, error) {
 	if s.isDead() {
 		return nil, ErrDamaged
@@ -78,6 +54,7 @@ func (s *Store) begin() (*reader, error) {
 	return &reader{Tx: tx, generation: generation}, nil
 }
 
+// beginTx begins a read transaction. If bbolt panics, it marks the store dead; see beginMu.
 func (s *Store) beginTx() (tx *bbolt.Tx, err error) {
 	s.beginMu.Lock()
 	defer s.beginMu.Unlock()
@@ -99,15 +76,46 @@ func (s *Store) beginTx() (tx *bbolt.Tx, err error) {
 	return tx, nil
 }
 
-// rollback ends a read transaction. It does not take beginMu: bbolt may be about to map
-// the file anew, which waits for this transaction, and begin for that.
+// rollback ends a read transaction. It does not take beginMu, which would deadlock when
+// bbolt maps a larger file: the goroutine that holds beginMu waits for the mapping, and
+// the mapping waits for this transaction to end.
 func (s *Store) rollback(r *reader) {
 	if !s.isDead() {
 		_ = r.Rollback() // cannot fail
 	}
 }
 
-// endReaders ends the readers that are not in use, and has none kept until keepReaders.
+// take returns an idle reader, or nil and the generation that a new reader belongs to.
+func (rs *readers) take() (r *reader, generation uint64) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if n := len(rs.idle); n > 0 {
+		r, rs.idle = rs.idle[n-1], rs.idle[:n-1]
+	}
+	return r, rs.generation
+}
+
+// keep stores r as idle for the next view. It returns false if the caller must end r
+// instead, because a write is in progress or has begun since r did.
+func (rs *readers) keep(r *reader) bool {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if rs.closed || r.generation != rs.generation {
+		return false
+	}
+	rs.idle = append(rs.idle, r)
+	return true
+}
+
+// count returns the number of idle readers.
+func (rs *readers) count() int {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	return len(rs.idle)
+}
+
+// endReaders ends the idle readers. Until keepReaders is called, readers in use are ended
+// after their view. See readers for the reason.
 func (s *Store) endReaders() {
 	s.readers.mu.Lock()
 	idle := s.readers.idle
@@ -119,6 +127,8 @@ func (s *Store) endReaders() {
 	}
 }
 
+// keepReaders lets readers that begin from now on be kept as idle. Those that began before
+// may show an older commit.
 func (s *Store) keepReaders() {
 	s.readers.mu.Lock()
 	defer s.readers.mu.Unlock()
