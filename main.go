@@ -1,14 +1,20 @@
-// Energy-contracts serves a partner API's energy contracts from one binary: what
-// a user of an organization pays for electricity.
+// Energy-contracts serves the energy contracts of a partner API from one program and one database
+// file. An energy contract states what a user of an organization pays for electricity.
 //
-// Calls run one way: main.go and the files of the commands (clients.go, backup.go,
-// check.go, export.go, import.go) read the command line and wire, with control.go
-// between a command and a running server; handler.go, oauth.go and docs.go have the
-// endpoints, with cors.go before them, on top of exchange.go (one request and its
-// answer), auth.go, issuer.go, guessing.go, condition.go, idempotency.go and
-// problem.go; parse.go and validate.go turn bodies into the contracts of model.go;
-// store.go keeps them, with tokens.go, commit.go, staging.go, maintenance.go, dbfile.go
-// and pages.go, and knows nothing of HTTP.
+// The files form layers. Each layer calls only those below it:
+//
+//   - main.go and the commands (cmd_*.go) read the command line and connect the other layers.
+//   - The control socket (control*.go) is how a command uses the database of a running server.
+//   - The handlers (handler.go, docs.go, oauth.go) serve the endpoints of the API. They share the
+//     router and the exchange of request and response (router.go, exchange.go, problem.go), the
+//     authorization (auth.go, issuer.go, throttle.go), and the request fields (conditions.go,
+//     idempotency.go, cors.go).
+//   - The validation (validate.go, parse.go) turns a request body into a contract.
+//   - The store (store*.go) keeps contracts, clients and tokens. It knows nothing of HTTP.
+//   - bolt_*.go reads and checks the pages of bbolt's file, where bbolt itself does not.
+//   - The model and the faults (model.go, fault.go) are the types that all layers share.
+//
+// CONTRIBUTING.md lists all files in this order, and a test checks that the list is complete.
 package main
 
 import (
@@ -27,10 +33,10 @@ import (
 )
 
 func main() {
-	uuid.EnableRandPool() // ids are no secrets, and each would be a system call
-	syscall.Umask(0o077)  // what the program makes is its user's alone
+	uuid.EnableRandPool() // saves a system call for each id; ids are not secret, so a pool is safe
+	syscall.Umask(0o077)  // only the user that runs the program may use the files it creates
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+	context.AfterFunc(ctx, stop) // so that a second signal ends the process at once
 	level := new(slog.LevelVar)
 	a := &app{
 		stdout:    os.Stdout,
@@ -51,21 +57,21 @@ func main() {
 	}
 }
 
-// cli is the command line. A flag is an environment variable too, but for those that
-// are for one run of a command.
+// cli is the command line. Each flag can also be set by an environment variable, except the flags
+// that only make sense for a single run of a command.
 type cli struct {
-	Serve   serveCmd   `cmd:"" help:"Serve the API until a signal ends it."`
-	Client  clientCmd  `cmd:"" help:"Manage the clients that may get tokens, beside a running server or without one."`
-	Backup  backupCmd  `cmd:"" help:"Copy the database to a file, beside a running server or without one."`
-	Restore restoreCmd `cmd:"" help:"Put a backup in the place of the database. No server may run."`
-	Check   checkCmd   `cmd:"" help:"Look for faults in the database, beside a running server or without one."`
-	Compact compactCmd `cmd:"" help:"Rewrite the database without its free pages. No server may run."`
-	Export  exportCmd  `cmd:"" help:"Write contracts as JSON Lines, beside a running server or without one."`
-	Import  importCmd  `cmd:"" help:"Store the contracts of an export, all or none, beside a running server or without one."`
+	Serve   serveCmd   `cmd:"" help:"Serve the API until SIGINT or SIGTERM."`
+	Client  clientCmd  `cmd:"" help:"Manage the clients that may get tokens. Works with and without a running server."`
+	Backup  backupCmd  `cmd:"" help:"Copy the database to a file. Works with and without a running server."`
+	Restore restoreCmd `cmd:"" help:"Replace the database with a backup. Stop the server first."`
+	Check   checkCmd   `cmd:"" help:"Check the database for damage. Works with and without a running server."`
+	Compact compactCmd `cmd:"" help:"Rewrite the database without its free pages, so that the file is smaller. Stop the server first."`
+	Export  exportCmd  `cmd:"" help:"Write contracts as JSON Lines. Works with and without a running server."`
+	Import  importCmd  `cmd:"" help:"Store the contracts of an export, all or none. Works with and without a running server."`
 	Version versionCmd `cmd:"" help:"Print the version, the commit and the Go version of this program."`
 }
 
-// run does what the command line says.
+// run parses the command line and runs its command.
 func (a *app) run(ctx context.Context, args []string) error {
 	parser, err := kong.New(&cli{},
 		kong.Name(programName),
