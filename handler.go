@@ -1,7 +1,7 @@
 package main
 
-// The contract endpoints and the routes of the API. A handler reads like the
-// specification and returns a response or an error.
+// The routes of the API and the handlers of the contract endpoints. A handler returns a response
+// or an error; exchange.go and problem.go turn both into HTTP.
 
 import (
 	"errors"
@@ -14,13 +14,14 @@ import (
 	"time"
 )
 
+// newAPI returns the API on a store, with all its endpoints registered.
 func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSettings) (*api, error) {
 	v, err := newValidator()
 	if err != nil {
 		return nil, err
 	}
 	a := &api{
-		endpoints:   newEndpoints(log, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and "+docsPath+" describes all."),
+		endpoints:   newEndpoints(log, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and "+docsPath+" describes the API."),
 		apiSettings: settings, store: store, validator: v, now: now, throttle: newLoginThrottle(),
 	}
 	a.metrics = newAPIMetrics()
@@ -48,7 +49,7 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 		}
 	}
 	if a.builtInTokens {
-		for _, slash := range []string{"", "/"} { // httprouter would redirect
+		for _, slash := range []string{"", "/"} { // two paths for httprouter, since newEndpoints disables its redirects
 			a.public(http.MethodPost, tokenPath+slash, a.postToken)
 			a.public(http.MethodPost, revocationPath+slash, a.postRevocation)
 		}
@@ -56,13 +57,14 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 	return a, nil
 }
 
-// target is what the path of a contract endpoint names, and who asks.
+// target is the contract, or the collection of contracts, that a request is for.
 type target struct {
-	Key    // Contract is "" for the collection
-	client string
+	Key           // Contract is "" for the collection
+	client string // the id of the client that sent the request
 }
 
-// contract registers an endpoint that needs a token with a scope.
+// contract registers a contract endpoint, which requires a token with the scopes of need for the
+// organization in the path. Before it calls serve it checks the token and the ids in the path.
 func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange, target) (response, error)) {
 	a.handle(method, pattern, func(x *exchange, ps params) (response, error) {
 		token, err := a.authorize(x, need, ps.ByName("org_id"))
@@ -90,6 +92,7 @@ func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange
 	})
 }
 
+// getContract returns a contract, or a 304 without content if If-None-Match has its entity tag.
 func (a *api) getContract(x *exchange, t target) (response, error) {
 	pre, err := parsePreconditions(x.r.Header)
 	if err != nil {
@@ -107,7 +110,8 @@ func (a *api) getContract(x *exchange, t target) (response, error) {
 	return response{status: http.StatusOK, etag: etag(version), content: doc}, nil
 }
 
-// current gets a contract into buf and checks the preconditions against it.
+// current reads a contract into buf and checks the preconditions against it. It returns
+// ErrNotFound, or the error of a precondition that is false, then with the contract's version.
 func (a *api) current(buf *buffer, k Key, pre preconditions) ([]byte, Version, error) {
 	doc, version, err := a.store.Get(buf.b[:0], k)
 	buf.b = doc
@@ -120,6 +124,8 @@ func (a *api) current(buf *buffer, k Key, pre preconditions) ([]byte, Version, e
 	return doc, version, err
 }
 
+// listContracts returns a range of a user's contracts as a JSON array, in the order of their ids.
+// An array too long for one read of the store is sent in parts, so that its memory is bounded.
 func (a *api) listContracts(x *exchange, t target) (response, error) {
 	r, err := parseRange(x.r.URL.RawQuery)
 	if err != nil {
@@ -132,18 +138,19 @@ func (a *api) listContracts(x *exchange, t target) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	ans := response{status: http.StatusOK, content: page.Documents}
+	resp := response{status: http.StatusOK, content: page.Documents}
 	if page.Last != "" {
-		// A path and query, so that it is right behind any proxy (RFC 8288 §3.1).
+		// A path and a query without an origin (RFC 8288 §3.1), since a proxy may serve the API
+		// under another origin.
 		next := url.URL{Path: x.r.URL.Path, RawQuery: url.Values{"after": {string(page.Last)}, "limit": {strconv.Itoa(r.Limit)}}.Encode()}
-		ans.link = "<" + next.String() + `>; rel="next"`
+		resp.link = "<" + next.String() + `>; rel="next"`
 	}
 	if !page.More {
 		buf.b = append(buf.b, ']')
-		ans.content = buf.b
-		return ans, nil
+		resp.content = buf.b
+		return resp, nil
 	}
-	ans.more = func(b []byte) ([]byte, error) {
+	resp.more = func(b []byte) ([]byte, error) {
 		if !page.More {
 			return nil, nil
 		}
@@ -152,7 +159,7 @@ func (a *api) listContracts(x *exchange, t target) (response, error) {
 			return nil, err
 		}
 		b = page.Documents
-		if len(b) == 1 { // the rest was deleted meanwhile
+		if len(b) == 1 { // nothing but the comma: the remaining contracts were deleted meanwhile
 			b = b[:0]
 		}
 		if !page.More {
@@ -160,14 +167,15 @@ func (a *api) listContracts(x *exchange, t target) (response, error) {
 		}
 		return b, nil
 	}
-	return ans, nil
+	return resp, nil
 }
 
-// parseRange reads limit and after. It returns a *malformed or an *invalid.
+// parseRange reads the query parameters limit and after, and ignores others. It returns a
+// *malformed for a query that cannot be parsed, and an *invalid for values that are not allowed.
 func parseRange(query string) (r Range, err error) {
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return r, &malformed{fault{Parameter: "query", Detail: "is not percent-encoded as a URL is"}}
+		return r, &malformed{fault{Parameter: "query", Detail: "is not valid; percent-encode its values"}}
 	}
 	var faults invalid
 	for _, name := range []string{"limit", "after"} {
@@ -188,9 +196,11 @@ func parseRange(query string) (r Range, err error) {
 	return r, faults.err()
 }
 
-// maxLimit is the most contracts that a client may ask for at once.
+// maxLimit is the maximum of the query parameter limit.
 const maxLimit = 1000
 
+// postContract stores a new contract. With an Idempotency-Key that the client has used in the last
+// 24 hours, it returns the first response again and stores nothing.
 func (a *api) postContract(x *exchange, t target) (response, error) {
 	if err := checkMediaType(x.r.Header, "application/json"); err != nil {
 		return response{}, err
@@ -202,7 +212,7 @@ func (a *api) postContract(x *exchange, t target) (response, error) {
 	if key != "" {
 		done, ok := a.inFlight.begin(string(t.Org+"/"+t.User+"/") + t.client + "\x00" + key)
 		if !ok {
-			return response{}, newProblem(http.StatusConflict, "A request with this Idempotency-Key is still running; send it again when that one is answered.").with("Retry-After", retryAfter)
+			return response{}, newProblem(http.StatusConflict, "A request with this Idempotency-Key is still in progress; send this one again when it has ended.").with("Retry-After", retryAfter)
 		}
 		defer done()
 	}
@@ -229,10 +239,12 @@ func (a *api) postContract(x *exchange, t target) (response, error) {
 		return response{}, err
 	}
 	t.Contract = created.ID
-	// The source says 200, where another API would say 201.
+	// The vendor's specification has 200 here, where 201 would be usual.
 	return response{status: http.StatusOK, etag: etag(created.Version), location: location(t.Key), content: created.Document}, nil
 }
 
+// putContract replaces a contract. With If-None-Match: * it creates the contract under the id in
+// the path, and responds with a 201. Without it, a contract that does not exist is a 404.
 func (a *api) putContract(x *exchange, t target) (response, error) {
 	body, err := a.content(x, "application/json")
 	if err != nil {
@@ -271,9 +283,13 @@ func (a *api) putContract(x *exchange, t target) (response, error) {
 	return response{status: http.StatusOK, etag: etag(version), content: doc}, nil
 }
 
-// errChanged: another write came between reading a contract and patching it.
+// errChanged is returned by the condition of a patch when another request changed the contract
+// after it was read.
 var errChanged = errors.New("changed meanwhile")
 
+// patchContract applies a JSON Merge Patch (RFC 7396) to a contract. It computes the patched
+// document outside of the store's transaction, and starts again with a fresh copy if another
+// request changed the contract in between. The preconditions are checked against each copy.
 func (a *api) patchContract(x *exchange, t target) (response, error) {
 	body, err := a.content(x, mergePatchType)
 	if err != nil {
@@ -320,6 +336,7 @@ func (a *api) patchContract(x *exchange, t target) (response, error) {
 	}
 }
 
+// deleteContract deletes a contract.
 func (a *api) deleteContract(x *exchange, t target) (response, error) {
 	pre, err := parsePreconditions(x.r.Header)
 	if err != nil {
@@ -337,15 +354,17 @@ func (a *api) deleteContract(x *exchange, t target) (response, error) {
 	return response{status: http.StatusNoContent}, err
 }
 
+// getHealth responds with a 200 as long as the process serves requests. It does not use the store.
 func (a *api) getHealth(*exchange) (response, error) {
 	return response{status: http.StatusOK, content: []byte(`{"status":"ok"}`)}, nil
 }
 
+// getReady responds with a 200 if the store accepts writes, else with a 503.
 func (a *api) getReady(x *exchange) (response, error) {
 	return response{status: http.StatusOK, content: []byte(`{"status":"ready"}`)}, a.store.Ready()
 }
 
-// content reads a body of a media type. The caller frees it.
+// content checks the media type of a request and reads its body, which the caller must free.
 func (a *api) content(x *exchange, mediaType string) (*buffer, error) {
 	if err := checkMediaType(x.r.Header, mediaType); err != nil {
 		return nil, err
@@ -353,14 +372,16 @@ func (a *api) content(x *exchange, mediaType string) (*buffer, error) {
 	return x.body(a.maxBody)
 }
 
+// checkMediaType returns a 415 unless the content is of the media type want, in UTF-8 and without
+// a content coding.
 func checkMediaType(h http.Header, want string) error {
-	is := h.Get("Content-Type")
-	media, params, err := mime.ParseMediaType(is)
+	got := h.Get("Content-Type")
+	media, params, err := mime.ParseMediaType(got)
 	charset := params["charset"]
 	if err != nil || media != want || charset != "" && !strings.EqualFold(charset, "utf-8") {
 		sent := "missing"
-		if is != "" {
-			sent = quoted(is)
+		if got != "" {
+			sent = quoted(got)
 		}
 		p := newProblem(http.StatusUnsupportedMediaType, "Content-Type must be "+want+" in UTF-8, is "+sent+".")
 		if want == mergePatchType {
@@ -375,11 +396,12 @@ func checkMediaType(h http.Header, want string) error {
 	return nil
 }
 
-// location is the path of a contract.
+// location returns the path of a contract.
 func location(k Key) string {
 	return strings.NewReplacer(":org_id", string(k.Org), ":user_id", string(k.User), ":energy_contract_id", string(k.Contract)).Replace(contractPath)
 }
 
+// The patterns of the contract endpoints, in the syntax of httprouter.
 const (
 	contractsPath = "/api/partners/v2.0/org/:org_id/users/:user_id/energy-contracts"
 	contractPath  = contractsPath + "/:energy_contract_id"

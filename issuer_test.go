@@ -342,7 +342,7 @@ func TestIssuerIsTheOnlyOneWithoutBuiltInTokens(t *testing.T) {
 				return
 			}
 			p := wantProblem(t, resp, got, 404)
-			if want := "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and /api/partners/v2.0/docs describes all."; p.Detail != want {
+			if want := "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and /api/partners/v2.0/docs describes the API."; p.Detail != want {
 				t.Errorf("detail %q, want %q", p.Detail, want)
 			}
 		})

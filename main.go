@@ -1,19 +1,20 @@
-// Energy-contracts serves the energy contracts of a partner API from one binary and one
-// file: the prices that a user of an organization pays for electricity.
+// Energy-contracts serves the energy contracts of a partner API from one program and one database
+// file. An energy contract states what a user of an organization pays for electricity.
 //
-// The program is one package of layers. A file uses only files of its own layer below it,
-// and of the layers below:
+// The files form layers. Each layer calls only those below it:
 //
-//   - main.go and cmd_*.go: the command line and its commands
-//   - control_*.go: the control socket, between a command and a running server
-//   - handler.go, docs.go, auth.go, oauth.go, issuer.go and the files below them: HTTP
-//   - validate.go and parse.go: from the bytes of a request to a valid contract
-//   - store_*.go and store.go: contracts, clients and tokens in a bbolt file; they know
-//     nothing of HTTP
-//   - bolt_*.go: the bytes of that file, as far as bbolt must not see them unchecked
-//   - model.go and fault.go: the types that all layers share
+//   - main.go and the commands (cmd_*.go) read the command line and connect the other layers.
+//   - The control socket (control*.go) is how a command uses the database of a running server.
+//   - The handlers (handler.go, docs.go, oauth.go) serve the endpoints of the API. They share the
+//     router and the exchange of request and response (router.go, exchange.go, problem.go), the
+//     authorization (auth.go, issuer.go, throttle.go), and the request fields (conditions.go,
+//     idempotency.go, cors.go).
+//   - The validation (validate.go, parse.go) turns a request body into a contract.
+//   - The store (store*.go) keeps contracts, clients and tokens. It knows nothing of HTTP.
+//   - bolt_*.go reads and checks the pages of bbolt's file, where bbolt itself does not.
+//   - The model and the faults (model.go, fault.go) are the types that all layers share.
 //
-// CONTRIBUTING.md lists the files in their order, and a test holds it.
+// CONTRIBUTING.md lists all files in this order, and a test checks that the list is complete.
 package main
 
 import (
@@ -34,13 +35,13 @@ import (
 
 // main runs the command line and exits with status 1 if that fails.
 func main() {
-	uuid.EnableRandPool() // ids are not secret, and each would cost a system call
+	uuid.EnableRandPool() // saves a system call for each id; ids are not secret, so a pool is safe
 	if os.Getenv("GOGC") == "" {
-		// A server's heap is about 4 MB, which the default percent of 100 would collect 75
+		// The heap of a server is about 4 MB. With the default of 100 it would be collected 75
 		// times a second under load.
 		debug.SetGCPercent(200)
 	}
-	syscall.Umask(0o077) // files that the program creates are for its own account only
+	syscall.Umask(0o077) // only the user that runs the program may use the files it creates
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // so that a second signal ends the process at once
 	level := new(slog.LevelVar)
@@ -63,21 +64,21 @@ func main() {
 	}
 }
 
-// cli is the command line. A flag can also be set by an environment variable, except a flag
-// that is meant for a single run of a command.
+// cli is the command line. Each flag can also be set by an environment variable, except the flags
+// that only make sense for a single run of a command.
 type cli struct {
-	Serve   serveCmd   `cmd:"" help:"Serve the API until a signal stops it."`
-	Client  clientCmd  `cmd:"" help:"Manage the clients that may get tokens, with or without a running server."`
-	Backup  backupCmd  `cmd:"" help:"Copy the database to a file and check the copy, with or without a running server."`
+	Serve   serveCmd   `cmd:"" help:"Serve the API until SIGINT or SIGTERM."`
+	Client  clientCmd  `cmd:"" help:"Manage the clients that may get tokens. Works with and without a running server."`
+	Backup  backupCmd  `cmd:"" help:"Copy the database to a file. Works with and without a running server."`
 	Restore restoreCmd `cmd:"" help:"Replace the database with a backup. Stop the server first."`
-	Check   checkCmd   `cmd:"" help:"Check the database for faults, with or without a running server."`
-	Compact compactCmd `cmd:"" help:"Shrink the database file by its free pages. Stop the server first."`
-	Export  exportCmd  `cmd:"" help:"Write contracts as JSON Lines, with or without a running server."`
-	Import  importCmd  `cmd:"" help:"Import contracts that export wrote, all or none, with or without a running server."`
+	Check   checkCmd   `cmd:"" help:"Check the database for damage. Works with and without a running server."`
+	Compact compactCmd `cmd:"" help:"Rewrite the database without its free pages, so that the file is smaller. Stop the server first."`
+	Export  exportCmd  `cmd:"" help:"Write contracts as JSON Lines. Works with and without a running server."`
+	Import  importCmd  `cmd:"" help:"Store the contracts of an export, all or none. Works with and without a running server."`
 	Version versionCmd `cmd:"" help:"Print the version, the commit and the Go version of this program."`
 }
 
-// run parses args and runs the command.
+// run parses the command line and runs its command.
 func (a *app) run(ctx context.Context, args []string) error {
 	parser, err := kong.New(&cli{},
 		kong.Name(programName),
