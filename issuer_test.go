@@ -291,7 +291,7 @@ const (
 	notSigned   = "not signed by its issuer"
 	notAnAccess = "not an access token"
 	notNamed    = "signed with a key that it does not name"
-	incomplete  = "without iss, aud or exp"
+	incomplete  = "missing iss, aud or exp"
 )
 
 func TestIssuersTokensAreGoodForWhatTheySay(t *testing.T) {
@@ -1171,8 +1171,8 @@ func TestIssuerOutOfOrderIsA503UntilItIsMended(t *testing.T) {
 	}{
 		{"no metadata", nil, "404 Not Found"},
 		{"metadata that fail", map[string]string{oauthMetadata: ``, openIDMetadata: ``}, "500 Internal Server Error"},
-		{"metadata of another issuer", map[string]string{oauthMetadata: `{"issuer":"{origin}/","jwks_uri":"{origin}/keys"}`}, "must be the same to the letter"},
-		{"metadata of no issuer", map[string]string{oauthMetadata: `{"jwks_uri":"{origin}/keys"}`}, "must be the same to the letter"},
+		{"metadata of another issuer", map[string]string{oauthMetadata: `{"issuer":"{origin}/","jwks_uri":"{origin}/keys"}`}, "must be exactly the same"},
+		{"metadata of no issuer", map[string]string{oauthMetadata: `{"jwks_uri":"{origin}/keys"}`}, "must be exactly the same"},
 		{"metadata that are no JSON", map[string]string{oauthMetadata: `<!doctype html>`}, oauthMetadata},
 		{"metadata that are too large", map[string]string{oauthMetadata: `{"issuer":"{origin}","jwks_uri":"{origin}/keys","x":"` + strings.Repeat("x", 2<<20) + `"}`}, oauthMetadata},
 		{"no jwks_uri", map[string]string{oauthMetadata: `{"issuer":"{origin}"}`}, "jwks_uri"},
