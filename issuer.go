@@ -1,7 +1,7 @@
 package main
 
-// Access tokens of an external issuer: JWTs (RFC 9068), verified with the keys that the
-// issuer publishes.
+// The external issuer (--issuer): access tokens that another authorization server issues
+// as JWTs (RFC 9068), verified with the keys that it publishes.
 
 import (
 	"context"
@@ -25,59 +25,74 @@ import (
 )
 
 const (
-	// issuerTimeout is how long the issuer may take for one of its documents.
+	// issuerTimeout is the timeout of a request to the issuer.
 	issuerTimeout = 5 * time.Second
-	// issuerRetry is the least time between two attempts to fetch its keys.
+	// issuerRetry is the shortest time between two attempts to fetch the issuer's keys.
+	// Anyone can send tokens with made-up key ids, so an attempt for each token would let
+	// them flood the issuer.
 	issuerRetry = time.Second
-	// keyRefresh is how long a key is good after the issuer has withdrawn it, and
-	// keyRefreshRetry how much longer while it cannot be reached.
+	// keyRefresh is the time after which the keys are fetched again. A key that the issuer
+	// has withdrawn is accepted for as long at most, or, if the issuer cannot be reached,
+	// until keyRefreshRetry after it can be reached again.
 	keyRefresh      = time.Hour
 	keyRefreshRetry = time.Minute
-	// clockSkew is how far the issuer's clock may be from ours (RFC 7519 §4.1.4).
+	// clockSkew is the largest difference between the issuer's clock and ours that the
+	// checks of exp and nbf tolerate (RFC 7519 §4.1.4).
 	clockSkew = 10 * time.Second
-	// maxIssuerDocument is the largest of its documents, in bytes.
+	// maxIssuerDocument is the largest document that is read from the issuer, in bytes.
 	maxIssuerDocument = 1 << 20
 )
 
-// issuer checks the tokens of an authorization server. Keys that were fetched once
-// are used on while it cannot be reached. A token of another key has them fetched
-// again, at most once in an issuerRetry and for all such tokens together: jwkset's
-// own HTTP storage fetches for each of them, and so refuses good ones when there are
-// many.
+// issuer verifies the tokens of an external authorization server.
+//
+// It fetches the issuer's keys at the start and again every keyRefresh. A token that is
+// signed with a key it does not have may be signed with a new key, so it makes the issuer
+// fetch the keys at once. All requests that need the keys at the same time wait for one
+// fetch, and a fetch begins at most once per issuerRetry. (The HTTP storage of package
+// jwkset is not used: it fetches for each such token, subject to a rate limit, and so
+// refuses good tokens when many arrive at once.)
+//
+// While the issuer is down, tokens signed with a key that was fetched before are verified
+// as usual. Other tokens get errIssuerDown, a 503 for the client, since nobody can know
+// whether they are good.
 type issuer struct {
 	url, audience, orgClaim string
 
 	log    *slog.Logger
 	parser *jwt.Parser
-	keys   atomic.Pointer[keySet] // nil until they were fetched
-	down   atomic.Bool            // the last attempt failed
+	keys   atomic.Pointer[keySet] // nil until the first fetch succeeds
+	down   atomic.Bool            // whether the last fetch failed
 
-	// fetching is held by the one who fetches, for all who wait for it.
+	// fetching is held during a fetch, and guards the fields below. A request that needs
+	// the result waits for it.
 	fetching sync.Mutex
-	tried    time.Time // when the last attempt began
-	keysURL  string    // "" until the metadata were read
+	fetched  time.Time // when the last fetch began, whether it succeeded or not
+	keysURL  string    // jwks_uri of the metadata; "" if the metadata must be read first
 }
 
-// keySet is the keys that an issuer published at one time.
+// keySet is the set of keys that the issuer published when they were fetched.
 type keySet struct {
 	jwkset.Storage
 	keyfunc.Keyfunc
 }
 
-// newIssuer begins to fetch the issuer's keys, and does not wait for them. ctx ends
-// that they are kept fresh.
+// newIssuer returns an issuer that accepts tokens for audience and reads the organization
+// from the claim orgClaim. It returns an error if address is not the URL of an issuer. It
+// starts to fetch the keys but does not wait for them, so that the service can start while
+// the issuer is down. The keys are fetched again until ctx is done.
 func newIssuer(ctx context.Context, address, audience, orgClaim string, now func() time.Time, log *slog.Logger) (*issuer, error) {
 	u, err := url.Parse(address)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Hostname() == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
 		return nil, fmt.Errorf("--issuer %s: must be the issuer's URL such as https://login.example/realms/energy, without query and fragment (RFC 8414 §2)", address)
 	}
 	if u.Scheme == "http" && !slices.Contains([]string{"localhost", "127.0.0.1", "::1"}, u.Hostname()) {
-		log.Warn("the issuer's keys come over http, so that anybody on the way can forge tokens; use https", "issuer", address)
+		log.Warn("the issuer's keys are fetched over http, so anyone on the network path can replace them and forge tokens; use https", "issuer", address)
 	}
 	i := &issuer{
 		url: address, audience: audience, orgClaim: orgClaim, log: log,
 		parser: jwt.NewParser(
-			// Asymmetric only: a published key must never be taken for a shared secret.
+			// Only asymmetric algorithms: with HS256 among them, anyone could sign a token
+			// using a published public key as the shared secret (RFC 8725 §2.1).
 			jwt.WithValidMethods([]string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}),
 			jwt.WithIssuer(address), jwt.WithAudience(audience),
 			jwt.WithExpirationRequired(), jwt.WithLeeway(clockSkew), jwt.WithTimeFunc(now),
@@ -87,7 +102,9 @@ func newIssuer(ctx context.Context, address, audience, orgClaim string, now func
 	return i, nil
 }
 
-// token returns what a JWT stands for, a badToken, or errIssuerDown.
+// token verifies a JWT and returns its client, scopes and organization. It returns
+// badToken if the JWT is not acceptable, and errIssuerDown if that cannot be decided since
+// the key is unknown and the issuer is down.
 func (i *issuer) token(text string) (Token, error) {
 	claims := jwt.MapClaims{}
 	parsed, err := i.parser.ParseWithClaims(text, claims, i.key)
@@ -107,7 +124,7 @@ func (i *issuer) token(text string) (Token, error) {
 	case errors.Is(err, jwt.ErrTokenInvalidIssuer):
 		return Token{}, badToken("from another issuer")
 	case errors.Is(err, jwt.ErrTokenRequiredClaimMissing):
-		return Token{}, badToken("without iss, aud or exp")
+		return Token{}, badToken("missing iss, aud or exp")
 	case errors.Is(err, jwt.ErrTokenMalformed):
 		return Token{}, badToken("malformed")
 	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
@@ -124,12 +141,13 @@ func (i *issuer) token(text string) (Token, error) {
 	}
 	t := Token{Client: "external/" + clientOf(claims), Scopes: scopesOf(claims), Expires: expires.Time}
 	if org, ok := claims[i.orgClaim].(string); ok {
-		t.Org, _ = parseID(org) // "" is in no organization
+		t.Org, _ = parseID(org) // an invalid UUID leaves "", which authorize refuses
 	}
 	return t, nil
 }
 
-// key returns the key that a token says it is signed with.
+// key returns the key that the header of a token names by its kid. The parser calls it
+// before it verifies the signature, so nothing in t can be trusted yet.
 func (i *issuer) key(t *jwt.Token) (any, error) {
 	if typ := typeOf(t.Header); typ != "at+jwt" && typ != "jwt" {
 		return nil, badToken("not an access token")
@@ -145,7 +163,7 @@ func (i *issuer) key(t *jwt.Token) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Also of another algorithm than the key is for, or of a key that is not for
+	// Keyfunc also refuses a key that is published for another algorithm or not for
 	// signatures (RFC 7517 §4.2, §4.4).
 	key, err := keys.Keyfunc.Keyfunc(t)
 	if err != nil {
@@ -154,7 +172,9 @@ func (i *issuer) key(t *jwt.Token) (any, error) {
 	return key, nil
 }
 
-// keysWith returns keys that have a certain one, unless the issuer has none such.
+// keysWith returns keys that include the one with the id kid, if the issuer publishes it.
+// If not, the keys it returns are current and do not include it. It returns errIssuerDown
+// if the key is unknown and the keys cannot be fetched.
 func (i *issuer) keysWith(kid string) (*keySet, error) {
 	if keys := i.keys.Load(); keys.has(kid) {
 		return keys, nil
@@ -165,16 +185,19 @@ func (i *issuer) keysWith(kid string) (*keySet, error) {
 	return i.keys.Load(), nil
 }
 
+// has reports whether the set, which may be nil, has a key with the id kid. It is false for
+// "", even if a key was published without an id, so that fetch("") always fetches.
 func (k *keySet) has(kid string) bool {
-	if k == nil || kid == "" { // a key may have no id
+	if k == nil || kid == "" {
 		return false
 	}
 	_, err := k.KeyRead(context.Background(), kid)
 	return err == nil
 }
 
-// refresh keeps the keys fresh, so that a key which the issuer withdraws is not good
-// for much longer.
+// refresh fetches the keys now and then every keyRefresh, or every keyRefreshRetry while
+// that fails, until ctx is done. Without it, a key that the issuer has withdrawn would be
+// accepted until some token with an unknown key makes keysWith fetch.
 func (i *issuer) refresh(ctx context.Context) {
 	for {
 		next := keyRefresh
@@ -189,10 +212,15 @@ func (i *issuer) refresh(ctx context.Context) {
 	}
 }
 
-// fetch has the keys fetched from now on, unless a certain one turns up earlier. Many
-// who wait get it together, and nobody waits for an issuer that is known to be down.
+// fetch returns nil once the keys include kid, or a fetch that began after the call has
+// succeeded: a key that is still missing then is not published. All callers that wait
+// meanwhile share that fetch. It returns errIssuerDown if the fetch fails.
+//
+// After a failed fetch callers no longer wait: one of them tries again, at most once per
+// issuerRetry, and the others get errIssuerDown at once. So an issuer that is known to be
+// down delays one request at a time.
 func (i *issuer) fetch(kid string) error {
-	asked := time.Now()
+	called := time.Now()
 	if !i.fetching.TryLock() {
 		if i.down.Load() {
 			return errIssuerDown
@@ -200,23 +228,23 @@ func (i *issuer) fetch(kid string) error {
 		i.fetching.Lock()
 	}
 	defer i.fetching.Unlock()
-	since := time.Since(i.tried)
+	sinceLast := time.Since(i.fetched)
 	switch {
 	case i.keys.Load().has(kid):
 		return nil
-	case i.down.Load() && (i.tried.After(asked) || since < issuerRetry):
+	case i.down.Load() && (i.fetched.After(called) || sinceLast < issuerRetry):
 		return errIssuerDown
-	case i.tried.After(asked):
+	case i.fetched.After(called):
 		return nil
-	case since < issuerRetry:
-		time.Sleep(issuerRetry - since)
+	case sinceLast < issuerRetry:
+		time.Sleep(issuerRetry - sinceLast)
 	}
-	i.tried = time.Now()
+	i.fetched = time.Now()
 	keys, err := i.fetchKeys()
 	if err != nil {
-		i.keysURL = "" // it may have moved
+		i.keysURL = "" // the keys may have moved, so read the metadata again
 		if !i.down.Swap(true) {
-			i.log.Warn("the issuer cannot be reached; its tokens are answered 503 if their key is not known, and it is tried again for each of them", "issuer", i.url, "err", err)
+			i.log.Warn("the issuer cannot be reached, so tokens signed with a key that is not known yet get status 503; each of them makes the server try again, at most once a second", "issuer", i.url, "err", err)
 		}
 		return fmt.Errorf("%w: %w", errIssuerDown, err)
 	}
@@ -227,8 +255,9 @@ func (i *issuer) fetch(kid string) error {
 	return nil
 }
 
-// fetchKeys reads the issuer's JWK Set (RFC 7517 §5). Keys that are not understood
-// are no obstacle to the others.
+// fetchKeys fetches the issuer's JWK Set. It ignores keys that are malformed or of an
+// unknown type, so that the other keys can be used (RFC 7517 §5). The caller must hold
+// fetching.
 func (i *issuer) fetchKeys() (*keySet, error) {
 	if i.keysURL == "" {
 		var err error
@@ -243,7 +272,7 @@ func (i *issuer) fetchKeys() (*keySet, error) {
 		return nil, err
 	}
 	if set.Keys == nil {
-		return nil, fmt.Errorf("%s: is no JWK Set", i.keysURL)
+		return nil, fmt.Errorf("%s: not a JWK Set: the member keys is missing", i.keysURL)
 	}
 	storage := jwkset.NewMemoryStorage()
 	for _, raw := range set.Keys {
@@ -252,15 +281,20 @@ func (i *issuer) fetchKeys() (*keySet, error) {
 			err = storage.KeyWrite(context.Background(), jwk)
 		}
 		if err != nil {
-			i.log.Debug("a key of the issuer is left out", "issuer", i.url, "err", err)
+			i.log.Debug("ignoring a key of the issuer that cannot be used", "issuer", i.url, "err", err)
 		}
 	}
 	keys, err := keyfunc.New(keyfunc.Options{Storage: storage, UseWhitelist: []jwkset.USE{jwkset.UseSig, ""}})
 	return &keySet{storage, keys}, err
 }
 
-// discover returns where the issuer publishes its keys: by RFC 8414 §3, or as OpenID
-// Connect Discovery §4 has it, which more issuers serve.
+// metadataPath is the path of the metadata document of an authorization server (RFC 8414
+// §3): of the issuer's, and of the one that the built-in authorization server serves.
+const metadataPath = "/.well-known/oauth-authorization-server"
+
+// discover returns the URL of the issuer's JWK Set. It reads the URL from the metadata
+// document of RFC 8414 §3 or, if that fails, from the one of OpenID Connect Discovery §4,
+// which more issuers serve. The two differ in where they put the path of the issuer.
 func (i *issuer) discover() (keysURL string, err error) {
 	u, err := url.Parse(i.url)
 	if err != nil {
@@ -270,36 +304,40 @@ func (i *issuer) discover() (keysURL string, err error) {
 	oauth, openID := *u, *u
 	oauth.Path = metadataPath + issuerPath
 	openID.Path = issuerPath + "/.well-known/openid-configuration"
-	for _, at := range []string{oauth.String(), openID.String()} {
-		keysURL, one := i.readMetadata(at)
-		if one == nil {
+	for _, address := range []string{oauth.String(), openID.String()} {
+		keysURL, metadataErr := i.readMetadata(address)
+		if metadataErr == nil {
 			return keysURL, nil
 		}
-		err = errors.Join(err, one)
+		err = errors.Join(err, metadataErr)
 	}
 	return "", err
 }
 
-func (i *issuer) readMetadata(at string) (keysURL string, err error) {
+// readMetadata returns jwks_uri from the metadata document at address. It returns an error
+// if the document is of another issuer, or if the keys of an https issuer would be fetched
+// over http.
+func (i *issuer) readMetadata(address string) (keysURL string, err error) {
 	var m struct {
 		Issuer  string `json:"issuer"`
 		JWKSURI string `json:"jwks_uri"`
 	}
-	if err := readDocument(at, &m); err != nil {
+	if err := readDocument(address, &m); err != nil {
 		return "", err
 	}
 	if m.Issuer != i.url { // RFC 8414 §3.3
-		return "", fmt.Errorf("%s: is of the issuer %q, not of %q; --issuer must be the same to the letter", at, m.Issuer, i.url)
+		return "", fmt.Errorf("%s: names the issuer %q, but --issuer is %q; they must be exactly the same", address, m.Issuer, i.url)
 	}
 	u, err := url.Parse(m.JWKSURI)
 	if err != nil || u.Host == "" || u.Scheme != "https" && (u.Scheme != "http" || strings.HasPrefix(i.url, "https:")) {
-		return "", fmt.Errorf("%s: jwks_uri is %q, and must be an https URL", at, m.JWKSURI)
+		return "", fmt.Errorf("%s: jwks_uri is %q, but must be an https URL", address, m.JWKSURI)
 	}
 	return m.JWKSURI, nil
 }
 
-// issuerHTTP follows redirects as usual, but not away from https: all that tells a
-// true key from a forged one is where it came from.
+// issuerHTTP is the client for requests to the issuer. It follows up to 10 redirects, but
+// not from https to http: a key is trusted only because it comes from the issuer's server,
+// which http does not prove.
 var issuerHTTP = &http.Client{
 	Timeout: issuerTimeout,
 	CheckRedirect: func(to *http.Request, via []*http.Request) error {
@@ -313,33 +351,38 @@ var issuerHTTP = &http.Client{
 	},
 }
 
-// readDocument gets a JSON document of the issuer.
-func readDocument(at string, into any) error {
-	resp, err := issuerHTTP.Get(at)
+// readDocument gets the JSON document at address and unmarshals it into the value that
+// into points to.
+func readDocument(address string, into any) error {
+	resp, err := issuerHTTP.Get(address)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", at, resp.Status)
+		return fmt.Errorf("%s: %s", address, resp.Status)
 	}
 	if err := json.UnmarshalRead(io.LimitReader(resp.Body, maxIssuerDocument), into); err != nil {
-		return fmt.Errorf("%s: %w", at, err)
+		return fmt.Errorf("%s: %w", address, err)
 	}
 	return nil
 }
 
-// typeOf is the media type of a JWT (RFC 9068 §4): at+jwt, or jwt with issuers that
-// do not know RFC 9068.
+// typeOf returns the media type of a JWT from its header typ, in lower case and without
+// "application/" (RFC 7515 §4.1.9). It is at+jwt for an access token (RFC 9068 §2.1), or jwt
+// from issuers that do not implement RFC 9068.
 func typeOf(header map[string]any) string {
 	typ, _ := header["typ"].(string)
 	return strings.TrimPrefix(strings.ToLower(typ), "application/")
 }
 
-// isAccessToken tells an access token from an ID token, which the same issuer signs
-// with the same key. RFC 9068 gave access tokens a type of their own for that.
-// Before, what tells them apart is that an access token has scopes, and what only an
-// ID token has: OpenID Connect Core §2 and §3.3.2.11, and what issuers add to it.
+// isAccessToken reports whether a JWT of the type at+jwt or jwt is an access token. It must
+// not accept an ID token, which only proves to a client that a user has logged in: the same
+// issuer signs it with the same key. RFC 9068 gave access tokens the type at+jwt of their
+// own for that reason. Issuers that do not implement it use the type jwt for both, and
+// then a JWT is an access token if it has scopes and no claim that only ID tokens have:
+// those of OpenID Connect Core §2 and §3.3.2.11, and those that Keycloak and Amazon Cognito
+// add.
 func isAccessToken(header map[string]any, claims jwt.MapClaims) bool {
 	if typeOf(header) == "at+jwt" {
 		return true
@@ -357,8 +400,10 @@ func isAccessToken(header map[string]any, claims jwt.MapClaims) bool {
 	return scope || scp
 }
 
-// scopesOf reads scope (RFC 9068 §2.2.3), or scp where there is none. Scopes of
-// others are let be.
+// scopesOf returns the scopes in the claim scope (RFC 9068 §2.2.3) or, if there is none, in
+// the claim scp, which some issuers use instead. Either is a string of names with spaces
+// between them or an array. Scopes other than read and write belong to other services and
+// are ignored.
 func scopesOf(claims jwt.MapClaims) (s Scopes) {
 	granted, ok := claims["scope"]
 	if !ok {
@@ -376,7 +421,8 @@ func scopesOf(claims jwt.MapClaims) (s Scopes) {
 	return Scopes{Read: slices.Contains(names, any("read")), Write: slices.Contains(names, any("write"))}
 }
 
-// clientOf is RFC 9068 §2.2's client_id, or what issuers had for it before.
+// clientOf returns the client id: the claim client_id (RFC 9068 §2.2), or the claim that
+// issuers used for it before RFC 9068. It returns "" if there is none.
 func clientOf(claims jwt.MapClaims) string {
 	for _, name := range []string{"client_id", "azp", "cid", "sub"} {
 		if id, ok := claims[name].(string); ok {
@@ -385,6 +431,3 @@ func clientOf(claims jwt.MapClaims) string {
 	}
 	return ""
 }
-
-// The paths, of which the first two are the vendor's, with a slash at the end.
-const metadataPath = "/.well-known/oauth-authorization-server"

@@ -536,8 +536,8 @@ func TestIssuerOutOfOrderIsA503UntilItIsMended(t *testing.T) {
 	}{
 		{"no metadata", nil, "404 Not Found"},
 		{"metadata that fail", map[string]string{oauthMetadata: ``, openIDMetadata: ``}, "500 Internal Server Error"},
-		{"metadata of another issuer", map[string]string{oauthMetadata: `{"issuer":"{origin}/","jwks_uri":"{origin}/keys"}`}, "must be the same to the letter"},
-		{"metadata of no issuer", map[string]string{oauthMetadata: `{"jwks_uri":"{origin}/keys"}`}, "must be the same to the letter"},
+		{"metadata of another issuer", map[string]string{oauthMetadata: `{"issuer":"{origin}/","jwks_uri":"{origin}/keys"}`}, "must be exactly the same"},
+		{"metadata of no issuer", map[string]string{oauthMetadata: `{"jwks_uri":"{origin}/keys"}`}, "must be exactly the same"},
 		{"metadata that are no JSON", map[string]string{oauthMetadata: `<!doctype html>`}, oauthMetadata},
 		{"metadata that are too large", map[string]string{oauthMetadata: `{"issuer":"{origin}","jwks_uri":"{origin}/keys","x":"` + strings.Repeat("x", 2<<20) + `"}`}, oauthMetadata},
 		{"no jwks_uri", map[string]string{oauthMetadata: `{"issuer":"{origin}"}`}, "jwks_uri"},

@@ -282,7 +282,7 @@ const (
 	notSigned   = "not signed by its issuer"
 	notAnAccess = "not an access token"
 	notNamed    = "signed with a key that it does not name"
-	incomplete  = "without iss, aud or exp"
+	incomplete  = "missing iss, aud or exp"
 )
 
 func TestIssuersTokensAreGoodForWhatTheySay(t *testing.T) {

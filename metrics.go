@@ -1,87 +1,80 @@
 package main
 
-// Metrics for Prometheus (--metrics-addr). The names follow
-// https://prometheus.io/docs/practices/naming/.
+// Metrics for Prometheus (--metrics-addr). Their names follow
+// https://prometheus.io/docs/practices/naming/; docs/operating.md describes each.
 
 import (
 	"bytes"
 	"fmt"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/VictoriaMetrics/metrics"
 )
 
-// metricPrefix begins the name of each of our metrics.
+// metricPrefix is the prefix of the names of the service's own metrics. Those of the Go
+// runtime and the process, which the library adds, have other prefixes.
 const metricPrefix = "energy_contracts_"
 
-// metricHelp says what each of our metrics is: the library writes no help.
-var metricHelp = map[string]string{
-	"build_info":                      "Which program this is; the value is always 1.",
-	"http_requests_total":             "Requests by route pattern, method and status; the status of a connection that broke off is aborted.",
-	"http_request_duration_seconds":   "Time from the header of a request to the end of its answer, by route pattern and method.",
-	"tokens_issued_total":             "Access tokens that the token endpoint issued.",
-	"token_requests_refused_total":    "Requests to the token endpoint that got no token, by error code.",
-	"tokens_refused_total":            "Requests whose access token was refused, by what the token was.",
-	"commit_writes":                   "Writes that shared a commit.",
-	"commit_duration_seconds":         "Time that a commit took, with its syncs.",
-	"commit_failures_total":           "Commits that failed.",
-	"write_queue_length":              "Writes that wait for a commit to begin.",
-	"write_queue_wait_seconds":        "Time that a write waited for its commit to begin.",
-	"database_size_bytes":             "Size of the database file.",
-	"database_free_pages":             "Pages of the database file with nothing in them, which compact removes.",
-	"database_open_read_transactions": "Read transactions that are open.",
-}
-
-// The upper bounds of the buckets: seconds, and writes up to queueLength.
+// The upper bounds of the histogram buckets: durationBounds in seconds, and writesBounds in
+// writes per commit, up to queueLength, which is the most that one commit has.
 var (
 	durationBounds = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 	writesBounds   = metrics.ExponentialBuckets(1, 2, 11)
 )
 
-// storeMetrics is what the store counts.
+// storeMetrics holds the metrics of the store.
 type storeMetrics struct {
 	set      *metrics.Set
-	writes   *metrics.PrometheusHistogram
-	duration *metrics.PrometheusHistogram
-	wait     *metrics.PrometheusHistogram
-	failures *metrics.Counter
+	writes   *metrics.PrometheusHistogram // writes per commit
+	duration *metrics.PrometheusHistogram // of a commit and its syncs, in seconds
+	wait     *metrics.PrometheusHistogram // of a write until its commit begins, in seconds
+	failures *metrics.Counter             // failed commits
 }
 
-// apiMetrics is what the API counts.
+// apiMetrics holds the metrics of the API.
 type apiMetrics struct {
 	set    *metrics.Set
-	issued *metrics.Counter
+	issued *metrics.Counter // access tokens issued
 
+	// series caches the series of each kind of request. The library finds a series by its
+	// name with all labels; to build that name for each request would allocate memory.
 	mu     sync.RWMutex
-	series map[seriesKey]series // so that a request puts no name together
+	series map[seriesKey]series // guarded by mu
 }
 
+// seriesKey holds the labels of a request as the router and the handler know them.
 type seriesKey struct {
 	route, method string
-	status        int
+	status        int // 0 if the connection was closed before a response was sent
 }
 
+// series are the metrics of the requests with one seriesKey. Requests that differ only in
+// their status share duration, to keep the number of series small.
 type series struct {
 	requests *metrics.Counter
 	duration *metrics.PrometheusHistogram
 }
 
+// newAPIMetrics returns metrics with build_info, a gauge that is always 1 and has the version
+// of the program in its labels.
 func newAPIMetrics() *apiMetrics {
 	set := metrics.NewSet()
-	this := readBuild()
-	set.NewGauge(fmt.Sprintf(metricPrefix+"build_info{version=%q,commit=%q,goversion=%q}", this.Version, this.Commit, this.Go),
+	build := readBuild()
+	set.NewGauge(fmt.Sprintf(metricPrefix+"build_info{version=%q,commit=%q,goversion=%q}", build.Version, build.Commit, build.Go),
 		func() float64 { return 1 })
 	return &apiMetrics{set: set, issued: set.NewCounter(metricPrefix + "tokens_issued_total"), series: make(map[seriesKey]series)}
 }
 
-// request counts a request. Its route is "" where none matched; its status is 0 where
-// none was sent.
+// request counts a request; took is the time from its header to the end of its response.
+// route is the pattern that the path matched, or "" if it matched none. status is 0 if the
+// connection was closed before a response was sent.
 func (m *apiMetrics) request(route, method string, status int, took time.Duration) {
-	if route == "" { // then a client chooses the method, and could make any number of series
+	// Requests without a route share their labels. Their methods can be any text, so a client
+	// could otherwise create any number of series, which are never removed.
+	if route == "" {
 		route, method = "none", "any"
 	}
 	key := seriesKey{route, method, status}
@@ -95,6 +88,8 @@ func (m *apiMetrics) request(route, method string, status int, took time.Duratio
 	s.duration.Update(took.Seconds())
 }
 
+// newSeries returns the series of key, and creates them unless another request has done so
+// since.
 func (m *apiMetrics) newSeries(key seriesKey) series {
 	status := "aborted"
 	if key.status != 0 {
@@ -111,18 +106,22 @@ func (m *apiMetrics) newSeries(key seriesKey) series {
 	return s
 }
 
-// tokenRefused counts a request with a token that is not good.
+// tokenRefused counts a request whose access token was refused. reason is a badToken.
 func (m *apiMetrics) tokenRefused(reason string) {
 	m.set.GetOrCreateCounter(fmt.Sprintf(metricPrefix+"tokens_refused_total{reason=%q}", reason)).Inc()
 }
 
-// tokenRequestRefused counts a request for a token that got none.
+// tokenRequestRefused counts a request to the token endpoint that got no token. code is the
+// error code of the response (RFC 6749 §5.2).
 func (m *apiMetrics) tokenRequestRefused(code string) {
 	m.set.GetOrCreateCounter(fmt.Sprintf(metricPrefix+"token_requests_refused_total{error=%q}", code)).Inc()
 }
 
-// metricsHandler serves all that is counted under /metrics, in Prometheus's text format.
+// metricsHandler serves all metrics at /metrics, in the text format of Prometheus. The library
+// has no texts for its HELP lines and leaves them empty; docs/operating.md describes the
+// metrics instead.
 func metricsHandler(api *apiMetrics, store *storeMetrics) http.Handler {
+	// The TYPE lines, which tell Prometheus counters from gauges and histograms.
 	metrics.ExposeMetadata(true)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
@@ -130,21 +129,9 @@ func metricsHandler(api *apiMetrics, store *storeMetrics) http.Handler {
 		api.set.WritePrometheus(&text)
 		store.set.WritePrometheus(&text)
 		metrics.WriteProcessMetrics(&text)
-		var helped strings.Builder
-		for line := range strings.Lines(text.String()) {
-			if name, ok := strings.CutPrefix(line, "# HELP "); ok {
-				name = strings.TrimSpace(name)
-				help := metricHelp[strings.TrimPrefix(name, metricPrefix)]
-				if help == "" {
-					continue
-				}
-				line = "# HELP " + name + " " + help + "\n"
-			}
-			helped.WriteString(line)
-		}
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		w.Header().Set("Content-Length", strconv.Itoa(helped.Len()))
-		_, _ = w.Write([]byte(helped.String())) // who left needs no answer
+		w.Header().Set("Content-Length", strconv.Itoa(text.Len()))
+		_, _ = w.Write(text.Bytes()) // fails only if the client has closed the connection
 	})
 	return mux
 }

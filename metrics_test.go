@@ -76,16 +76,34 @@ func TestMetricsPassPrometheusLinter(t *testing.T) {
 	}
 	do(t, http.DefaultClient, "POST", s.url+"/oauth2/token/", nil, "")
 	text := scrape(t, s.log.String())
-	for name, help := range metricHelp {
-		if !strings.Contains(text, "\n# HELP "+metricPrefix+name+" "+help+"\n") && !strings.HasPrefix(text, "# HELP "+metricPrefix+name+" "+help+"\n") {
-			t.Errorf("no help for %s", name)
-		}
+	families := []string{
+		"build_info",
+		"commit_duration_seconds",
+		"commit_failures_total",
+		"commit_writes",
+		"database_free_pages",
+		"database_open_read_transactions",
+		"database_size_bytes",
+		"http_request_duration_seconds",
+		"http_requests_total",
+		"token_requests_refused_total",
+		"tokens_issued_total",
+		"tokens_refused_total",
+		"write_queue_length",
+		"write_queue_wait_seconds",
 	}
+	// The linter names each family with our prefix, since the library writes no help; it
+	// must object to nothing else.
+	var want strings.Builder
+	for _, name := range families {
+		fmt.Fprintf(&want, "%s no help text\n", metricPrefix+name)
+	}
+	fmt.Fprintf(&want, "%d families\n", len(families))
 	cmd := exec.Command(needNested(t, promlintProgram), metricPrefix)
 	cmd.Stdin = strings.NewReader(text)
 	out, err := cmd.CombinedOutput()
-	if want := fmt.Sprintf("%d families\n", len(metricHelp)); err != nil || string(out) != want {
-		t.Errorf("%v\n%s\nwant %s\nof\n%s", err, out, want, ours(text))
+	if err != nil || string(out) != want.String() {
+		t.Errorf("%v\n%s\nwant\n%s\nof\n%s", err, out, want.String(), ours(text))
 	}
 }
 
