@@ -148,7 +148,7 @@ type Store struct {
 	dead chan struct{}
 
 	// damaged is set when a broken page is found, and never cleared: writes are refused,
-	// since they could break more pages. Reads go on until the store is dead.
+	// since they could break more pages. Reads continue until the store is dead.
 	damaged atomic.Bool
 	// failing is true from a failed commit to the next successful one. Unlike damaged, it
 	// means that the disk refuses writes, which may pass.

@@ -30,9 +30,9 @@ const (
 
 // update runs do in a write transaction and returns when the transaction is synced to
 // disk. The transaction is shared with the other writes of the same batch, which run one
-// after another. A nil error means that the change survives a crash. After ErrBusy,
-// ErrUnavailable or an error of do the change was not made; after ErrClosed, or ErrDamaged
-// without ErrUnavailable, it may have been made.
+// after another in the order of their arrival. A nil error means that the change survives
+// a crash. After ErrBusy, ErrUnavailable or an error of do the change was not made; after
+// ErrClosed, or ErrDamaged without ErrUnavailable, it may have been made.
 func (s *Store) update(do change) error { return s.updateContext(context.Background(), do) }
 
 // updateContext is like update but returns ctx's error when ctx ends first. The change

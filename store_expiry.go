@@ -25,9 +25,10 @@ const expiredKept = time.Hour
 // index, bucketExpiry. The index is sorted by expiry, so purge stops at the first later
 // entry and never reads the rest.
 //
-// The index has no checksums, so it only says where to look. A value is removed if its own
-// expiry, which its checksum covers, says so too; if the two differ, only the index entry
-// is removed. A corrupt value is removed, since no request can be answered with it.
+// The index only says where to look, since it has no checksums, and since a value that is
+// replaced leaves its earlier entry there. A value is removed if its own expiry, which its
+// checksum covers, has passed too; else only the index entry is removed. A value that is
+// corrupt, and so useless, is also removed.
 func purge(tx *bbolt.Tx, until time.Time, n int) error {
 	c := tx.Bucket(bucketExpiry).Cursor()
 	for k, _ := c.First(); k != nil && n > 0; k, _ = c.First() {
@@ -43,7 +44,6 @@ func purge(tx *bbolt.Tx, until time.Time, n int) error {
 				}
 			}
 		}
-		// k points into the page that bbolt is about to change.
 		if err := remove(tx, bucketExpiry, bytes.Clone(k)); err != nil {
 			return err
 		}

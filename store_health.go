@@ -12,12 +12,13 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// readyInterval is how long the answer of Ready holds.
+// readyInterval is the minimum time between two test commits by Ready.
 const readyInterval = time.Second
 
-// Ready tells whether the file can be written: it cannot if the last commit failed,
-// and one without changes is tried here, at most once in a readyInterval. Its error
-// wraps ErrUnavailable or ErrBusy.
+// Ready returns nil if the store can write. At most once in readyInterval it tries a commit
+// without changes, which also reopens the database if the last commit failed; between
+// these attempts it returns the last result, or ErrUnavailable if a commit has failed since.
+// The error may wrap ErrUnavailable, ErrBusy, ErrDamaged or ErrClosed.
 func (s *Store) Ready() error {
 	s.ready.Lock()
 	defer s.ready.Unlock()
@@ -37,19 +38,20 @@ func (s *Store) Ready() error {
 	return err
 }
 
-// Waiting is how many writes wait for a commit to begin.
+// Waiting returns the number of writes in the queue, which wait for a commit to begin.
 func (s *Store) Waiting() int { return len(s.queue) }
 
-// Stats is how the file is.
+// Stats describes the database file.
 type Stats struct {
-	Bytes     int64
-	FreePages int64
-	OpenReads int64 // transactions
+	Bytes     int64 // the size of the file
+	FreePages int64 // pages that bbolt can reuse
+	OpenReads int64 // read transactions in use, not counting idle ones
 }
 
-// Stats returns false while the file is being opened again.
+// Stats returns the current statistics. It returns false while the file is being reopened
+// or cannot be opened.
 func (s *Store) Stats() (Stats, bool) {
-	if !s.reopenLock.TryRLock() { // who watches is not to wait for a disk that hangs
+	if !s.reopenLock.TryRLock() { // monitoring must not wait for a disk that hangs
 		return Stats{}, false
 	}
 	defer s.reopenLock.RUnlock()
@@ -60,18 +62,21 @@ func (s *Store) Stats() (Stats, bool) {
 	if err != nil {
 		return Stats{}, false
 	}
-	idle, of := s.readers.count(), s.db.Stats()
-	stats := Stats{Bytes: info.Size(), FreePages: int64(of.FreePageN), OpenReads: int64(max(0, of.OpenTxN-idle))}
-	if of.TxStats.GetWrite() == 0 {
+	// The counts are not taken at one moment, so the difference may be negative.
+	idle, db := s.readers.count(), s.db.Stats()
+	stats := Stats{Bytes: info.Size(), FreePages: int64(db.FreePageN), OpenReads: int64(max(0, db.OpenTxN-idle))}
+	if db.TxStats.GetWrite() == 0 { // bbolt has committed nothing and so counted no pages
 		stats.FreePages = int64(s.freeAtOpen)
 	}
 	return stats, true
 }
 
+// newStoreMetrics creates the metrics of s. The gauges of the file are NaN while Stats
+// returns false.
 func newStoreMetrics(s *Store) *storeMetrics {
 	set := metrics.NewSet()
 	set.NewGauge(metricPrefix+"write_queue_length", func() float64 { return float64(s.Waiting()) })
-	ofFile := func(name string, get func(Stats) int64) {
+	fileGauge := func(name string, get func(Stats) int64) {
 		set.NewGauge(metricPrefix+name, func() float64 {
 			if stats, ok := s.Stats(); ok {
 				return float64(get(stats))
@@ -79,9 +84,9 @@ func newStoreMetrics(s *Store) *storeMetrics {
 			return math.NaN()
 		})
 	}
-	ofFile("database_size_bytes", func(s Stats) int64 { return s.Bytes })
-	ofFile("database_free_pages", func(s Stats) int64 { return s.FreePages })
-	ofFile("database_open_read_transactions", func(s Stats) int64 { return s.OpenReads })
+	fileGauge("database_size_bytes", func(s Stats) int64 { return s.Bytes })
+	fileGauge("database_free_pages", func(s Stats) int64 { return s.FreePages })
+	fileGauge("database_open_read_transactions", func(s Stats) int64 { return s.OpenReads })
 	return &storeMetrics{
 		set:      set,
 		writes:   set.NewPrometheusHistogramExt(metricPrefix+"commit_writes", writesBounds),
