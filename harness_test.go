@@ -124,7 +124,8 @@ func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := servicetest.Command(t, wrapper, path, args...)
-	cmd.Env = append(cmd.Env, programEnv+"=1")
+	// A process with the race detector in it would sleep for a second before it ends.
+	cmd.Env = append(cmd.Env, programEnv+"=1", "GORACE=atexit_sleep_ms=10 "+os.Getenv("GORACE"))
 	if testing.CoverMode() != "" {
 		dir := flag.Lookup("test.gocoverdir").Value.String()
 		if dir == "" || len(wrapper) > 0 {
