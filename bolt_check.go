@@ -141,8 +141,8 @@ func (f *firstFault) err() error {
 }
 
 // checkBranches checks the branch pages of the trees with these root pages, as checkPages
-// does, but not the leaf pages. Branch pages are about a hundredth of the file. If none is broken, no
-// search in the trees can run in a cycle of pages forever.
+// does, but not the leaf pages. Branch pages are about a hundredth of the file. If none is
+// broken, no search in the trees can run in a cycle of pages forever.
 func checkBranches(f *os.File, pageSize int64, pages uint64, roots []uint64, report func(string), progress func(bytes int64) error) error {
 	c := newPageChecker(f, pageSize, pages, report, progress)
 	for _, root := range roots {

@@ -177,7 +177,7 @@ func readMetas(f *os.File) (metas [2]meta, err error) {
 		return metas, err
 	}
 	if info.Size() == 0 {
-		return metas, errors.New("is an empty file and not a database; remove it, or name another file with --db")
+		return metas, errors.New("is empty, so it is not a database; remove it, or name another file with --db")
 	}
 	var pageSize int64
 	if first := readMeta(f, 0, minPageSize); first.valid {

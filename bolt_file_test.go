@@ -140,7 +140,7 @@ func TestFileThatIsNoDatabaseOfOursIsLeftAlone(t *testing.T) {
 			t.Errorf("a directory: %q", got)
 		}
 		path := writeFile(t, nil)
-		if got := fails(t, "serve", "--db", path); !strings.Contains(got, path+": is an empty file and not a database; remove it") {
+		if got := fails(t, "serve", "--db", path); !strings.Contains(got, path+": is empty, so it is not a database; remove it") {
 			t.Errorf("an empty file: %q", got)
 		}
 	})
@@ -243,7 +243,7 @@ func TestProgramRefusesAFileThatIsNoneOfItsOwn(t *testing.T) {
 		content []byte
 		want    string // with what to do about it
 	}{
-		{"empty", nil, "is an empty file and not a database; remove it, or name another file with --db"},
+		{"empty", nil, "is empty, so it is not a database; remove it, or name another file with --db"},
 		{"text", []byte("energy contracts\n"), "is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
 		{"random bytes", noise, "is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
 		{"another program's", boltFile(t, "things", "a", "b"), "is a bbolt database, but not one of this program, or its root page is broken; name another file with --db, or restore a backup"},
