@@ -54,7 +54,10 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	if !checked {
 		go s.checkBranches()
 	}
-	if err := s.settleImport(); err != nil {
+	switch err := s.settleImport(); {
+	case errors.Is(err, ErrDamaged):
+		return nil, errors.Join(fmt.Errorf("database %s: %w; restore a backup", path, err), s.Close())
+	case err != nil:
 		return nil, errors.Join(fmt.Errorf("database %s contains an interrupted import, which could not be finished or dropped: %w; the log has the cause", path, err), s.Close())
 	}
 	return s, nil
