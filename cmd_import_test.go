@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -439,7 +440,7 @@ func TestLineReaderHoldsOneLine(t *testing.T) {
 			t.Errorf("line %d: %q, %v", i, head(string(got)), err)
 		}
 	}
-	if got, err := l.next(); err != io.EOF || l.read != int64(len(in)) {
+	if got, err := l.next(); !errors.Is(err, io.EOF) || l.read != int64(len(in)) {
 		t.Errorf("%q, %v, %d bytes; want the end, after %d", got, err, l.read, len(in))
 	}
 }
@@ -514,7 +515,7 @@ func FuzzLineReader(f *testing.F) {
 				t.Fatalf("line %d is %q, %v, want %q", i+1, got, err, line)
 			}
 		}
-		if got, err := l.next(); err != io.EOF || l.read != int64(len(in)) {
+		if got, err := l.next(); !errors.Is(err, io.EOF) || l.read != int64(len(in)) {
 			t.Fatalf("%q, %v after %d bytes, want the end after %d", got, err, l.read, len(in))
 		}
 	})

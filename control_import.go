@@ -131,7 +131,7 @@ func (r *importRun) stage() error {
 	for !atEOF && size < importBytes && r.lines.read-read < importBytes && len(r.staged)+len(r.events) < importContracts {
 		line, err := r.lines.next()
 		switch {
-		case err == io.EOF:
+		case errors.Is(err, io.EOF):
 			atEOF = true
 			continue
 		case err != nil && !errors.Is(err, errLongLine):

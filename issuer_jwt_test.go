@@ -12,7 +12,6 @@ import (
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
-	stdjson "encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -753,10 +752,10 @@ func FuzzJWT(f *testing.F) {
 	encoded := base64.RawURLEncoding.EncodeToString
 	f.Fuzz(func(t *testing.T, header, claims []byte) {
 		var h, c map[string]any
-		if stdjson.Unmarshal(header, &h) != nil || h["kid"] != "a" {
+		if json.Unmarshal(header, &h) != nil || h["kid"] != "a" {
 			t.Skip("of another key, for which the issuer would be asked")
 		}
-		isObject := stdjson.Unmarshal(claims, &c) == nil
+		isObject := json.Unmarshal(claims, &c) == nil
 		content := encoded(header) + "." + encoded(claims)
 		signature := ed25519.Sign(key, []byte(content))
 		got, err := i.token(content + "." + encoded(signature))

@@ -40,7 +40,7 @@ func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
 		wg.Go(func() {
 			var buf []byte
 			for ctx.Err() == nil {
-				if buf, _, err := s.Get(buf[:0], k); err != nil && err != ErrNotFound {
+				if buf, _, err := s.Get(buf[:0], k); err != nil && !errors.Is(err, ErrNotFound) {
 					t.Errorf("Get: %v, %.100s", err, buf)
 					return
 				}

@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -216,14 +215,6 @@ func wantExport(t testing.TB, db, want string) {
 	if got := ok(t, db, "export"); got != want {
 		t.Errorf("the export of %s is\n%s\nwant\n%s", db, head(got), head(want))
 	}
-}
-
-// sentence is stderr without serve's first line of the log.
-func sentence(stderr string) string {
-	if strings.HasPrefix(stderr, `{"time":`) {
-		_, stderr, _ = strings.Cut(stderr, "\n")
-	}
-	return stderr
 }
 
 // credentials is a client's id and secret.
