@@ -432,7 +432,7 @@ func flipped(t testing.TB, path string, bit int64) {
 }
 
 // wantCorrupt wants contract 1 to be refused by its name, alone and in a list,
-// and its neighbours to be answered.
+// and its neighbors to be answered.
 func wantCorrupt(t testing.TB, s *Store, when string) {
 	t.Helper()
 	got, _, err := s.Get(nil, key(1))
