@@ -95,14 +95,14 @@ var errNotFile = errors.New("is not a file")
 // ofDatabase adds the path of the database to an error. To an error that does not say what
 // to do about it, it adds that too.
 func ofDatabase(path string, err error) error {
-	remedy := ""
+	advice := ""
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		remedy = "; use the account that owns it, or name another file with --db"
+		advice = "; use the account that owns it, or name another file with --db"
 	case errors.Is(err, errNotFile):
-		remedy = "; name a file with --db"
+		advice = "; name a file with --db"
 	}
-	return fmt.Errorf("database %s: %w%s", path, err, remedy)
+	return fmt.Errorf("database %s: %w%s", path, err, advice)
 }
 
 // openLocked opens and locks an existing regular file. With the flag os.O_RDWR the lock is

@@ -37,6 +37,7 @@ func (f fault) String() string {
 // malformed is the error for a request that cannot be parsed (400).
 type malformed struct{ fault }
 
+// Error returns the fault for the log; the response has it in full.
 func (m *malformed) Error() string { return "malformed request: " + m.Detail }
 
 // invalid is the error for a request that can be parsed but breaks rules (422).
@@ -45,6 +46,7 @@ type invalid struct {
 	more   int     // the number of further faults
 }
 
+// Error returns the number of faults for the log; the response lists them.
 func (v *invalid) Error() string {
 	return fmt.Sprintf("invalid request: %d faults", len(v.faults)+v.more)
 }

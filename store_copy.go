@@ -81,7 +81,6 @@ type snapshotWriter struct {
 }
 
 // Write implements io.Writer.
-
 func (w *snapshotWriter) Write(b []byte) (n int, err error) {
 	switch {
 	case w.ctx.Err() != nil:

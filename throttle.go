@@ -37,6 +37,7 @@ type loginSource struct {
 	network netip.Prefix
 }
 
+// newLoginThrottle returns a throttle that has counted no failure.
 func newLoginThrottle() *loginThrottle {
 	failures, err := simplelru.NewLRU[loginSource, *rate.Limiter](maxLoginSources, nil)
 	if err != nil {
@@ -45,6 +46,7 @@ func newLoginThrottle() *loginThrottle {
 	return &loginThrottle{failures: failures}
 }
 
+// loginSourceOf returns the source of a client that authenticates from an address.
 func loginSourceOf(client string, from netip.Addr) loginSource {
 	bits := from.BitLen()
 	if from.Is6() {
