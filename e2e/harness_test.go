@@ -1,7 +1,7 @@
-// Package e2e has the tests that run the built program as a process and need nothing of its
-// inside: its disk fails, its clients are hostile, its machine crashes, its clock jumps, many
-// use it for long or at once, programs of others are its clients. Units, and what can be told
-// within a process, are tested beside their files.
+// Package e2e contains the tests that run the built program as a separate process and do not
+// use its internals: disk faults, hostile clients, crashes, clock jumps, long and concurrent
+// load, and client programs written by others. Unit tests, and tests that can run inside one
+// process, are beside the files that they test.
 package e2e
 
 import (
@@ -21,7 +21,7 @@ import (
 	"energy-contracts/internal/servicetest"
 )
 
-// What the tests here share with those beside the program.
+// These names are shared with the tests of package main.
 const (
 	demoOrg      = servicetest.DemoOrg
 	demoOtherOrg = servicetest.DemoOtherOrg
@@ -64,7 +64,7 @@ var (
 	succeeds        = servicetest.Succeeds
 )
 
-// The paths and media types of the API, and the rest of what its clients know.
+// The paths, media types and other constants of the API that a client knows.
 const (
 	contractsPath  = "/api/partners/v2.0/org/:org_id/users/:user_id/energy-contracts"
 	contractPath   = contractsPath + "/:energy_contract_id"
@@ -90,17 +90,17 @@ func TestMain(m *testing.M) {
 	os.Exit(servicetest.Main(m, false))
 }
 
-// long skips a test under -short, which leaves this package one that is quick.
+// long skips the test under -short; only TestServiceAnswersAndOutlivesAKill runs then.
 func long(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("it takes long, or needs a program that does; run it without -short")
+		t.Skip("the test takes long, or needs a program that does; run it without -short")
 	}
 }
 
-// readInputs reads each file that the program is built from. The cache of test results knows
-// of the files that the test process itself opens while its tests run, and not of those that
-// a build reads: without this a change of the program would leave a result of before.
+// readInputs reads each file that the program is built from. The go command's cache of test
+// results tracks the files that the test process itself opens, but not those that a build
+// reads: without readInputs, a cached result would be reused after a change to the program.
 var readInputs = sync.OnceValue(func() error {
 	cmd := exec.Command("go", "list", "-json=GoFiles,EmbedFiles", ".")
 	cmd.Dir = servicetest.InModule(".")
@@ -117,30 +117,30 @@ var readInputs = sync.OnceValue(func() error {
 			return err
 		}
 	}
-	_, err = os.ReadDir(servicetest.InModule(".")) // a new file may change it, too
+	_, err = os.ReadDir(servicetest.InModule(".")) // a new file may change the program, too
 	return err
 })
 
-// build builds the program, in a way of its own if there are arguments, and returns the path.
+// build builds the program as name, with extra arguments for go build, and returns its path.
 func build(name string, args ...string) (string, error) {
 	path := filepath.Join(servicetest.BuildDir(), name)
 	args = append(append([]string{"build"}, args...), "-o", path, ".")
 	return path, errors.Join(readInputs(), servicetest.GoIn(servicetest.InModule("."), args...))
 }
 
-// buildWith builds the program with files of testdata beside its own, and with some of its
-// own replaced: both are by name in the program's directory.
+// buildWith builds the program with some files added or replaced. The keys of files are file
+// names in the program's directory, the values are the files to use, such as those in testdata.
 func buildWith(name string, files map[string]string) (string, error) {
 	replace := map[string]string{}
-	for is, by := range files {
-		by, err := filepath.Abs(by)
+	for name, replacement := range files {
+		replacement, err := filepath.Abs(replacement)
 		if err != nil {
 			return "", err
 		}
-		if _, err := os.ReadFile(by); err != nil { // for the cache, as in readInputs
+		if _, err := os.ReadFile(replacement); err != nil { // for the cache, as in readInputs
 			return "", err
 		}
-		replace[servicetest.InModule(is)] = by
+		replace[servicetest.InModule(name)] = replacement
 	}
 	overlay := filepath.Join(servicetest.BuildDir(), name+".json")
 	text, err := json.Marshal(map[string]any{"Replace": replace})
@@ -153,10 +153,11 @@ func buildWith(name string, files map[string]string) (string, error) {
 	return build(name, "-overlay", overlay)
 }
 
-// program builds the program, once.
+// program builds the program on its first call, and returns its path.
 var program = sync.OnceValues(func() (string, error) { return build("energy-contracts") })
 
-// command is the built program with arguments, behind a wrapper such as strace.
+// command returns a command that runs the built program with arguments, under a wrapper such
+// as strace if there is one.
 func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
 	t.Helper()
 	path, err := program()
@@ -166,27 +167,27 @@ func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
 	return servicetest.Command(t, wrapper, path, args...)
 }
 
-// serve is the command "serve" on a free port.
+// serve returns the command "serve" on a free port.
 func serve(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
 	t.Helper()
 	return command(t, wrapper, append([]string{"serve", "--addr", "127.0.0.1:0"}, args...)...)
 }
 
-// startProcess runs "serve" on a free port and waits until it listens. The test ends it, or
-// its cleanup kills it.
+// startProcess runs "serve" on a free port and waits until it listens. The process is killed
+// in the cleanup unless the test has ended it.
 func startProcess(t testing.TB, wrapper []string, args ...string) *process {
 	t.Helper()
 	return servicetest.Start(t, serve(t, wrapper, args...))
 }
 
-// ran is what became of a command.
-type ran struct {
+// result is the output and exit status of a command.
+type result struct {
 	stdout, stderr string
 	status         int
 }
 
-// run runs the program to its end.
-func run(t testing.TB, wrapper []string, args ...string) ran {
+// run runs the program, waits until it exits, and returns its result.
+func run(t testing.TB, wrapper []string, args ...string) result {
 	t.Helper()
 	cmd := command(t, wrapper, args...)
 	var stdout, stderr bytes.Buffer
@@ -195,11 +196,11 @@ func run(t testing.TB, wrapper []string, args ...string) ran {
 		t.Fatal(err)
 	}
 	known.WantNone(t, "stderr", stderr.String())
-	return ran{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// ok runs a command on a database, wants it to succeed without complaint, and returns
-// what it prints.
+// ok runs a command on a database and returns its output. The test fails unless the command
+// succeeds and prints nothing to stderr.
 func ok(t testing.TB, db string, args ...string) (stdout string) {
 	t.Helper()
 	got := run(t, nil, append(args, "--db", db)...)
@@ -209,7 +210,7 @@ func ok(t testing.TB, db string, args ...string) (stdout string) {
 	return got.stdout
 }
 
-// wantExport compares what is in a database with lines.
+// wantExport fails the test unless the export of a database is want.
 func wantExport(t testing.TB, db, want string) {
 	t.Helper()
 	if got := ok(t, db, "export"); got != want {
@@ -217,12 +218,12 @@ func wantExport(t testing.TB, db, want string) {
 	}
 }
 
-// credentials is a client's id and secret.
+// credentials are a client's id and secret.
 type credentials struct{ ID, Secret string }
 
 var credentialsLines = regexp.MustCompile(`^client_id:     (\S{36})\nclient_secret: (\S{43})\n`)
 
-// credentialsOf runs a command on a database that prints credentials.
+// credentialsOf runs a command that prints credentials, and returns them.
 func credentialsOf(t testing.TB, db string, args ...string) credentials {
 	t.Helper()
 	out := ok(t, db, args...)
@@ -239,28 +240,27 @@ func addClient(t testing.TB, db string) credentials {
 	return credentialsOf(t, db, "client", "add", "--org", demoOrg)
 }
 
-// contractKey is what a contract is known by.
+// contractKey identifies a contract.
 type contractKey struct{ Org, User, Contract string }
 
-// key is the key of a contract of the demo user.
+// key returns the key of the n-th contract of the demo user.
 func key(n int) contractKey {
 	return contractKey{demoOrg, demoUser, fmt.Sprintf("%08x-0000-4000-8000-000000000000", n)}
 }
 
-// bytes is the key as the database has it.
+// bytes returns the key as it is stored in the database.
 func (k contractKey) bytes() []byte { return []byte(k.Org + "/" + k.User + "/" + k.Contract) }
 
-// line is the line of an export with a document.
+// line returns the line of an export for a document.
 func (k contractKey) line(document string) string {
 	return fmt.Sprintf(`{"org_id":%q,"user_id":%q,%s`+"\n", k.Org, k.User, document[1:])
 }
 
-// answerTimeout is for an answer that must come, but need not come fast: under
-// strace, with a second between two attempts to mend, on a machine that others
-// keep busy.
+// answerTimeout is the limit for a response that must come but may be slow: under strace,
+// with a second between two attempts to reopen the store, on a machine under load.
 const answerTimeout = time.Minute
 
-// answered is a whole answer, or the error that came in its place.
+// answered is a complete response, or the error that occurred instead.
 type answered struct {
 	status int
 	header http.Header
@@ -275,7 +275,7 @@ func (a answered) String() string {
 	return fmt.Sprintf("%d %v\n%s", a.status, a.header, head(a.body))
 }
 
-// head is enough of a body to see what it is.
+// head returns the first bytes of a body, enough to recognize it in a message.
 func head(body string) string {
 	const enough = 500
 	if len(body) <= enough {
