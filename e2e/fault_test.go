@@ -2,14 +2,14 @@
 
 package e2e
 
-// The store when the disk fails, over HTTP: strace makes system calls of the
-// running process fail, and a small file system runs full. What is asserted are
-// the promises to a client: never refused and there, never answered and gone,
-// reads go on, and no restart is needed.
+// These tests check the store over HTTP while the disk fails: strace makes system calls of the
+// running process fail, and a small file system fills up. They assert the promises to a client:
+// a refused write is never visible, an acknowledged write is never lost, reads keep working,
+// and no restart is needed.
 //
-// What the kernel drops in a power cut is beyond strace. In its place the order
-// of the system calls is checked: after a fault nothing is written before both
-// meta pages are synced again.
+// strace cannot simulate the data that the kernel loses in a power cut. Instead, the order of
+// the system calls is checked: after a fault, nothing is written before both meta pages are
+// synced again.
 
 import (
 	"errors"
@@ -30,15 +30,14 @@ import (
 	"energy-contracts/internal/servicetest"
 )
 
-// faultKind is one way in which the disk fails, tried at several positions.
-// strace counts a system call for each thread on its own, and the committer may
-// move between threads, so a position means no fixed place in a commit. The
-// traces tell what was hit.
+// faultKind is one way in which the disk fails, tried at several positions. strace counts the
+// system calls of each thread separately, and commits may run on different threads, so a
+// position does not mean a fixed point in a commit. The traces show which call was hit.
 type faultKind struct {
 	name   string
-	faults []string // as strace's inject= takes them, with %s for the position
-	at     []string // as strace's when= takes it
-	grow   bool     // large documents, so that the file must grow
+	faults []string // in the syntax of strace's inject=, with %s for the position
+	at     []string // positions, in the syntax of strace's when=
+	grow   bool     // the documents are large, so that the file must grow
 }
 
 var faultKinds = []faultKind{
@@ -49,10 +48,10 @@ var faultKinds = []faultKind{
 	{"sync of a growing file with EIO", []string{"fsync:error=EIO:when=%s"}, positions("1", "1..2"), true},
 	{"growth with EIO", []string{"ftruncate:error=EIO:when=%s"}, positions("1", "1..10"), true},
 	{"growth with ENOSPC", []string{"ftruncate:error=ENOSPC:when=%s"}, positions("1"), true},
-	{"sync of a commit and of the remedy with EIO", []string{"fdatasync:error=EIO:when=%s", "fsync:error=EIO:when=1"}, positions("1", "2", "4"), false},
+	{"sync of a commit and of the reopening with EIO", []string{"fdatasync:error=EIO:when=%s", "fsync:error=EIO:when=1"}, positions("1", "2", "4"), false},
 }
 
-// positions are those that are tried; the long form tries each of several commits too.
+// positions returns the positions to try; with LONG=1 each from 1 to 30 is added.
 func positions(at ...string) []string {
 	for n := range servicetest.Amount(0, 30) {
 		if one := strconv.Itoa(n + 1); !slices.Contains(at, one) {
@@ -62,7 +61,7 @@ func positions(at ...string) []string {
 	return at
 }
 
-func TestFaultInACommitIsAnsweredByWhatStands(t *testing.T) {
+func TestResponseAfterFaultInACommitMatchesTheDatabase(t *testing.T) {
 	long(t)
 	needTool(t, "strace")
 	t.Parallel()
@@ -93,8 +92,8 @@ func TestFaultInACommitIsAnsweredByWhatStands(t *testing.T) {
 	}
 }
 
-// faultyCommits writes while system calls fail, then without faults, and then
-// looks again after a restart. It returns what the faulty process did.
+// faultyCommits writes while system calls fail, then without faults, and checks the contracts
+// after each write and after a restart. It returns the trace of the faulty process.
 func faultyCommits(t *testing.T, kind faultKind, at string) trace {
 	faults := make([]string, len(kind.faults))
 	for i, f := range kind.faults {
@@ -120,18 +119,18 @@ func faultyCommits(t *testing.T, kind faultKind, at string) trace {
 	tracer.detach()
 	waitUntil(t, 3*time.Second, "the store can write again", func() error {
 		if status := l.put(t, demoContract, prices); status != http.StatusOK {
-			return fmt.Errorf("PUT is answered %d", status)
+			return fmt.Errorf("PUT: %d, want 200", status)
 		}
 		return nil
 	})
 	l.check(t)
 	l.checkAfterRestart(t, p, db)
 	tr := tracer.trace(t)
-	tr.checkRemedy(t)
+	tr.checkReopening(t)
 	return tr
 }
 
-func TestDiskThatGoesOnFailing(t *testing.T) {
+func TestDiskThatKeepsFailing(t *testing.T) {
 	long(t)
 	needTool(t, "strace")
 	t.Parallel()
@@ -148,8 +147,8 @@ func TestDiskThatGoesOnFailing(t *testing.T) {
 		body              string
 	}{
 		{"replace", "PUT", l.url(demoContract), jsonBody, l.document(1)},
-		{"make under an id", "PUT", l.url(newContract), http.Header{"Content-Type": {"application/json"}, "If-None-Match": {"*"}}, l.document(1)},
-		{"make", "POST", l.collection(), jsonBody, l.document(1)},
+		{"create under an id", "PUT", l.url(newContract), http.Header{"Content-Type": {"application/json"}, "If-None-Match": {"*"}}, l.document(1)},
+		{"create", "POST", l.collection(), jsonBody, l.document(1)},
 		{"patch", "PATCH", l.url(demoContract), http.Header{"Content-Type": {mergePatchType}}, `{"supplier":"patched"}`},
 		{"delete", "DELETE", l.url(demoOtherContract), nil, ""},
 	}
@@ -158,8 +157,8 @@ func TestDiskThatGoesOnFailing(t *testing.T) {
 	stopReading := make(chan struct{})
 	reads := make(chan error, 1)
 	go func() { reads <- readAll(l, stopReading) }()
-	// Long enough that the store tries to mend itself, in vain, more than once.
-	waitUntil(t, answerTimeout, "three syncs of the remedy failed", func() error {
+	// This takes long enough that the store fails to reopen its file more than once.
+	waitUntil(t, answerTimeout, "three syncs of the reopening failed", func() error {
 		for _, w := range writes {
 			resp, body := do(t, prompt, w.method, w.url, l.with(w.header), w.body)
 			if resp.StatusCode != http.StatusServiceUnavailable {
@@ -181,7 +180,7 @@ func TestDiskThatGoesOnFailing(t *testing.T) {
 			t.Fatalf("the list on a failing disk changed from\n%s\nto\n%s", list, now)
 		}
 		if n := tracer.trace(t).count(func(c call) bool { return c.injected && c.name == "fsync" }); n < 3 {
-			return fmt.Errorf("%d failed", n)
+			return fmt.Errorf("%d syncs failed", n)
 		}
 		return nil
 	})
@@ -198,17 +197,17 @@ func TestDiskThatGoesOnFailing(t *testing.T) {
 		return nil
 	})
 	if now := l.list(t); now != list {
-		t.Errorf("refused, and there when the disk works again: the list was\n%s\nand is\n%s", list, now)
+		t.Errorf("a refused write is visible when the disk works again: the list was\n%s\nand is\n%s", list, now)
 	}
 	if status := l.put(t, demoContract, 1); status != http.StatusOK {
-		t.Errorf("PUT to a store that is ready: %d", status)
+		t.Errorf("PUT when the store is ready again: %d, want 200", status)
 	}
 	l.check(t)
 	l.checkAfterRestart(t, p, db)
-	tracer.trace(t).checkRemedy(t)
+	tracer.trace(t).checkReopening(t)
 }
 
-// readAll gets the contracts of a ledger again and again until stop.
+// readAll gets the contracts of a ledger repeatedly until stop is closed.
 func readAll(l *ledger, stop <-chan struct{}) error {
 	want := maps.Clone(l.want)
 	for {
@@ -225,16 +224,17 @@ func readAll(l *ledger, stop <-chan struct{}) error {
 	}
 }
 
-// Also when /readyz has just found that all is well.
+// TestReadyzFailsAfterACommitThatFailed checks that /readyz fails even if it has just reported
+// that the store is ready.
 func TestReadyzFailsAfterACommitThatFailed(t *testing.T) {
 	long(t)
 	needTool(t, "strace")
 	p := startProcess(t, straceCommand(filepath.Join(t.TempDir(), "trace"), "fdatasync:error=EIO:when=30+"), "--demo", "--db", shortPath(t))
 	c := client(p.URL, "demo", "demo-secret")
-	for range 5000 { // strace counts the calls of each thread apart
-		_, _ = do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "") // whose answer holds for a while
+	for range 5000 { // strace counts the calls of each thread separately
+		_, _ = do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "") // its result is cached for a while
 		put, _ := do(t, c, "PUT", contractsURL(p.URL, demoOrg, demoUser)+"/"+demoContract, jsonBody, "{}")
-		if put.StatusCode == http.StatusOK { // also when a sync failed and the write stands
+		if put.StatusCode == http.StatusOK { // also if a sync failed and the write was committed nevertheless
 			continue
 		}
 		resp, body := do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "")
@@ -244,59 +244,60 @@ func TestReadyzFailsAfterACommitThatFailed(t *testing.T) {
 	t.Error("no commit failed")
 }
 
-// An import is told to be made, or nothing of it to be: and so it is, also after a restart.
-func TestFaultInAnImportIsAnsweredByWhatStands(t *testing.T) {
+// TestResponseAfterFaultInAnImportMatchesTheDatabase checks that an import is reported either
+// as done or as without effect, and that the database agrees, also after a restart.
+func TestResponseAfterFaultInAnImportMatchesTheDatabase(t *testing.T) {
 	long(t)
 	t.Parallel()
 	needTool(t, "strace")
 	file := manyLines(t, 6000, 300)
 	want := readFile(t, file)
-	var made, refused int
+	var imported, refused int
 	for _, kind := range []string{"fdatasync:error=EIO", "pwrite64:error=ENOSPC"} {
-		for at := 8; at <= 32; at += 4 { // later than the file is made
+		for at := 8; at <= 32; at += 4 { // after the file is created
 			t.Run(fmt.Sprintf("%s at %d", kind, at), func(t *testing.T) {
 				db := shortPath(t)
 				p := startProcess(t, straceCommand(filepath.Join(t.TempDir(), "trace"), fmt.Sprintf("%s:when=%d..%d", kind, at, at+1)), "--db", db)
 				got := run(t, nil, "import", file, "--db", db)
-				stands := ""
+				content := ""
 				switch {
 				case got.status == 0 && got.stdout == "imported 6000 contracts\n":
-					made++
-					stands = want
+					imported++
+					content = want
 				case got.status == 1 && strings.HasSuffix(got.stderr, "nothing was imported\n"), got.status == 1 && strings.Contains(got.stderr, "nothing was changed"):
 					refused++
 				default:
 					t.Fatalf("%+v\n%s", got, p.Stderr)
 				}
-				waitFor(t, "what is left of it is dropped", func() bool {
-					return run(t, nil, "export", "--db", db).stdout == stands
+				waitFor(t, "the rest of the import is dropped", func() bool {
+					return run(t, nil, "export", "--db", db).stdout == content
 				})
 				p.Kill(t)
-				wantExport(t, db, stands)
+				wantExport(t, db, content)
 				if got := ok(t, db, "check"); !strings.Contains(got, " is sound: ") {
 					t.Error(got)
 				}
 			})
 		}
 	}
-	t.Logf("made %d, refused %d", made, refused)
-	if made == 0 || refused == 0 {
-		t.Errorf("made %d, refused %d: the faults are not where they should be", made, refused)
+	t.Logf("imported %d, refused %d", imported, refused)
+	if imported == 0 || refused == 0 {
+		t.Errorf("imported %d, refused %d, want some of each; change the positions of the faults", imported, refused)
 	}
 }
 
-func TestFaultThatLeavesAWriteUndecided(t *testing.T) {
+func TestFaultThatLeavesAWriteInDoubt(t *testing.T) {
 	long(t)
 	needTool(t, "strace")
-	t.Run("answered when the disk works again", func(t *testing.T) {
+	t.Run("response comes when the disk works again", func(t *testing.T) {
 		t.Parallel()
-		u := leaveUndecided(t)
+		u := leaveInDoubt(t)
 		u.tracer.detach()
 		var a answered
 		select {
-		case a = <-u.answer:
+		case a = <-u.response:
 		case <-time.After(3 * time.Second):
-			t.Fatalf("PUT %s: no answer 3 s after the disk works again\n%s", u.l.url(demoContract), u.p.Stderr)
+			t.Fatalf("PUT %s: no response 3 s after the disk works again\n%s", u.l.url(demoContract), u.p.Stderr)
 		}
 		u.l.record(t, demoContract, u.marker, a)
 		u.l.check(t)
@@ -308,17 +309,17 @@ func TestFaultThatLeavesAWriteUndecided(t *testing.T) {
 		})
 		u.l.check(t)
 		u.l.checkAfterRestart(t, u.p, u.db)
-		u.tracer.trace(t).checkRemedy(t)
+		u.tracer.trace(t).checkReopening(t)
 	})
-	t.Run("whole or not there when the process is killed", func(t *testing.T) {
+	t.Run("present in full or absent after the process is killed", func(t *testing.T) {
 		t.Parallel()
-		u := leaveUndecided(t)
+		u := leaveInDoubt(t)
 		if err := u.p.Cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		<-u.p.Ended
-		if a := <-u.answer; a.err == nil {
-			t.Errorf("PUT %s was answered as its process was killed: %v", u.l.url(demoContract), a)
+		if a := <-u.response; a.err == nil {
+			t.Errorf("PUT %s got a response although the process was killed: %v", u.l.url(demoContract), a)
 		}
 		checkFileSound(t, u.db)
 		again := startProcess(t, nil, "--demo", "--db", u.db)
@@ -334,96 +335,97 @@ func TestFaultThatLeavesAWriteUndecided(t *testing.T) {
 	})
 }
 
-// undecided is a write of which nobody can know whether it is on the disk: its
-// meta page is written, its sync and that of the remedy have failed.
-type undecided struct {
-	p      *process
-	db     string
-	l      *ledger
-	tracer *tracer
-	marker string // in the document of the write
-	answer <-chan answered
+// inDoubt is a write that may or may not be on the disk: its meta page is written, but the sync
+// after it and that of the reopening have failed.
+type inDoubt struct {
+	p        *process
+	db       string
+	l        *ledger
+	tracer   *tracer
+	marker   string // in the document of the write
+	response <-chan answered
 }
 
-// leaveUndecided brings a write of demoContract into that state, and checks what
-// can be asked for meanwhile. The disk goes on failing.
-func leaveUndecided(t *testing.T) *undecided {
+// leaveInDoubt leaves a write of demoContract in doubt, and checks reads, other writes and
+// /readyz meanwhile. The disk still fails when it returns.
+func leaveInDoubt(t *testing.T) *inDoubt {
 	t.Helper()
-	u := &undecided{db: filepath.Join(t.TempDir(), "test.db")}
+	u := &inDoubt{db: filepath.Join(t.TempDir(), "test.db")}
 	u.p = startProcess(t, nil, "--demo", "--db", u.db)
 	u.l = newLedger(t, u.p.URL, demoContract, demoOtherContract)
 	u.l.growFile(t)
-	// A committer that stays on its thread gets past its first sync and not past
-	// the second. One that moves is seen to, and is tried again.
+	// If the commit stays on one thread, its first sync succeeds and its second fails. If it
+	// moves to another thread, strace counts again from one: then another write is tried.
 	for deadline := time.Now().Add(2 * answerTimeout); ; {
 		u.tracer = attach(t, u.p, "fdatasync:error=EIO:when=2+", "fsync:error=EIO")
-		answer := make(chan answered, 1)
-		u.answer = answer
+		response := make(chan answered, 1)
+		u.response = response
 		doc := u.l.document(1)
 		u.marker = u.l.marker()
-		go func() { answer <- u.l.send("PUT", demoContract, doc) }()
-		if u.isUndecided(t, deadline) {
+		go func() { response <- u.l.send("PUT", demoContract, doc) }()
+		if u.isInDoubt(t, deadline) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("no write became undecided\n%s", u.p.Stderr)
+			t.Fatalf("no write was left in doubt\n%s", u.p.Stderr)
 		}
 		u.tracer.detach()
 		waitUntil(t, 3*time.Second, "the store can write again", func() error {
 			if status := u.l.put(t, demoContract, 1); status != http.StatusOK {
-				return fmt.Errorf("PUT is answered %d", status)
+				return fmt.Errorf("PUT: %d, want 200", status)
 			}
 			return nil
 		})
 	}
 
 	if status := u.l.put(t, demoOtherContract, 1); status != http.StatusServiceUnavailable {
-		t.Errorf("PUT %s while another write is undecided: %d, want 503", u.l.url(demoOtherContract), status)
+		t.Errorf("PUT %s while another write is in doubt: %d, want 503", u.l.url(demoOtherContract), status)
 	}
 	resp, body := do(t, u.l.client, "GET", u.l.base+"/readyz", nil, "")
 	wantUnavailable(t, resp, body)
-	failed := u.failedRemedies(t)
-	waitUntil(t, answerTimeout, "the remedy was tried again", func() error {
+	failed := u.failedReopenings(t)
+	waitUntil(t, answerTimeout, "the reopening was tried again", func() error {
 		u.checkEither(t)
-		if n := u.failedRemedies(t); n == failed {
+		if n := u.failedReopenings(t); n == failed {
 			return fmt.Errorf("%d attempts", n)
 		}
 		return nil
 	})
 	select {
-	case a := <-u.answer:
-		t.Fatalf("PUT %s was answered while nobody can know whether it is on the disk: %v", u.l.url(demoContract), a)
+	case a := <-u.response:
+		t.Fatalf("PUT %s got a response while it is in doubt: %v", u.l.url(demoContract), a)
 	default:
 	}
 	return u
 }
 
-// isUndecided waits until the trace shows that the write is undecided, or until
-// it is answered.
-func (u *undecided) isUndecided(t testing.TB, deadline time.Time) bool {
+// isInDoubt waits until the trace shows that the write is in doubt, or until its response
+// comes, and reports whether the write is in doubt.
+func (u *inDoubt) isInDoubt(t testing.TB, deadline time.Time) bool {
 	t.Helper()
 	for time.Now().Before(deadline) {
 		select {
-		case a := <-u.answer:
+		case a := <-u.response:
 			u.l.record(t, demoContract, u.marker, a)
 			u.l.check(t)
 			return false
 		case <-time.After(10 * time.Millisecond):
 		}
-		if u.tracer.trace(t).secondSyncs() > 0 && u.failedRemedies(t) > 0 {
+		if u.tracer.trace(t).secondSyncs() > 0 && u.failedReopenings(t) > 0 {
 			return true
 		}
 	}
 	return false
 }
 
-func (u *undecided) failedRemedies(t testing.TB) int {
+// failedReopenings returns the number of syncs of a reopening that have failed.
+func (u *inDoubt) failedReopenings(t testing.TB) int {
 	return u.tracer.trace(t).count(func(c call) bool { return c.injected && c.name == "fsync" })
 }
 
-// checkEither fails unless the contract is what it was or what was written, and
-// the others are what they were.
-func (u *undecided) checkEither(t testing.TB) {
+// checkEither fails the test unless the contract has its old or its new content and the others
+// are unchanged.
+func (u *inDoubt) checkEither(t testing.TB) {
 	t.Helper()
 	for id, want := range u.l.want {
 		a := u.l.send("GET", id, "")
@@ -434,12 +436,12 @@ func (u *undecided) checkEither(t testing.TB) {
 	}
 }
 
-func TestFaultAtTheStartLeavesTheFileAsItWas(t *testing.T) {
+func TestFaultAtTheStartLeavesTheFileUnchanged(t *testing.T) {
 	long(t)
 	needTool(t, "strace")
 	for _, c := range []struct {
-		name  string
-		there bool
+		name   string
+		exists bool
 	}{
 		{"a new file", false},
 		{"an old file", true},
@@ -449,7 +451,7 @@ func TestFaultAtTheStartLeavesTheFileAsItWas(t *testing.T) {
 			dir := t.TempDir()
 			db, out := filepath.Join(dir, "test.db"), filepath.Join(t.TempDir(), "trace")
 			var before string
-			if c.there {
+			if c.exists {
 				if err := startProcess(t, nil, "--demo", "--db", db).Terminate(t); err != nil {
 					t.Fatalf("after SIGTERM: %v", err)
 				}
@@ -459,19 +461,19 @@ func TestFaultAtTheStartLeavesTheFileAsItWas(t *testing.T) {
 			output, err := cmd.CombinedOutput()
 			var exit *exec.ExitError
 			if !errors.As(err, &exit) || exit.ExitCode() != 1 || !strings.Contains(string(output), db) || strings.Contains(string(output), "panic") {
-				t.Errorf("%v: got %v, want exit status 1 and a sentence about %s\n%s", cmd.Args, err, db, output)
+				t.Errorf("%v: got %v, want exit status 1 and a message that names %s\n%s", cmd.Args, err, db, output)
 			}
 			if readTrace(t, out).injected() == 0 {
 				t.Error("strace injected no fault")
 			}
-			if !c.there {
+			if !c.exists {
 				if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-					t.Errorf("left behind: %v %v", left, err)
+					t.Errorf("the failed start left files behind: %v %v", left, err)
 				}
 				return
 			}
 			if after := readFile(t, db); after != before {
-				t.Errorf("%s is not what it was", db)
+				t.Errorf("the failed start changed %s", db)
 			}
 			checkFileSound(t, db)
 		})
@@ -489,26 +491,26 @@ func TestDiskFull(t *testing.T) {
 	db := filepath.Join(disk, "test.db")
 	p := startProcess(t, nil, "--demo", "--db", db)
 	l := newLedger(t, p.URL, demoContract)
-	sound := l.readTime(t)
+	timeBefore := l.readTime(t)
 	next := 0
-	// makeNext makes a large contract, and tells whether it was refused.
-	makeNext := func() (refused bool) {
+	// createNext creates a large contract, and reports whether it was refused.
+	createNext := func() (refused bool) {
 		next++
 		id := fmt.Sprintf("00000000-0000-4000-8000-%012d", next)
 		return l.create(t, id, largeContract) != http.StatusCreated
 	}
-	for !makeNext() {
+	for !createNext() {
 		if next > 1000 {
-			t.Fatalf("%d contracts of some 100 KB fit onto a disk of 8 MiB", next)
+			t.Fatalf("%d contracts of some 100 KB fit on a disk of 8 MiB", next)
 		}
 	}
 	if next < 10 {
-		t.Fatalf("only %d contracts fit onto the disk\n%s", next-1, p.Stderr)
+		t.Fatalf("only %d contracts fit on the disk\n%s", next-1, p.Stderr)
 	}
 	l.check(t)
 	for range 5 {
-		if !makeNext() {
-			t.Errorf("contract %d was made on a full disk", next)
+		if !createNext() {
+			t.Errorf("contract %d was created on a full disk", next)
 		}
 		l.check(t)
 	}
@@ -516,8 +518,8 @@ func TestDiskFull(t *testing.T) {
 		t.Errorf("PUT on a full disk: %d, want 503", status)
 	}
 	l.check(t)
-	// Reads while writes go on to be refused. The store opens the file again after each
-	// that it tries, for which reads wait: not many may.
+	// Read while writes are still refused. The store reopens the file after each write that
+	// it tries, and reads wait for that; so it must not try many.
 	document := l.document(largeContract)
 	stopWriting, refused := make(chan struct{}), make(chan int)
 	go func() {
@@ -534,21 +536,21 @@ func TestDiskFull(t *testing.T) {
 			}
 		}
 	}()
-	full := l.readTime(t)
+	timeFull := l.readTime(t)
 	close(stopWriting)
 	if n := <-refused; n == 0 {
 		t.Error("no write was refused meanwhile")
 	}
-	if full > 4*sound+5*time.Millisecond {
-		t.Errorf("a read takes %v on a full disk, and took %v before", full, sound)
+	if timeFull > 4*timeBefore+5*time.Millisecond {
+		t.Errorf("a read takes %v on a full disk, and took %v before", timeFull, timeBefore)
 	}
 	l.check(t)
 
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
 	}
-	waitUntil(t, 2*time.Second, "contracts are made again", func() error {
-		if makeNext() {
+	waitUntil(t, 2*time.Second, "contracts can be created again", func() error {
+		if createNext() {
 			return fmt.Errorf("contract %d is refused", next)
 		}
 		return nil
@@ -560,7 +562,7 @@ func TestDiskFull(t *testing.T) {
 	l.checkAfterRestart(t, p, db)
 }
 
-// smallDisk mounts a file system of a size of its own.
+// smallDisk mounts a tmpfs of a size, and returns its directory.
 func smallDisk(t testing.TB, size string) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -575,7 +577,7 @@ func smallDisk(t testing.TB, size string) string {
 		t.Fatalf("mount tmpfs on %s: %v", dir, err)
 	}
 	t.Cleanup(func() {
-		// Also when the process has not let go of its file yet.
+		// MNT_DETACH unmounts even if the process still has its file open.
 		if err := syscall.Unmount(dir, syscall.MNT_DETACH); err != nil {
 			t.Errorf("unmount %s: %v", dir, err)
 		}

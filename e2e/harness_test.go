@@ -90,7 +90,7 @@ func TestMain(m *testing.M) {
 	os.Exit(servicetest.Main(m, false))
 }
 
-// long skips the test under -short; only TestServiceAnswersAndOutlivesAKill runs then.
+// long skips the test under -short, so that only quick tests of this package are left.
 func long(t testing.TB) {
 	t.Helper()
 	if testing.Short() {

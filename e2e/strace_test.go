@@ -198,9 +198,9 @@ func (tr trace) secondSyncs() (n int) {
 	return n
 }
 
-// checkRemedy fails if the file was built upon after a fault before both meta
+// checkReopening fails if the file was built upon after a fault before both meta
 // pages were written and synced again.
-func (tr trace) checkRemedy(t testing.TB) {
+func (tr trace) checkReopening(t testing.TB) {
 	t.Helper()
 	var metas []int64 // written since the fault
 	broken := false
