@@ -2,7 +2,7 @@
 
 package e2e
 
-// How the disk fails: strace makes system calls of a process fail, and tells which it made.
+// strace makes system calls of a process fail, to simulate disk faults, and traces them.
 
 import (
 	"encoding/hex"
@@ -19,13 +19,14 @@ import (
 	"testing"
 )
 
-// straceCommand is strace with faults, writing to a file. It traces what the
-// store does to its file; nothing else in the process makes these calls.
+// straceCommand returns a strace command line that injects faults and writes its trace to the
+// file out. It traces the store's writes to its file; nothing else in the process makes these
+// calls.
 func straceCommand(out string, faults ...string) []string {
 	return straceOf("pwrite64,fdatasync,fsync,ftruncate", []string{"-s", "0"}, out, faults...)
 }
 
-// straceOf traces some calls, printed in a way that the options say.
+// straceOf is straceCommand for other system calls, with options that control their format.
 func straceOf(calls string, options []string, out string, faults ...string) []string {
 	args := append([]string{"strace", "-f", "-e", "signal=none", "-e", "trace=" + calls, "-o", out}, options...)
 	for _, f := range faults {
@@ -34,21 +35,21 @@ func straceOf(calls string, options []string, out string, faults ...string) []st
 	return args
 }
 
-// tracer is strace, attached to a process.
+// tracer is a strace that is attached to a process.
 type tracer struct {
-	out    string
-	detach func() // heals the disk
+	out    string // path of the trace
+	detach func() // ends the faults
 }
 
 var attachedLine = regexp.MustCompile(`(?m)^strace: Process \d+ attached`)
 
-// attach makes system calls of a running process fail, until detach.
+// attach makes system calls of a running process fail until detach is called.
 func attach(t testing.TB, p *process, faults ...string) *tracer {
 	t.Helper()
 	return attachAs(t, p, straceCommand, faults...)
 }
 
-// attachAs is attach with a command line of strace's.
+// attachAs is attach with another command line for strace.
 func attachAs(t testing.TB, p *process, command func(out string, faults ...string) []string, faults ...string) *tracer {
 	t.Helper()
 	tr := &tracer{out: filepath.Join(t.TempDir(), "trace")}
@@ -69,7 +70,7 @@ func attachAs(t testing.TB, p *process, command func(out string, faults ...strin
 	waitUntil(t, answerTimeout, "strace is attached", func() error {
 		if strings.Contains(stderr.String(), "Operation not permitted") {
 			if os.Getenv("CI") == "true" {
-				t.Fatalf("CI needs strace to attach to a process:\n%s", stderr)
+				t.Fatalf("in CI strace must be allowed to attach to a process:\n%s", stderr)
 			}
 			t.Skipf("strace may not attach to a process here; run the tests as root, or set the sysctl kernel.yama.ptrace_scope to 0:\n%s", stderr)
 		}
@@ -81,6 +82,7 @@ func attachAs(t testing.TB, p *process, command func(out string, faults ...strin
 	return tr
 }
 
+// trace returns the calls so far.
 func (tr *tracer) trace(t testing.TB) trace {
 	t.Helper()
 	return readTrace(t, tr.out)
@@ -89,28 +91,29 @@ func (tr *tracer) trace(t testing.TB) trace {
 // call is one system call of a trace.
 type call struct {
 	name     string
-	file     string // that the descriptor is of, if strace's -y has it said
-	data     string // what a write has, as far as strace's -s has it printed
-	size     int64  // of a write, in bytes, or what a ftruncate makes it
+	file     string // path of the descriptor, if strace has the option -y
+	data     string // content of a write, up to the limit of strace's -s
+	size     int64  // bytes of a write, or the new size of the file for a ftruncate
 	offset   int64  // of a pwrite64
 	failed   bool
 	injected bool
-	began    int // how many calls of the trace had ended
+	began    int // number of calls in the trace that had ended when this one began
 }
 
-// meta tells whether the call writes one of the two meta pages.
+// meta reports whether the call writes one of the two meta pages.
 func (c call) meta() bool {
 	page := int64(os.Getpagesize())
 	return c.name == "pwrite64" && c.size == page && (c.offset == 0 || c.offset == page)
 }
 
-// trace is the system calls in the order of their ends. The committer makes
-// them one after another, whatever thread it is on.
+// trace is a list of system calls in the order in which they ended. Commits make them one after
+// another, whatever thread they run on.
 type trace []call
 
-// callLine is a call whose strings were cut out.
+// callLine matches a call whose string argument was cut out.
 var callLine = regexp.MustCompile(`^(\w+)\((.*)\)\s+= (-?\d+)(.*)$`)
 
+// readTrace parses the output of strace.
 func readTrace(t testing.TB, path string) (tr trace) {
 	t.Helper()
 	type start struct {
@@ -121,29 +124,29 @@ func readTrace(t testing.TB, path string) (tr trace) {
 	for line := range strings.Lines(readFile(t, path)) {
 		thread, text, _ := strings.Cut(strings.TrimSpace(line), " ")
 		text = strings.TrimSpace(text)
-		is := start{text, len(tr)}
+		s := start{text, len(tr)}
 		if begin, ok := strings.CutSuffix(text, "<unfinished ...>"); ok {
-			is.text = strings.TrimSpace(begin)
-			started[thread] = is
+			s.text = strings.TrimSpace(begin)
+			started[thread] = s
 			continue
 		}
 		if _, end, ok := strings.Cut(text, " resumed>"); ok {
-			is = started[thread]
-			is.text += end
+			s = started[thread]
+			s.text += end
 		}
-		c, err := parseCall(is.text)
+		c, err := parseCall(s.text)
 		if err != nil {
-			t.Fatalf("%s: %s: %v", path, head(is.text), err)
+			t.Fatalf("%s: %s: %v", path, head(s.text), err)
 		}
-		if c.began = is.began; c.name != "" {
+		if c.began = s.began; c.name != "" {
 			tr = append(tr, c)
 		}
 	}
 	return tr
 }
 
-// parseCall reads a whole call. That of something else has no name: the end of a
-// thread, or a line that is being written.
+// parseCall parses a complete call. For any other line, such as the end of a thread or a line
+// that strace has not finished, it returns a call without a name.
 func parseCall(text string) (c call, err error) {
 	before, rest, _ := strings.Cut(text, `"`)
 	data, after, _ := strings.Cut(rest, `"`)
@@ -167,7 +170,7 @@ func parseCall(text string) (c call, err error) {
 	return c, errors.Join(errs[:]...)
 }
 
-// unescaped is what strace's -xx prints as hexadecimal numbers.
+// unescaped returns the string that strace's -xx prints as hexadecimal escapes.
 func unescaped(text string) (string, error) {
 	if !strings.HasPrefix(text, `\x`) {
 		return text, nil
@@ -176,19 +179,21 @@ func unescaped(text string) (string, error) {
 	return string(b), err
 }
 
-func (tr trace) count(is func(call) bool) (n int) {
+// count returns the number of calls for which match is true.
+func (tr trace) count(match func(call) bool) (n int) {
 	for _, c := range tr {
-		if is(c) {
+		if match(c) {
 			n++
 		}
 	}
 	return n
 }
 
+// injected returns the number of faults.
 func (tr trace) injected() int { return tr.count(func(c call) bool { return c.injected }) }
 
-// secondSyncs counts the faults right after a commit's meta page. The remedy
-// writes meta pages too, but syncs with fsync.
+// secondSyncs returns the number of commits whose second sync failed, the one right after the
+// meta page. Reopening writes meta pages too, but syncs them with fsync.
 func (tr trace) secondSyncs() (n int) {
 	for i, c := range tr {
 		if i > 0 && c.injected && c.name == "fdatasync" && tr[i-1].meta() && !tr[i-1].failed {
@@ -198,8 +203,8 @@ func (tr trace) secondSyncs() (n int) {
 	return n
 }
 
-// checkReopening fails if the file was built upon after a fault before both meta
-// pages were written and synced again.
+// checkReopening fails the test if, after a fault, anything else was written to the file before
+// both meta pages were written and synced again.
 func (tr trace) checkReopening(t testing.TB) {
 	t.Helper()
 	var metas []int64 // written since the fault
