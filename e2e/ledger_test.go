@@ -2,7 +2,7 @@
 
 package e2e
 
-// A client that writes, and knows of each contract whether it must be there and how.
+// ledger is a client that writes contracts and keeps the expected content of each.
 
 import (
 	"fmt"
@@ -12,22 +12,22 @@ import (
 	"time"
 )
 
-// largeContract is a number of prices whose document, of some 100 KB, does not
-// fit into a new file.
+// largeContract is the number of prices of a document of about 100 KB, which does not fit into a
+// new database file.
 const largeContract = 2000
 
-// ledger writes contracts of the demo user that can be told apart, and keeps
-// what each must be: the document of the last write that was not refused.
+// ledger writes distinct documents to contracts of the demo user. For each contract it keeps the
+// expected document, which is that of the last write that was not refused.
 type ledger struct {
 	base    string
 	client  *http.Client
 	auth    string
-	ids     []string          // of all that were written to, also in vain
-	want    map[string]string // by id, the document of each that must be there
-	written int               // documents so far
+	ids     []string          // of all contracts, including those whose writes were all refused
+	want    map[string]string // expected document by id; a contract without one must not exist
+	written int               // number of documents so far
 }
 
-// newLedger starts with what some contracts are.
+// newLedger returns a ledger that starts with the current documents of some contracts.
 func newLedger(t testing.TB, base string, ids ...string) *ledger {
 	t.Helper()
 	l := &ledger{
@@ -47,7 +47,7 @@ func newLedger(t testing.TB, base string, ids ...string) *ledger {
 	return l
 }
 
-// patientClient has connections of its own, and waits for what answerTimeout is for.
+// patientClient returns a client with its own connections, which waits twice answerTimeout.
 func patientClient(t testing.TB) *http.Client {
 	c := &http.Client{Timeout: 2 * answerTimeout, Transport: validated{Transport: &http.Transport{}}}
 	t.Cleanup(c.CloseIdleConnections)
@@ -57,7 +57,7 @@ func patientClient(t testing.TB) *http.Client {
 func (l *ledger) collection() string   { return contractsURL(l.base, demoOrg, demoUser) }
 func (l *ledger) url(id string) string { return l.collection() + "/" + id }
 
-// with adds the token to the header of a request.
+// with returns a copy of a request header with the token added.
 func (l *ledger) with(h http.Header) http.Header {
 	if h = h.Clone(); h == nil {
 		h = http.Header{}
@@ -66,7 +66,7 @@ func (l *ledger) with(h http.Header) http.Header {
 	return h
 }
 
-// document is a contract that no other is, with some prices.
+// document returns a new document, different from all before, with a number of prices.
 func (l *ledger) document(prices int) string {
 	l.written++
 	var b strings.Builder
@@ -82,15 +82,15 @@ func (l *ledger) document(prices int) string {
 	return b.String()
 }
 
-// marker is the member that tells the last document from the others.
+// marker returns the member that distinguishes the last document from the others.
 func (l *ledger) marker() string { return fmt.Sprintf(`"supplier":"write %d"`, l.written) }
 
-// send asks for a contract.
+// send sends a request for a contract. The fields are names and values of the header.
 func (l *ledger) send(method, id, body string, fields ...string) answered {
 	return l.ask(method, l.url(id), body, fields...)
 }
 
-// ask is do for any goroutine, with the token.
+// ask sends a request with the token. Unlike do it may be called on any goroutine.
 func (l *ledger) ask(method, url, body string, fields ...string) answered {
 	req, err := http.NewRequest(method, url, strings.NewReader(body))
 	if err != nil {
@@ -117,8 +117,8 @@ func (l *ledger) put(t testing.TB, id string, prices int) int {
 	return l.record(t, id, l.marker(), l.send("PUT", id, doc))
 }
 
-// growFile makes the file as large as it needs to be for some time, so that a
-// commit's first sync is that of its pages.
+// growFile makes the file large enough for the writes that follow, so that the first sync of a
+// commit is that of its pages and not that of a larger file.
 func (l *ledger) growFile(t testing.TB) {
 	t.Helper()
 	if status := l.put(t, demoContract, largeContract); status != http.StatusOK {
@@ -126,7 +126,7 @@ func (l *ledger) growFile(t testing.TB) {
 	}
 }
 
-// create makes a contract under an id and returns the status: 201 or 503.
+// create creates a contract under an id and returns the status: 201 or 503.
 func (l *ledger) create(t testing.TB, id string, prices int) int {
 	t.Helper()
 	doc := l.document(prices)
@@ -134,27 +134,28 @@ func (l *ledger) create(t testing.TB, id string, prices int) int {
 	return l.record(t, id, l.marker(), l.send("PUT", id, doc, "If-None-Match", "*"))
 }
 
-// record takes in the answer to the write of a document with a marker.
+// record checks the response to the write of a document with a marker, updates the expected
+// document, and returns the status.
 func (l *ledger) record(t testing.TB, id, marker string, a answered) int {
 	t.Helper()
-	done := http.StatusOK
+	success := http.StatusOK
 	if _, exists := l.want[id]; !exists {
-		done = http.StatusCreated
+		success = http.StatusCreated
 	}
 	switch {
 	case a.err != nil:
-		t.Fatalf("PUT %s of %s: no answer: %v", l.url(id), marker, a.err)
-	case a.status == done && strings.Contains(a.body, marker):
+		t.Fatalf("PUT %s of %s: no response: %v", l.url(id), marker, a.err)
+	case a.status == success && strings.Contains(a.body, marker):
 		l.want[id] = a.body
 	case a.status == http.StatusServiceUnavailable:
 		wantUnavailable(t, &http.Response{Status: "503", StatusCode: a.status, Header: a.header}, a.body)
 	default:
-		t.Fatalf("PUT %s of %s: got %v\nwant %d with the document, or 503", l.url(id), marker, a, done)
+		t.Fatalf("PUT %s of %s: got %v\nwant %d with the document, or 503", l.url(id), marker, a, success)
 	}
 	return a.status
 }
 
-// check gets every contract that was written to.
+// check gets every contract and compares it with the expected document.
 func (l *ledger) check(t testing.TB) {
 	t.Helper()
 	for _, id := range l.ids {
@@ -164,14 +165,14 @@ func (l *ledger) check(t testing.TB) {
 		case a.err != nil:
 			t.Fatalf("GET %s: %v", l.url(id), a.err)
 		case !exists && a.status != http.StatusNotFound:
-			t.Fatalf("refused, and there: GET %s: %v", l.url(id), a)
+			t.Fatalf("a contract exists although its write was refused: GET %s: %v", l.url(id), a)
 		case exists && (a.status != http.StatusOK || a.body != want):
 			t.Fatalf("after %d writes, GET %s: %v\nwant 200\n%s", l.written, l.url(id), a, head(want))
 		}
 	}
 }
 
-// readTime is the median of what a GET takes.
+// readTime returns the median duration of a GET.
 func (l *ledger) readTime(t testing.TB) time.Duration {
 	t.Helper()
 	times := make([]time.Duration, 300)
@@ -185,7 +186,7 @@ func (l *ledger) readTime(t testing.TB) time.Duration {
 	return median(times)
 }
 
-// list is the whole list of the demo user's contracts.
+// list returns the whole list of the demo user's contracts.
 func (l *ledger) list(t testing.TB) string {
 	t.Helper()
 	resp, body := do(t, l.client, "GET", l.collection(), l.with(nil), "")
@@ -195,8 +196,8 @@ func (l *ledger) list(t testing.TB) string {
 	return body
 }
 
-// checkAfterRestart ends the process, looks at the file, and checks everything
-// again in a new process.
+// checkAfterRestart ends the process, checks the file, and checks all contracts again with a new
+// process.
 func (l *ledger) checkAfterRestart(t testing.TB, p *process, db string) {
 	t.Helper()
 	list := l.list(t)
