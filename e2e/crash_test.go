@@ -1,8 +1,8 @@
 package e2e
 
-// The process or the machine is gone in the middle of writes, again and again on one
-// file. What was acknowledged is there, what was not is there wholly or not at all,
-// what was refused or deleted is not there, nor is anything else.
+// These tests crash the process or its machine repeatedly during writes to the same file. After
+// each crash, acknowledged writes must be present, writes in flight must be present in full or
+// absent, and refused or deleted contracts and anything else must be absent.
 
 import (
 	"bufio"
@@ -28,29 +28,30 @@ import (
 	"github.com/google/uuid"
 )
 
-func TestWhatIsAcknowledgedOutlivesAKill(t *testing.T) {
+func TestAcknowledgedWritesSurviveAKill(t *testing.T) {
 	long(t)
 	t.Parallel()
-	outlives(t, shortPath(t), servicetest.Amount(25, 500), func(_ testing.TB, kill func()) { kill() })
+	survives(t, shortPath(t), servicetest.Amount(25, 500), func(_ testing.TB, kill func()) { kill() })
 }
 
-// crashWriters write at once.
+// crashWriters is the number of concurrent writers.
 const crashWriters = 64
 
-// crasher writes to a database until there is a crash, again and again.
+// crasher repeatedly writes to a database until a crash.
 type crasher struct {
 	db      string
-	demo    []string // the demo data as lines of an export: nobody writes to it
+	demo    []string // lines of the export of the demo data, which no writer changes
 	writers []*crashWriter
 	random  *rand.Rand
-	// startTook is how long the last start took that was not cut short.
+	// startTook is the duration of the last start that was not interrupted.
 	startTook time.Duration
-	// crash calls kill, which ends the process at once. The disk may fail before.
+	// crash calls kill, which ends the process immediately. It may make the disk fail first.
 	crash func(t testing.TB, kill func())
 }
 
-// outlives fails unless all is as it must be after each of so many crashes.
-func outlives(t *testing.T, db string, crashes int, crash func(t testing.TB, kill func())) {
+// survives crashes a process many times, and fails the test if a crash loses or changes data
+// that it must not.
+func survives(t *testing.T, db string, crashes int, crash func(t testing.TB, kill func())) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	p := startProcess(t, nil, "--demo", "--db", db)
@@ -73,16 +74,16 @@ func outlives(t *testing.T, db string, crashes int, crash func(t testing.TB, kil
 	for _, w := range c.writers {
 		sum.acknowledged += w.acknowledged
 		sum.refused += w.refused
-		sum.stood += w.stood
-		sum.gone += w.gone
+		sum.committed += w.committed
+		sum.lost += w.lost
 	}
 	t.Logf("writes: %+v", sum)
-	if sum.acknowledged == 0 || sum.stood+sum.gone == 0 {
-		t.Error("no crash was in the midst of writes, so they prove nothing")
+	if sum.acknowledged == 0 || sum.committed+sum.lost == 0 {
+		t.Error("no crash happened during a write, so the test proves nothing")
 	}
 }
 
-// cycle looks at what the last crash left, and has the next one.
+// cycle compares the contracts after the last crash, writes, and crashes again.
 func (c *crasher) cycle(t *testing.T) {
 	began := time.Now()
 	p := startProcess(t, nil, "--db", c.db)
@@ -101,20 +102,20 @@ func (c *crasher) cycle(t *testing.T) {
 		<-p.Ended
 	})
 	all.Wait()
-	if is := p.Cmd.ProcessState.String(); is != "signal: killed" {
-		errs = append(errs, fmt.Errorf("the process ended before it was killed: %s", is))
+	if state := p.Cmd.ProcessState.String(); state != "signal: killed" {
+		errs = append(errs, fmt.Errorf("the process ended before it was killed: %s", state))
 	}
 	if err := errors.Join(errs...); err != nil {
 		log := slices.DeleteFunc(strings.Split(p.Stderr.String(), "\n"), func(line string) bool { return strings.Contains(line, `"level":"INFO"`) })
 		t.Fatalf("%v\nits log:\n%s", err, strings.Join(log, "\n"))
 	}
-	c.examine(t)
+	c.checkFile(t)
 	if c.random.IntN(4) == 0 {
 		c.crashAtTheStart(t)
 	}
 }
 
-// crashAtTheStart has a crash in the midst of what a start does to the file.
+// crashAtTheStart crashes a process while it starts and may change the file.
 func (c *crasher) crashAtTheStart(t testing.TB) {
 	t.Helper()
 	cmd := command(t, nil, "serve", "--addr", "127.0.0.1:0", "--db", c.db)
@@ -130,14 +131,14 @@ func (c *crasher) crashAtTheStart(t testing.TB) {
 	t.Cleanup(kill)
 	time.Sleep(time.Duration(c.random.Int64N(int64(c.startTook))))
 	c.crash(t, kill)
-	if cmd.ProcessState.ExitCode() > 1 { // 1 is that of a start whose disk fails
+	if cmd.ProcessState.ExitCode() > 1 { // a start exits with 1 if the disk fails
 		t.Fatalf("a start ended with %v\n%s", cmd.ProcessState, &stderr)
 	}
-	c.examine(t)
+	c.checkFile(t)
 }
 
-// examine looks at the file as the crash left it.
-func (c *crasher) examine(t testing.TB) {
+// checkFile checks the file that the crash left.
+func (c *crasher) checkFile(t testing.TB) {
 	t.Helper()
 	if got := ok(t, c.db, "check"); !strings.Contains(got, " is sound: ") {
 		t.Fatal(got)
@@ -145,7 +146,7 @@ func (c *crasher) examine(t testing.TB) {
 	checkFileSound(t, c.db)
 }
 
-// compare asks a process for each contract, and for all that there are.
+// compare compares each contract in a process, and the export, with the expected ones.
 func (c *crasher) compare(t testing.TB, p *process) {
 	t.Helper()
 	for _, w := range c.writers {
@@ -172,16 +173,16 @@ func (c *crasher) compare(t testing.TB, p *process) {
 	got := slices.Sorted(strings.Lines(ok(t, c.db, "export")))
 	if !slices.Equal(got, want) {
 		got = slices.DeleteFunc(got, func(line string) bool { return slices.Contains(want, line) })
-		t.Fatalf("the export is not of the %d contracts that must be there; in it is also\n%s", len(want), head(strings.Join(got, "")))
+		t.Fatalf("the export does not have exactly the %d expected contracts; the others in it are\n%s", len(want), head(strings.Join(got, "")))
 	}
 }
 
-// crashContract is what a contract says. Its documents differ in all that a write writes.
+// crashContract is the content of a contract. Each write changes every member that it sets.
 type crashContract struct {
 	id     string
-	write  int // the last one, which is in the members; 0: there is no contract
-	priced int // the write that its prices are of
-	prices int // how many
+	write  int // number of the last write, which is in the members; 0 if the contract does not exist
+	priced int // number of the write that set the prices
+	prices int // number of prices
 }
 
 func (k *crashContract) pricesText() string {
@@ -194,7 +195,7 @@ func (k *crashContract) pricesText() string {
 	return "[" + strings.TrimPrefix(string(b), ",") + "]"
 }
 
-// document is how the contract is answered, or "".
+// document returns the expected document in a response, or "" if the contract does not exist.
 func (k *crashContract) document() string {
 	if k.write == 0 {
 		return ""
@@ -203,23 +204,23 @@ func (k *crashContract) document() string {
 		k.pricesText(), k.id, k.write, k.write)
 }
 
-// once has a POST make the contract only once.
+// once returns the header that makes a repeated POST idempotent.
 func (k *crashContract) once() []string {
 	return []string{"Idempotency-Key", fmt.Sprintf("write %d", k.write)}
 }
 
-// content is how the contract is sent.
+// content returns the document to send in a request.
 func (k *crashContract) content() string {
 	return fmt.Sprintf(`{"energy_prices":%s,"meter_id":"%d","supplier":"write %d","currency_energy_price":"EUR"}`, k.pricesText(), k.write, k.write)
 }
 
-// outcomes counts what became of writes.
+// outcomes counts writes by their outcome.
 type outcomes struct {
 	acknowledged, refused int
-	stood, gone           int // in flight when there was a crash
+	committed, lost       int // in flight during a crash
 }
 
-// crashWriter is a client on a connection of its own, to contracts that no other writes.
+// crashWriter is a client with its own connection and its own contracts.
 type crashWriter struct {
 	user      string
 	bearer    string
@@ -227,11 +228,11 @@ type crashWriter struct {
 	conn      net.Conn
 	answers   *bufio.Reader
 	contracts [8]crashContract
-	last      int // its last write
-	// posted is what the last POST made that was not refused, if it has a write.
+	last      int // number of its last write
+	// posted is the contract of the last POST that was not refused; none if posted.write is 0.
 	posted crashContract
-	// flight is what contracts[at] becomes by the write in flight; nil: there is none.
-	// Its id is "" if the service makes it.
+	// flight is the content of contracts[at] after the write in flight, or nil if there is none.
+	// Its id is "" for a POST, for which the service chooses the id.
 	flight *crashContract
 	at     int
 	outcomes
@@ -245,14 +246,13 @@ func newCrashWriter(bearer string, n int, random *rand.Rand) *crashWriter {
 	return w
 }
 
-// write writes until the crash, and leaves the write of which no answer tells what
-// became of it in flight.
+// write writes until the crash. A write without a conclusive response stays in flight.
 func (w *crashWriter) write(crashing *atomic.Bool) error {
 	for {
-		method, body, fields, done := w.next()
+		method, body, fields, success := w.next()
 		a := w.send(method, w.flight.id, body, fields...)
 		switch {
-		case a.status == done: // acknowledged, even if the rest of the answer is cut off
+		case a.status == success: // acknowledged, even if the rest of the response is cut off
 			if method == http.MethodPost {
 				w.flight.id = path.Base(a.header.Get("Location"))
 				w.posted = *w.flight
@@ -263,20 +263,20 @@ func (w *crashWriter) write(crashing *atomic.Bool) error {
 			w.contracts[w.at], w.flight = *w.flight, nil
 			w.acknowledged++
 		case !crashing.Load():
-			return fmt.Errorf("%s of write %d before the crash: %v\nwant %d", method, w.last, a, done)
+			return fmt.Errorf("%s of write %d before the crash: %v\nwant %d", method, w.last, a, success)
 		case a.status == http.StatusServiceUnavailable && a.header.Get("Retry-After") == retryAfter:
 			w.flight = nil
 			w.refused++
-		case a.status == 0, a.status == http.StatusInternalServerError: // a page that is not in memory can be read no more
+		case a.status == 0, a.status == http.StatusInternalServerError: // a page that is not in memory cannot be read any more
 			return nil
 		default:
-			return fmt.Errorf("%s of write %d in the crash: %v\nwant %d, 503, 500 or nothing", method, w.last, a, done)
+			return fmt.Errorf("%s of write %d in the crash: %v\nwant %d, 503, 500 or no response", method, w.last, a, success)
 		}
 	}
 }
 
-// next decides on a write, and returns how it is sent and answered.
-func (w *crashWriter) next() (method, body string, fields []string, done int) {
+// next chooses the next write, and returns its request and the status of success.
+func (w *crashWriter) next() (method, body string, fields []string, success int) {
 	w.last += crashWriters
 	w.at = w.random.IntN(len(w.contracts))
 	k := w.contracts[w.at]
@@ -306,7 +306,7 @@ func (w *crashWriter) next() (method, body string, fields []string, done int) {
 	}
 }
 
-// send sends a request for a contract, or with the id "" for all, and reads the answer.
+// send sends a request for a contract, or for the collection if id is "", and reads the response.
 func (w *crashWriter) send(method, id, body string, fields ...string) answered {
 	url := contractsURL("http://localhost", demoOrg, w.user)
 	if id != "" {
@@ -335,24 +335,24 @@ func (w *crashWriter) send(method, id, body string, fields ...string) answered {
 	return answered{resp.StatusCode, resp.Header, string(content), err}
 }
 
-// compare settles whether the write in flight stands, and wants all contracts to be
-// what they then are. The last POST is sent again, with its key.
+// compare finds out whether the write in flight was committed, and compares all contracts with
+// their expected documents. It also repeats the last POST with its idempotency key.
 func (w *crashWriter) compare() error {
-	there, err := w.list()
+	found, err := w.list()
 	if err != nil {
 		return err
 	}
 	unanswered := w.flight
 	if f := unanswered; f != nil {
 		if f.id == "" {
-			f.id = w.unknown(there)
+			f.id = w.unknown(found)
 			w.posted = *f
 		}
-		if there[f.id] == f.document() {
+		if found[f.id] == f.document() {
 			w.contracts[w.at] = *f
-			w.stood++
+			w.committed++
 		} else {
-			w.gone++
+			w.lost++
 		}
 		w.flight = nil
 	}
@@ -360,41 +360,41 @@ func (w *crashWriter) compare() error {
 		a, doc := w.send(http.MethodGet, k.id, ""), k.document()
 		status, got := http.StatusOK, a.body
 		if doc == "" {
-			status, got = http.StatusNotFound, "" // it is a problem document
+			status, got = http.StatusNotFound, "" // the body is a problem document
 		}
-		if a.err != nil || a.status != status || got != doc || there[k.id] != doc {
+		if a.err != nil || a.status != status || got != doc || found[k.id] != doc {
 			return fmt.Errorf("after the crash, GET %s: %v\nin the list it is\n%s\nwant %d\n%s\nthe write in flight was %+v",
-				k.id, a, head(there[k.id]), status, head(doc), unanswered)
+				k.id, a, head(found[k.id]), status, head(doc), unanswered)
 		}
-		delete(there, k.id)
+		delete(found, k.id)
 	}
-	for id, doc := range there {
-		return fmt.Errorf("after the crash, contract %s is there, which was deleted or never made; the write in flight was %+v\n%s", id, unanswered, head(doc))
+	for id, doc := range found {
+		return fmt.Errorf("after the crash, contract %s exists, which was deleted or never created; the write in flight was %+v\n%s", id, unanswered, head(doc))
 	}
 	return w.postAgain()
 }
 
-// list is the documents of all contracts, by id.
+// list returns the documents of all contracts by id.
 func (w *crashWriter) list() (map[string]string, error) {
 	a := w.send(http.MethodGet, "", "")
 	var docs []json.RawMessage
 	if err := json.Unmarshal([]byte(a.body), &docs); a.err != nil || a.status != http.StatusOK || err != nil {
 		return nil, fmt.Errorf("list: %v, %v", a, err)
 	}
-	there := map[string]string{}
+	found := map[string]string{}
 	for _, doc := range docs {
 		var named struct{ ID string }
 		if err := json.Unmarshal(doc, &named); err != nil {
 			return nil, err
 		}
-		there[named.ID] = string(doc)
+		found[named.ID] = string(doc)
 	}
-	return there, nil
+	return found, nil
 }
 
-// unknown is an id that is there and of no contract, or "".
-func (w *crashWriter) unknown(there map[string]string) string {
-	for id := range there {
+// unknown returns an id that was found and belongs to none of the writer's contracts, or "".
+func (w *crashWriter) unknown(found map[string]string) string {
+	for id := range found {
 		if !slices.ContainsFunc(w.contracts[:], func(k crashContract) bool { return k.id == id }) {
 			return id
 		}
@@ -402,8 +402,8 @@ func (w *crashWriter) unknown(there map[string]string) string {
 	return ""
 }
 
-// postAgain sends the last POST again. If it made a contract it has the same answer
-// and makes none, and else it makes one now.
+// postAgain repeats the last POST. If that created a contract, the response must be the same and
+// no contract is created; otherwise it creates one now.
 func (w *crashWriter) postAgain() error {
 	k := &w.posted
 	if k.write == 0 {
@@ -417,7 +417,7 @@ func (w *crashWriter) postAgain() error {
 		w.contracts[w.at] = *k
 	}
 	if a.err != nil || a.status != http.StatusOK || id != k.id || a.body != k.document() {
-		return fmt.Errorf("the same POST after the crash, made only then: %v: %v\nwant 200 with %s and\n%s", made, a, k.id, head(k.document()))
+		return fmt.Errorf("repeated POST after the crash (contract created only now: %v): %v\nwant 200 with %s and\n%s", made, a, k.id, head(k.document()))
 	}
 	return nil
 }
