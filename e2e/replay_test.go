@@ -2,19 +2,19 @@
 
 package e2e
 
-// Every state in which a power cut may leave the file. strace prints each write and sync
-// of the running process, and in the same order the answers that leave it. From that the
-// states are made that a disk could be in, and each is looked at as check does, and for
-// what was acknowledged before.
+// This test tries the states in which a power cut may leave the file. strace prints each write
+// and sync of the running process and, in the same order, the responses that it sends. From the
+// trace the test builds states that the disk could be in; each is checked as by the command
+// check, and must contain all writes acknowledged before.
 //
-// The disk has what was synced. Of each write since, any of its sectors may be there
-// or not, in any order. A sync that fails makes a promise of nothing: the kernel holds
-// its pages for clean, so that no later sync needs to bring them to the disk, and they
-// are there or not until they are written again and synced.
+// The disk has the synced data. Of each later write, any subset of its sectors may be on the
+// disk, in any order. A sync that fails guarantees nothing: the kernel marks its pages clean, so
+// that no later sync needs to write them, and they may or may not be on the disk until they are
+// written again and synced.
 //
-// Only the ends of syncs are boundaries. A power cut before leaves nothing that one right
-// before the end may not leave: it is a state in which none of the writes that had not
-// begun is there. And right before the end at least as much is acknowledged.
+// It is enough to cut the power right before a sync ends. Each state of an earlier cut is also
+// one of a cut at that moment, with none of the writes that had not begun, and at that moment at
+// least as many writes are acknowledged.
 
 import (
 	"bytes"
@@ -41,29 +41,29 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// sectorSize is what a disk writes wholly or not at all, in bytes.
+// sectorSize is the unit that a disk writes atomically, in bytes.
 const sectorSize = 512
 
-// tracedFaults are the kinds of calls that fail, each in traces of its own, at positions
-// as strace's when= takes them. It counts for each thread apart.
+// tracedFaults are the kinds of system calls that fail, each in its own recordings. Positions
+// have the syntax of strace's when=; strace counts the calls of each thread separately.
 var tracedFaults = []struct {
 	name   string
 	faults []string
-	remedy bool // it is needed, since second syncs of commits fail
+	reopen bool // the store must reopen the file, since second syncs of commits fail
 }{
 	{"pwrite64", []string{"pwrite64:error=EIO:when=5+23"}, false},
-	{"fdatasync", []string{"fdatasync:error=EIO:when=2+5", "fsync:error=EIO:when=2+3"}, true}, // fsync is the remedy's
+	{"fdatasync", []string{"fdatasync:error=EIO:when=2+5", "fsync:error=EIO:when=2+3"}, true}, // fsync is called when the store reopens the file
 	{"fsync", []string{"fsync:error=EIO:when=1..2"}, false},
 	{"ftruncate", []string{"ftruncate:error=EIO:when=1..2"}, false},
 }
 
-func TestEveryCrashStateHoldsWhatWasAcknowledged(t *testing.T) {
+func TestEveryCrashStateHasTheAcknowledgedWrites(t *testing.T) {
 	long(t)
 	needTool(t, "strace")
 	t.Parallel()
 	replays(t, "sound disk", servicetest.Amount(1, 10), servicetest.Amount(20_000, 1_000_000), func(t *testing.T, r *recording) {
 		if r.calls.count(func(c call) bool { return c.name == "ftruncate" }) == 0 {
-			t.Error("the file has not grown")
+			t.Error("the file did not grow")
 		}
 		r.mustBreakWithout(t, "the first sync of each commit", func(i int) bool {
 			return r.calls[i].name == "fdatasync" && !r.calls[i-1].meta()
@@ -75,54 +75,54 @@ func TestEveryCrashStateHoldsWhatWasAcknowledged(t *testing.T) {
 	for _, kind := range tracedFaults {
 		replays(t, "EIO at "+kind.name, servicetest.Amount(1, 10), servicetest.Amount(2_000, 100_000), func(t *testing.T, r *recording) {
 			if r.calls.injected() == 0 || r.refused() == 0 {
-				t.Errorf("%d faults, and %d writes refused", r.calls.injected(), r.refused())
+				t.Errorf("%d faults and %d refused writes, want some of each", r.calls.injected(), r.refused())
 			}
-			if kind.remedy {
-				r.mustBreakWithout(t, "the remedy", r.isRemedy)
+			if kind.reopen {
+				r.mustBreakWithout(t, "the reopening", r.isReopening)
 			}
 		}, kind.faults...)
 	}
 }
 
-// replays makes so many states of so many recordings.
+// replays makes recordings, checks each, and replays it, trying a number of states in total.
 func replays(t *testing.T, name string, recordings, states int, check func(*testing.T, *recording), faults ...string) {
 	for i := range recordings {
 		t.Run(fmt.Sprint(name, " ", i), func(t *testing.T) {
 			t.Parallel()
 			r := record(t, faults...)
 			check(t, r)
-			made, bad := r.replay(t, states/recordings)
-			for _, is := range bad {
-				t.Errorf("a state that a power cut can leave is bad: %s", is)
+			tried, bad := r.replay(t, states/recordings)
+			for _, state := range bad {
+				t.Errorf("a state that a power cut can leave is bad: %s", state)
 			}
-			if made < states/recordings && len(bad) == 0 {
-				t.Errorf("there are only %d states, want %d", made, states/recordings)
+			if tried < states/recordings && len(bad) == 0 {
+				t.Errorf("there are only %d states, want %d", tried, states/recordings)
 			}
-			t.Logf("%d states of %d calls, with %d writes refused", made, len(r.calls), r.refused())
+			t.Logf("%d states of %d calls, with %d writes refused", tried, len(r.calls), r.refused())
 		})
 	}
 }
 
-// mustBreakWithout fails unless there are bad states where calls are left out, which
-// shows that the replay finds what these calls are for.
-func (r *recording) mustBreakWithout(t testing.TB, what string, left func(i int) bool) {
+// mustBreakWithout fails the test unless some states are bad when the calls for which omit is
+// true are left out. This shows that the replay detects the errors that these calls prevent.
+func (r *recording) mustBreakWithout(t testing.TB, name string, omit func(i int) bool) {
 	t.Helper()
 	broken := *r
 	broken.calls = slices.Clone(r.calls)
 	for i := range broken.calls {
-		if left(i) {
+		if omit(i) {
 			broken.calls[i].name = "left out"
 		}
 	}
-	made, bad := broken.replay(t, 1000)
+	tried, bad := broken.replay(t, 1000)
 	if len(bad) == 0 {
-		t.Errorf("without %s none of %d states is bad", what, made)
+		t.Errorf("without %s none of %d states is bad", name, tried)
 	}
 }
 
-// isRemedy tells whether a call is one of those that mend makes: it writes both meta
-// pages and syncs.
-func (r *recording) isRemedy(i int) bool {
+// isReopening reports whether a call belongs to a reopening, which writes both meta pages and
+// syncs them with fsync.
+func (r *recording) isReopening(i int) bool {
 	for sync := i; sync < min(i+3, len(r.calls)); sync++ {
 		if r.calls[sync].name == "fsync" && sync >= 2 && r.calls[sync-1].meta() && r.calls[sync-2].meta() {
 			return true
@@ -131,22 +131,22 @@ func (r *recording) isRemedy(i int) bool {
 	return false
 }
 
-// What a recording is of.
+// The size of a recording.
 const (
 	replayWriters = 8
-	replayWrites  = 160 // that stand, of all writers together
-	// retryInterval is how long a writer that was refused leaves the service alone.
+	replayWrites  = 160 // number of committed writes of all writers together
+	// retryInterval is the time that a writer waits after a refused write.
 	retryInterval = 200 * time.Millisecond
 )
 
-// recording is what a process did to its file, and what it answered.
+// recording has the system calls of a process on its file, and its responses to writes.
 type recording struct {
-	before  string // the file
-	calls   trace  // to the file
+	before  string // content of the file before the calls
+	calls   trace  // on the file
 	writers []*replayWriter
 }
 
-// record has a process write under faults.
+// record runs writers against a process with faults, and returns the recording.
 func record(t *testing.T, faults ...string) *recording {
 	t.Helper()
 	dir, err := filepath.EvalSymlinks(t.TempDir())
@@ -167,25 +167,25 @@ func record(t *testing.T, faults ...string) *recording {
 		})
 	}
 	tracer := attachAs(t, p, straceWithData, faults...)
-	r.before = readFile(t, db) // idle, and so synced
-	var stand atomic.Int64
-	together(t, len(r.writers), func(i int) error { return r.writers[i].run(&stand) })
+	r.before = readFile(t, db) // the process is idle, so its writes are synced
+	var committed atomic.Int64
+	together(t, len(r.writers), func(i int) error { return r.writers[i].run(&committed) })
 	if err := p.Terminate(t); err != nil {
 		t.Errorf("after SIGTERM: %v\n%s", err, p.Stderr)
 	}
 	tracer.detach()
-	r.takeIn(t, tracer.trace(t), db)
+	r.addTrace(t, tracer.trace(t), db)
 	if readFile(t, db) != r.after() {
-		t.Fatal("the file is not what it must be by the trace, which has not all")
+		t.Fatal("the file differs from the result of the calls in the trace, so the trace is incomplete")
 	}
 	return r
 }
 
-// refused is how many writes were.
+// refused returns the number of refused writes.
 func (r *recording) refused() (n int) {
 	for _, w := range r.writers {
-		for _, is := range w.writes {
-			if is.refused {
+		for _, write := range w.writes {
+			if write.refused {
 				n++
 			}
 		}
@@ -193,17 +193,18 @@ func (r *recording) refused() (n int) {
 	return n
 }
 
-// straceWithData traces all calls that could change a file or send an answer.
+// straceWithData returns a strace command line that traces all calls that could change a file or
+// send a response, with their data.
 func straceWithData(out string, faults ...string) []string {
 	calls := "pwrite64,fdatasync,fsync,ftruncate,write,writev,pwritev,pwritev2,fallocate,copy_file_range,sendfile,splice"
 	return straceOf(calls, []string{"-y", "-xx", "-s", strconv.Itoa(1 << 20)}, out, faults...)
 }
 
-// takeIn keeps the calls to the file, and finds when each write was answered.
-func (r *recording) takeIn(t testing.TB, all trace, db string) {
+// addTrace adds the calls on the file to the recording, and sets when each write was answered.
+func (r *recording) addTrace(t testing.TB, all trace, db string) {
 	t.Helper()
-	answered := map[string]int{}     // by request id: how many calls to the file had ended
-	ended := make([]int, len(all)+1) // of the first calls, how many are to the file
+	answered := map[string]int{}     // by request id: number of calls on the file that had ended
+	ended := make([]int, len(all)+1) // ended[i] is the number of calls on the file among all[:i]
 	last := -1
 	for i, c := range all {
 		ended[i+1] = ended[i]
@@ -215,7 +216,7 @@ func (r *recording) takeIn(t testing.TB, all trace, db string) {
 				t.Fatalf("the replay does not know %s on the file", c.name)
 			}
 			if c.began <= last {
-				t.Fatalf("two calls to the file at once: %s, %s", all[last].name, c.name)
+				t.Fatalf("two concurrent calls on the file: %s, %s", all[last].name, c.name)
 			}
 			if c.name == "pwrite64" && (int64(len(c.data)) != c.size || c.size%sectorSize != 0) {
 				t.Fatalf("strace has %d bytes of a write of %d, want whole sectors", len(c.data), c.size)
@@ -231,14 +232,14 @@ func (r *recording) takeIn(t testing.TB, all trace, db string) {
 		for i := range w.writes {
 			at, ok := answered[w.writes[i].request]
 			if !ok {
-				t.Fatalf("the trace has no answer to request %s", w.writes[i].request)
+				t.Fatalf("the trace has no response to request %s", w.writes[i].request)
 			}
 			w.writes[i].answered = at
 		}
 	}
 }
 
-// after is the file as the calls left it in the page cache.
+// after returns the content of the file in the page cache after the calls.
 func (r *recording) after() string {
 	file := []byte(r.before)
 	resize := func(size int64) { file = append(file, make([]byte, max(0, size-int64(len(file))))...)[:size] }
@@ -255,34 +256,34 @@ func (r *recording) after() string {
 	return string(file)
 }
 
-// cell is where a value is in the file. A key that nobody knows is "".
+// cell is the bucket and key of a value in the file. The key is "" if it is unknown.
 type cell struct{ bucket, key string }
 
 func contractCell(id string) cell {
 	return cell{"contracts", string(contractKey{demoOrg, demoUser, id}.bytes())}
 }
 
-// tracedWrite is a request that was made or refused as a whole.
+// tracedWrite is a write request, which takes effect completely or not at all.
 type tracedWrite struct {
-	request  string          // its id
-	answered int             // how many calls of the recording had ended when its answer began
+	request  string          // id of the request
+	answered int             // number of calls of the recording that had ended when the response began
 	refused  bool            // with a 503
-	makes    map[cell]string // what the values have in them when it stands; "": they are gone
+	makes    map[cell]string // substrings of the values if it is committed; "" for a deleted value
 }
 
-// replayWriter writes contracts and tokens that no other does, one write at a time.
+// replayWriter writes its own contracts and tokens, one write at a time.
 type replayWriter struct {
 	ledger
 	number    int
 	random    *rand.Rand
-	contracts []string // the ids of those there are
+	contracts []string // ids of the contracts that exist
 	tokens    []string
 	writes    []tracedWrite
 }
 
-// run writes until enough writes of all writers stand.
-func (w *replayWriter) run(stand *atomic.Int64) error {
-	for stand.Load() < replayWrites {
+// run writes until the writers together have committed replayWrites writes.
+func (w *replayWriter) run(committed *atomic.Int64) error {
+	for committed.Load() < replayWrites {
 		if err := w.write(); err != nil {
 			return err
 		}
@@ -290,12 +291,12 @@ func (w *replayWriter) run(stand *atomic.Int64) error {
 			time.Sleep(retryInterval)
 			continue
 		}
-		stand.Add(1)
+		committed.Add(1)
 	}
 	return nil
 }
 
-// write sends one of all the writes there are.
+// write sends a random write of any kind.
 func (w *replayWriter) write() error {
 	prices := w.random.IntN(4)
 	if w.random.IntN(10) == 0 {
@@ -321,17 +322,17 @@ func (w *replayWriter) write() error {
 	}
 }
 
-// took keeps a write that was sent, and tells whether it stands.
-func (w *replayWriter) took(a answered, done int, makes map[cell]string) (stands bool, err error) {
+// addWrite adds a write that was sent, and reports whether it was committed.
+func (w *replayWriter) addWrite(a answered, success int, makes map[cell]string) (committed bool, err error) {
 	refused := a.status == http.StatusServiceUnavailable && a.header.Get("Retry-After") == retryAfter
-	if a.err != nil || a.status != done && !refused {
-		return false, fmt.Errorf("writer %d, write %d: got %v\nwant %d, or 503", w.number, len(w.writes), a, done)
+	if a.err != nil || a.status != success && !refused {
+		return false, fmt.Errorf("writer %d, write %d: got %v\nwant %d, or 503", w.number, len(w.writes), a, success)
 	}
 	w.writes = append(w.writes, tracedWrite{request: a.header.Get("X-Request-Id"), refused: refused, makes: makes})
 	return !refused, nil
 }
 
-// stored is what a contract has in it if a write stands that was answered so.
+// stored returns a substring of the contract's value if the write with that response is committed.
 func (w *replayWriter) stored(a answered) string {
 	if a.status == http.StatusServiceUnavailable {
 		return w.marker()
@@ -345,8 +346,8 @@ func (w *replayWriter) create(prices int) error {
 		id = fmt.Sprintf("00000000-0000-4000-8000-%06d%06d", w.number, n)
 	}
 	a := w.send("PUT", id, w.document(prices), "If-None-Match", "*")
-	stands, err := w.took(a, http.StatusCreated, map[cell]string{contractCell(id): w.stored(a)})
-	if stands {
+	committed, err := w.addWrite(a, http.StatusCreated, map[cell]string{contractCell(id): w.stored(a)})
+	if committed {
 		w.contracts = append(w.contracts, id)
 	}
 	return err
@@ -362,20 +363,20 @@ func (w *replayWriter) post(prices int) error {
 	if a.status == http.StatusOK {
 		contract = contractCell(id)
 	}
-	stands, err := w.took(a, http.StatusOK, map[cell]string{contract: w.stored(a), record: w.stored(a)})
-	if stands {
+	committed, err := w.addWrite(a, http.StatusOK, map[cell]string{contract: w.stored(a), record: w.stored(a)})
+	if committed {
 		w.contracts = append(w.contracts, id)
 	}
 	return err
 }
 
-// existing is one of the contracts there are.
+// existing returns the id of a random contract that exists.
 func (w *replayWriter) existing() string { return w.contracts[w.random.IntN(len(w.contracts))] }
 
 func (w *replayWriter) replace(prices int) error {
 	id := w.existing()
 	a := w.send("PUT", id, w.document(prices))
-	_, err := w.took(a, http.StatusOK, map[cell]string{contractCell(id): w.stored(a)})
+	_, err := w.addWrite(a, http.StatusOK, map[cell]string{contractCell(id): w.stored(a)})
 	return err
 }
 
@@ -383,20 +384,20 @@ func (w *replayWriter) patch() error {
 	id := w.existing()
 	w.written++
 	a := w.send("PATCH", id, "{"+w.marker()+"}", "Content-Type", mergePatchType)
-	_, err := w.took(a, http.StatusOK, map[cell]string{contractCell(id): w.stored(a)})
+	_, err := w.addWrite(a, http.StatusOK, map[cell]string{contractCell(id): w.stored(a)})
 	return err
 }
 
 func (w *replayWriter) remove() error {
 	id := w.existing()
-	stands, err := w.took(w.send("DELETE", id, ""), http.StatusNoContent, map[cell]string{contractCell(id): ""})
-	if stands {
-		w.contracts = slices.DeleteFunc(w.contracts, func(is string) bool { return is == id })
+	committed, err := w.addWrite(w.send("DELETE", id, ""), http.StatusNoContent, map[cell]string{contractCell(id): ""})
+	if committed {
+		w.contracts = slices.DeleteFunc(w.contracts, func(other string) bool { return other == id })
 	}
 	return err
 }
 
-// demoForm is the fields of a request to an OAuth endpoint.
+// demoForm has the header fields of a request of the demo client to an OAuth endpoint.
 var demoForm = []string{"Content-Type", "application/x-www-form-urlencoded", "Authorization", "Basic ZGVtbzpkZW1vLXNlY3JldA=="}
 
 func tokenCell(token string) cell {
@@ -406,14 +407,14 @@ func tokenCell(token string) cell {
 
 func (w *replayWriter) addToken() error {
 	a := w.ask("POST", w.base+tokenPath, "grant_type=client_credentials", demoForm...)
-	is := cell{bucket: "tokens"}
+	stored := cell{bucket: "tokens"}
 	_, token, _ := strings.Cut(a.body, `"access_token":"`)
 	token, _, _ = strings.Cut(token, `"`)
 	if a.status == http.StatusOK {
-		is = tokenCell(token)
+		stored = tokenCell(token)
 	}
-	stands, err := w.took(a, http.StatusOK, map[cell]string{is: `"demo"`})
-	if stands {
+	committed, err := w.addWrite(a, http.StatusOK, map[cell]string{stored: `"demo"`})
+	if committed {
 		w.tokens = append(w.tokens, token)
 	}
 	return err
@@ -421,21 +422,21 @@ func (w *replayWriter) addToken() error {
 
 func (w *replayWriter) revokeToken() error {
 	token := w.tokens[0]
-	stands, err := w.took(w.ask("POST", w.base+revocationPath, "token="+token, demoForm...), http.StatusOK, map[cell]string{tokenCell(token): ""})
-	if stands {
+	committed, err := w.addWrite(w.ask("POST", w.base+revocationPath, "token="+token, demoForm...), http.StatusOK, map[cell]string{tokenCell(token): ""})
+	if committed {
 		w.tokens = w.tokens[1:]
 	}
 	return err
 }
 
-// sizeAt stands for the file's length among the sectors of a disk. Its content is a
-// number of bytes.
+// sizeAt is the pseudo-offset of the file's length among the sectors of a disk. Its content is
+// the length in bytes, in decimal.
 const sizeAt = -1
 
-// blank is a sector that was never written.
+// blank is the content of a sector that was never written.
 var blank = strings.Repeat("\x00", sectorSize)
 
-// sectors are contents by their offset in the file.
+// sectors are the contents of sectors by their offset in the file.
 type sectors map[int64]string
 
 func (s sectors) at(offset int64) string {
@@ -445,7 +446,7 @@ func (s sectors) at(offset int64) string {
 	return blank
 }
 
-// size is the file's length.
+// size returns the file's length in bytes.
 func (s sectors) size() int64 { return parseSize(s[sizeAt]) }
 
 func parseSize(content string) int64 {
@@ -458,21 +459,21 @@ func parseSize(content string) int64 {
 
 func printSize(size int64) string { return strconv.FormatInt(size, 10) }
 
-// piece is a sector that was written, and may be on the disk.
+// piece is a sector that was written but not synced, and may be on the disk.
 type piece struct {
 	at      int64
 	content string
-	write   int  // the call
-	lost    bool // no sync needs to bring it to the disk
+	write   int  // number of the call that wrote it
+	lost    bool // no later sync needs to write it to the disk
 }
 
-// disk is what a power cut can leave of a file.
+// disk models the states in which a power cut can leave a file.
 type disk struct {
 	synced  sectors
 	pending []piece // in the order of writing
 
-	file  *os.File // is in one of the states
-	there sectors  // which is this
+	file    *os.File // in one of the states
+	content sectors  // of file
 }
 
 func newDisk(t testing.TB, before string) *disk {
@@ -482,7 +483,7 @@ func newDisk(t testing.TB, before string) *disk {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { file.Close() })
-	d := &disk{synced: sectors{sizeAt: "0"}, there: sectors{sizeAt: "0"}, file: file}
+	d := &disk{synced: sectors{sizeAt: "0"}, content: sectors{sizeAt: "0"}, file: file}
 	d.write(0, call{name: "pwrite64", data: before})
 	if err := d.sync(true); err != nil {
 		t.Fatal(err)
@@ -490,14 +491,15 @@ func newDisk(t testing.TB, before string) *disk {
 	return d
 }
 
-// write takes in a call that changes the file.
+// write applies call n, which changes the file.
 func (d *disk) write(n int, c call) {
 	p := piece{at: sizeAt, content: printSize(c.size), write: n}
 	if c.name == "ftruncate" && !c.failed {
 		d.pending = append(d.pending, p)
 	}
-	// A write that fails may have written a part. But after that of a meta page the store
-	// looks whether it is there, and here it is not, since strace lets none of it happen.
+	// A write that fails may have written a part of its data. But after a failed write of a meta
+	// page the store reads the page to see whether it was written, and here it never was, since
+	// strace does not execute a call that it makes fail.
 	if c.name != "pwrite64" || c.failed && c.meta() {
 		return
 	}
@@ -508,7 +510,7 @@ func (d *disk) write(n int, c call) {
 	}
 }
 
-// sync has what is pending on the disk, or if it fails, for ever in doubt.
+// sync moves the pending sectors to the disk or, if the sync fails, marks them as lost.
 func (d *disk) sync(succeeds bool) error {
 	var doubtful []piece
 	for _, p := range d.pending {
@@ -530,43 +532,44 @@ func (d *disk) sync(succeeds bool) error {
 	return d.put(sizeAt, d.synced[sizeAt])
 }
 
-// put brings a sector of the file into a state.
+// put writes a sector of the file, or sets the length, unless it has that content already.
 func (d *disk) put(at int64, content string) error {
-	if d.there.at(at) == content {
+	if d.content.at(at) == content {
 		return nil
 	}
-	d.there[at] = content
+	d.content[at] = content
 	if at == sizeAt {
-		size := d.there.size()
-		maps.DeleteFunc(d.there, func(at int64, _ string) bool { return at >= size })
+		size := d.content.size()
+		maps.DeleteFunc(d.content, func(at int64, _ string) bool { return at >= size })
 		return d.file.Truncate(size)
 	}
-	if end := at + sectorSize; end > d.there.size() {
-		d.there[sizeAt] = printSize(end)
+	if end := at + sectorSize; end > d.content.size() {
+		d.content[sizeAt] = printSize(end)
 	}
 	_, err := d.file.WriteAt([]byte(content), at)
 	return err
 }
 
-// cut is a power cut, and all the states that it can leave.
+// cut is a power cut, with all states that it can leave.
 type cut struct {
-	at      []int64    // the length, and the sectors that were written
-	options [][]string // what each may have, first what was synced
-	pieces  []option   // those that make a difference, in the order of writing
+	at      []int64    // offsets: that of the length, and of the written sectors
+	options [][]string // possible contents of each, the synced content first
+	pieces  []option   // pieces of sectors with more than one option, in the order of writing
 }
 
-// option is one of a sector's, and the call that wrote it.
+// option is a possible content of a sector, with the number of the call that wrote it.
 type option struct{ sector, number, write int }
 
 // state is the number of the option of each sector.
 type state []byte
 
+// cut returns the states that a power cut can leave now.
 func (d *disk) cut() *cut {
 	c := &cut{at: []int64{sizeAt}, options: [][]string{{d.synced[sizeAt]}}}
 	index := map[int64]int{sizeAt: 0}
 	for _, p := range d.pending {
 		if p.at == sizeAt && parseSize(p.content) <= d.synced.size() {
-			continue // the file was synced beyond
+			continue // the synced file is longer already
 		}
 		i, known := index[p.at]
 		if !known {
@@ -585,7 +588,7 @@ func (d *disk) cut() *cut {
 	return c
 }
 
-// possible is how many states there are, if they can be counted.
+// possible returns the number of states, but at most 1<<30.
 func (c *cut) possible() int {
 	n := 1
 	for _, options := range c.options {
@@ -596,7 +599,7 @@ func (c *cut) possible() int {
 	return n
 }
 
-// states are n of all, or all.
+// states returns n states, or all if there are at most n.
 func (c *cut) states(n int, random *rand.Rand) (states []state) {
 	none := make(state, len(c.at))
 	if c.possible() <= n {
@@ -613,11 +616,11 @@ func (c *cut) states(n int, random *rand.Rand) (states []state) {
 		return states
 	}
 	known := map[string]bool{}
-	// take takes the state that has the pieces which there says.
-	take := func(there func(i int) bool) {
+	// take adds the state that has the pieces for which written is true.
+	take := func(written func(i int) bool) {
 		s := bytes.Clone(none)
 		for i, p := range c.pieces {
-			if there(i) {
+			if written(i) {
 				s[p.sector] = byte(p.number)
 			}
 		}
@@ -635,7 +638,7 @@ func (c *cut) states(n int, random *rand.Rand) (states []state) {
 			take(func(i int) bool { return (i <= at) != other })
 		case 1: // one, or all but one
 			take(func(i int) bool { return (i == at) != other })
-		case 2: // each write wholly or not at all
+		case 2: // each write completely or not at all
 			writes := map[int]bool{}
 			for _, p := range c.pieces {
 				writes[p.write] = random.IntN(2) == 0
@@ -649,7 +652,7 @@ func (c *cut) states(n int, random *rand.Rand) (states []state) {
 	return states
 }
 
-// enter brings the file into a state.
+// enter changes the file to a state.
 func (d *disk) enter(c *cut, s state) error {
 	for i, at := range c.at {
 		if err := d.put(at, c.options[i][s[i]]); err != nil {
@@ -659,24 +662,24 @@ func (d *disk) enter(c *cut, s state) error {
 	return nil
 }
 
-// describe says which writes are there.
+// describe returns how many of its sectors are on the disk, for each write.
 func (c *cut) describe(s state) string {
-	there, of := map[int]int{}, map[int]int{}
+	written, of := map[int]int{}, map[int]int{}
 	for _, p := range c.pieces {
 		of[p.write]++
 		if int(s[p.sector]) == p.number {
-			there[p.write]++
+			written[p.write]++
 		}
 	}
 	var b strings.Builder
 	for _, write := range slices.Sorted(maps.Keys(of)) {
-		fmt.Fprintf(&b, " %d/%d of call %d", there[write], of[write], write)
+		fmt.Fprintf(&b, " %d/%d of call %d", written[write], of[write], write)
 	}
 	return b.String()
 }
 
-// walk does what a recording did to a disk, and calls boundary before each sync, and at
-// the end, with the number of the call.
+// walk applies the calls of a recording to a disk. It calls boundary with the number of the call
+// before each sync, and at the end.
 func (r *recording) walk(d *disk, boundary func(at int) error) error {
 	for i, c := range r.calls {
 		if c.name != "fdatasync" && c.name != "fsync" {
@@ -693,8 +696,8 @@ func (r *recording) walk(d *disk, boundary func(at int) error) error {
 	return boundary(len(r.calls))
 }
 
-// shares divides a number of states among the boundaries, evenly but for those that
-// have fewer.
+// shares divides a number of states among the boundaries: evenly, except that a boundary with
+// fewer possible states gets only those.
 func shares(states int, possible []int) []int {
 	order := make([]int, len(possible))
 	for i := range order {
@@ -709,15 +712,15 @@ func shares(states int, possible []int) []int {
 	return share
 }
 
-// enoughBad is how many bad states tell what is wrong.
+// enoughBad is the number of bad states after which a replay stops.
 const enoughBad = 3
 
-// replay makes so many states, or all there are, and returns how many it made before it
-// had enoughBad ones.
-func (r *recording) replay(t testing.TB, states int) (made int, bad []string) {
+// replay tries a number of states, or all if there are fewer, until enoughBad are bad. It returns
+// the number of states that it tried, and descriptions of the bad ones.
+func (r *recording) replay(t testing.TB, states int) (tried int, bad []string) {
 	t.Helper()
 	seed := rand.Uint64()
-	t.Logf("states by seed %d", seed)
+	t.Logf("seed of the states %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	var possible []int
 	d := newDisk(t, r.before)
@@ -743,9 +746,9 @@ func (r *recording) replay(t testing.TB, states int) (made int, bad []string) {
 			if err := d.enter(c, s); err != nil {
 				return err
 			}
-			made++
+			tried++
 			if faults := j.faults(); len(faults) > 0 {
-				bad = append(bad, fmt.Sprintf("before call %d of %d, there:%s\n%s", at, len(r.calls), c.describe(s), head(strings.Join(faults, "\n"))))
+				bad = append(bad, fmt.Sprintf("before call %d of %d, with these sectors:%s\n%s", at, len(r.calls), c.describe(s), head(strings.Join(faults, "\n"))))
 			}
 		}
 		return d.enter(c, make(state, len(c.at)))
@@ -753,21 +756,22 @@ func (r *recording) replay(t testing.TB, states int) (made int, bad []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return made, bad
+	return tried, bad
 }
 
-// checker is a process that looks at databases as "check" does.
+// checker is a process that checks databases as the command "check" does.
 type checker struct {
 	paths   io.Writer
 	results *json.Decoder
 	stderr  *lockedBuffer
 }
 
-// checkerProgram builds the program with many checks in a process, once.
+// checkerProgram builds, on its first call, the program that checks many databases.
 var checkerProgram = sync.OnceValues(func() (string, error) {
 	return buildWith("checker", map[string]string{"manychecks.go": "testdata/check/check.go"})
 })
 
+// startChecker starts a checker, which ends with the test.
 func startChecker(t testing.TB) *checker {
 	t.Helper()
 	path, err := checkerProgram()
@@ -799,39 +803,39 @@ func startChecker(t testing.TB) *checker {
 	return c
 }
 
-// faults is what is wrong with a database.
+// faults returns the faults of a database.
 func (c *checker) faults(path string) (faults []string) {
 	_, err := fmt.Fprintln(c.paths, path)
 	if err == nil {
 		err = c.results.Decode(&faults)
 	}
 	if err != nil {
-		faults = append(faults, fmt.Sprintf("the check did not end in order: %v\n%s", err, c.stderr))
+		faults = append(faults, fmt.Sprintf("the check failed: %v\n%s", err, c.stderr))
 	}
 	return faults
 }
 
-// judge knows what must be in the file.
+// judge decides whether a file has the acknowledged writes.
 type judge struct {
 	path    string
 	checker *checker
 	writers []*replayWriter
-	next    []int // by writer, its first write that is not answered yet
-	stands  map[cell]string
-	flying  []tracedWrite   // not answered yet, one of each writer
-	may     map[cell]string // what they make
+	next    []int           // by writer: index of its first write without a response
+	stored  map[cell]string // substrings of the acknowledged values
+	flying  []tracedWrite   // writes in flight, at most one of each writer
+	may     map[cell]string // substrings of the values that they write
 }
 
-// newJudge takes what is in a file for what stands.
+// newJudge returns a judge for which the present content of a file is acknowledged.
 func newJudge(t testing.TB, r *recording, path string) *judge {
 	t.Helper()
-	j := &judge{path: path, checker: startChecker(t), writers: r.writers, next: make([]int, len(r.writers)), stands: map[cell]string{}}
+	j := &judge{path: path, checker: startChecker(t), writers: r.writers, next: make([]int, len(r.writers)), stored: map[cell]string{}}
 	if faults := j.checker.faults(path); len(faults) > 0 {
 		t.Fatal(strings.Join(faults, "\n"))
 	}
 	err := cells(path, func(found map[cell][]byte) {
 		for c, value := range found {
-			j.stands[c] = string(value)
+			j.stored[c] = string(value)
 		}
 	})
 	if err != nil {
@@ -840,15 +844,15 @@ func newJudge(t testing.TB, r *recording, path string) *judge {
 	return j
 }
 
-// advance takes in what was answered before the end of a call. An answer counts from the
-// moment it begins to leave the process: strace prints the end of a sync before the
-// process learns of it, and so before the beginning of an answer that waited for it.
+// advance applies the writes whose responses were sent before the end of a call. A response
+// counts from the moment when the process begins to send it: strace prints the end of a sync
+// before the process continues, and so before the beginning of a response that waited for it.
 func (j *judge) advance(at int) {
 	j.flying, j.may = nil, map[cell]string{}
 	for i, w := range j.writers {
 		for ; j.next[i] < len(w.writes) && w.writes[j.next[i]].answered <= at; j.next[i]++ {
-			if is := w.writes[j.next[i]]; !is.refused {
-				set(j.stands, is.makes)
+			if write := w.writes[j.next[i]]; !write.refused {
+				set(j.stored, write.makes)
 			}
 		}
 		if j.next[i] < len(w.writes) {
@@ -858,18 +862,19 @@ func (j *judge) advance(at int) {
 	}
 }
 
-// set changes what stands.
-func set(stands, makes map[cell]string) {
+// set applies a write to the stored values.
+func set(stored, makes map[cell]string) {
 	for c, part := range makes {
-		stands[c] = part
+		stored[c] = part
 		if part == "" {
-			delete(stands, c)
+			delete(stored, c)
 		}
 	}
 }
 
-// cells calls look with what is in the buckets that the writers write to.
-func cells(path string, look func(found map[cell][]byte)) error {
+// cells calls visit with the values of the buckets that the writers write to. The values are
+// valid only during the call.
+func cells(path string, visit func(found map[cell][]byte)) error {
 	db, err := bbolt.Open(path, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
 	if err != nil {
 		return err
@@ -883,12 +888,12 @@ func cells(path string, look func(found map[cell][]byte)) error {
 				found[cell{bucket, string(k)}] = v
 			}
 		}
-		look(found)
+		visit(found)
 		return nil
 	})
 }
 
-// faults is what is wrong with the file.
+// faults returns the faults of the file.
 func (j *judge) faults() (faults []string) {
 	if faults = j.checker.faults(j.path); len(faults) > 0 {
 		return faults
@@ -899,26 +904,26 @@ func (j *judge) faults() (faults []string) {
 	return faults
 }
 
-// compare returns what is lost, and what is there without having been acknowledged and
-// is not on its way.
+// compare returns a fault for each acknowledged value that is missing or different, and for each
+// other value that no write in flight explains.
 func (j *judge) compare(found map[cell][]byte) (faults []string) {
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
-	for c, part := range j.stands {
-		value, there := found[c]
+	for c, part := range j.stored {
+		value, exists := found[c]
 		may, flying := j.may[c]
-		if !(there && has(value, part)) && !(flying && there == (may != "") && has(value, may)) {
-			fault("%q of %s is %q, and acknowledged was %q", c.key, c.bucket, head(string(value)), head(part))
+		if !(exists && has(value, part)) && !(flying && exists == (may != "") && has(value, may)) {
+			fault("%q of %s is %q, want the acknowledged %q", c.key, c.bucket, head(string(value)), head(part))
 		}
 	}
-	strangers := slices.Clone(j.flying)
+	unmatched := slices.Clone(j.flying)
 	for c, value := range found {
-		if _, stands := j.stands[c]; stands {
+		if _, known := j.stored[c]; known {
 			continue
 		}
 		if may := j.may[c]; may != "" && has(value, may) {
 			continue
 		}
-		i := slices.IndexFunc(strangers, func(w tracedWrite) bool {
+		i := slices.IndexFunc(unmatched, func(w tracedWrite) bool {
 			part, unnamed := w.makes[cell{bucket: c.bucket}]
 			return unnamed && has(value, part)
 		})
@@ -926,7 +931,7 @@ func (j *judge) compare(found map[cell][]byte) (faults []string) {
 			fault("%q of %s was deleted or refused, and is %q", c.key, c.bucket, head(string(value)))
 			continue
 		}
-		strangers = slices.Delete(strangers, i, i+1)
+		unmatched = slices.Delete(unmatched, i, i+1)
 	}
 	return faults
 }
