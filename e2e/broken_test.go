@@ -1,6 +1,7 @@
 package e2e
 
-// Broken files: a clear error and the file as it was, or service without wrong answers.
+// These tests serve corrupt files. The program must either refuse the file with a clear error and
+// leave it unchanged, or serve it without wrong responses.
 
 import (
 	"bytes"
@@ -18,19 +19,21 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// pageSize is what bbolt takes for a new file.
+// pageSize is the size of the pages in a new bbolt file, in bytes.
 var pageSize = os.Getpagesize()
 
-// someContracts is how many contracts servedFile has beside the demo data: several pages.
+// someContracts is the number of contracts in a servedFile beside the demo data. They take
+// several pages.
 const someContracts = 200
 
+// someDocument returns the document of contract i of a servedFile.
 func someDocument(i int) string {
 	return fmt.Sprintf(`{"energy_contract_type":null,"energy_prices":[],"id":"%s","building":null,"meter_id":"%d","supplier":"%s","currency_energy_price":null,"energy_price_includes_external_components":null}`,
 		key(i).Contract, i, strings.Repeat(fmt.Sprint(i%10), 20))
 }
 
-// servedFile is the bytes of a file with the demo data and someContracts of the demo user,
-// and a token that is in it.
+// servedFile returns the content of a file with the demo data and someContracts of the demo user,
+// and a token that is stored in it.
 func servedFile(t testing.TB) (file []byte, bearer string) {
 	t.Helper()
 	db := shortPath(t)
@@ -44,16 +47,17 @@ func servedFile(t testing.TB) (file []byte, bearer string) {
 		lines.WriteString(key(i).line(someDocument(i)))
 	}
 	ok(t, db, "import", writeFile(t, []byte(lines.String())))
-	ok(t, db, "compact") // else most of it were free pages
-	// Of two meta pages one may break: what it says last is not to matter.
+	ok(t, db, "compact") // otherwise most pages would be free
+	// If one of the two meta pages is corrupt, the other is used, which lacks the last commit.
+	// So the last two commits write nothing that the tests read.
 	for range 2 {
 		ok(t, db, "client", "add", "--org", demoOtherOrg)
 	}
 	return trimmed(t, db), bearer
 }
 
-// trimmed is the bytes of a database without the pages that bbolt makes room for at once and
-// has not used yet.
+// trimmed returns the content of a database without the pages that bbolt has allocated in advance
+// and not used yet.
 func trimmed(t testing.TB, path string) []byte {
 	t.Helper()
 	db, err := bbolt.Open(path, 0, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
@@ -69,15 +73,15 @@ func trimmed(t testing.TB, path string) []byte {
 	return []byte(readFile(t, path))[:size]
 }
 
-// changed is a copy of a file with other bytes at an offset.
+// changed returns a copy of a file with other bytes at an offset.
 func changed(file []byte, at int, with []byte) []byte {
 	c := bytes.Clone(file)
 	copy(c[at:], with)
 	return c
 }
 
-// serveBroken runs "serve" on a file that may be refused: then it returns nil and
-// what the program said.
+// serveBroken runs "serve" on a file. If the program refuses the file, serveBroken returns nil and
+// the content of stderr.
 func serveBroken(t testing.TB, db string) (*process, string) {
 	t.Helper()
 	p := servicetest.Launch(t, serve(t, nil, "--db", db))
@@ -91,17 +95,17 @@ func serveBroken(t testing.TB, db string) (*process, string) {
 	return nil, p.Stderr.String()
 }
 
-// rightAnswers are what the service answers on a sound file.
-type rightAnswers struct {
+// rightResponses are the responses of the service on a sound file.
+type rightResponses struct {
 	bearer string
-	urls   []string // without the server's part
-	right  map[string]string
+	urls   []string          // without scheme and host
+	right  map[string]string // bodies by URL
 }
 
-// askForAll asks for each contract of a servedFile one by one, and for all.
-func askForAll(t testing.TB, file []byte, bearer string) *rightAnswers {
+// askForAll requests each contract of a servedFile and the lists, and returns the responses.
+func askForAll(t testing.TB, file []byte, bearer string) *rightResponses {
 	t.Helper()
-	a := &rightAnswers{bearer: bearer, right: map[string]string{}}
+	a := &rightResponses{bearer: bearer, right: map[string]string{}}
 	list := contractsURL("", demoOrg, demoUser)
 	a.urls = []string{list, list + "?limit=50", list + "/" + demoContract}
 	for i := range someContracts {
@@ -111,7 +115,7 @@ func askForAll(t testing.TB, file []byte, bearer string) *rightAnswers {
 	for _, url := range a.urls {
 		resp, got := do(t, http.DefaultClient, "GET", p.URL+url, a.header(), "")
 		if resp.StatusCode != 200 {
-			t.Fatalf("GET %s of the whole file: %s\n%s", url, resp.Status, got)
+			t.Fatalf("GET %s of the sound file: %s\n%s", url, resp.Status, got)
 		}
 		a.right[url] = got
 	}
@@ -121,14 +125,14 @@ func askForAll(t testing.TB, file []byte, bearer string) *rightAnswers {
 	return a
 }
 
-func (a *rightAnswers) header() http.Header {
+func (a *rightResponses) header() http.Header {
 	return http.Header{"Authorization": {"Bearer " + a.bearer}, "Content-Type": {"application/json"}}
 }
 
-// wantNoLie asks a process for the lists, and for more contracts if they are not as they
-// should be than if they are. It fails if an answer is neither right nor a 500, and returns
-// how many are not right.
-func (a *rightAnswers) wantNoLie(t testing.TB, p *process, db string) (failed int) {
+// wantRightOrError requests the lists and some contracts from a process, more of them once a request has
+// failed. The test fails if a response is neither right nor a 500. wantRightOrError returns the number
+// of responses that are not 200.
+func (a *rightResponses) wantRightOrError(t testing.TB, p *process, db string) (failed int) {
 	t.Helper()
 	impatient := &http.Client{Timeout: 20 * time.Second}
 	for i, url := range a.urls {
@@ -149,13 +153,13 @@ func (a *rightAnswers) wantNoLie(t testing.TB, p *process, db string) (failed in
 		failed++
 		wantProblem(t, resp, got, 500)
 		if strings.Contains(got, db) || strings.Contains(got, "goroutine") {
-			t.Errorf("GET %s shows what only the log may: %s", url, got)
+			t.Errorf("GET %s shows details that only the log may have: %s", url, got)
 		}
 	}
 	return failed
 }
 
-// breakFile writes over a part of a file, which may be served meanwhile.
+// breakFile overwrites a part of a file, which may be served meanwhile.
 func breakFile(t testing.TB, path string, at int, with []byte) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -168,7 +172,7 @@ func breakFile(t testing.TB, path string, at int, with []byte) {
 	}
 }
 
-func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
+func TestBrokenFileIsRefusedOrServedCorrectly(t *testing.T) {
 	long(t)
 	t.Parallel()
 	file, bearer := servedFile(t)
@@ -177,19 +181,19 @@ func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
 		name    string
 		content func() []byte
 	}
-	over := func(at int, with []byte) func() []byte { return func() []byte { return changed(file, at, with) } }
+	overwritten := func(at int, with []byte) func() []byte { return func() []byte { return changed(file, at, with) } }
 	kinds := map[string][]breakage{}
 	for at := pageSize; at < len(file); at += pageSize {
 		kinds["cut off"] = append(kinds["cut off"], breakage{fmt.Sprintf("after %d pages", at/pageSize), func() []byte { return file[:at] }})
 	}
 	for at := 0; at < len(file); at += pageSize {
-		kinds["zeroed"] = append(kinds["zeroed"], breakage{fmt.Sprintf("page %d", at/pageSize), over(at, make([]byte, pageSize))})
+		kinds["zeroed"] = append(kinds["zeroed"], breakage{fmt.Sprintf("page %d", at/pageSize), overwritten(at, make([]byte, pageSize))})
 	}
 	seed := rand.Uint64()
 	random := rand.New(rand.NewPCG(seed, 0))
 	for range servicetest.Amount(300, 10_000) {
 		bit := random.IntN(8 * len(file))
-		kinds["flipped"] = append(kinds["flipped"], breakage{fmt.Sprintf("bit %d", bit), over(bit/8, []byte{file[bit/8] ^ 1<<(bit%8)})})
+		kinds["flipped"] = append(kinds["flipped"], breakage{fmt.Sprintf("bit %d", bit), overwritten(bit/8, []byte{file[bit/8] ^ 1<<(bit%8)})})
 	}
 	for kind, breakages := range kinds {
 		t.Run(kind, func(t *testing.T) {
@@ -201,20 +205,20 @@ func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
 						t.Parallel()
 						content := b.content()
 						db := writeFile(t, content)
-						p, said := serveBroken(t, db)
+						p, stderr := serveBroken(t, db)
 						if p == nil {
 							refused.Add(1)
-							// The log may have the stack of bbolt's panic before the sentence.
-							last := said[strings.LastIndex(strings.TrimSuffix(said, "\n"), "\n")+1:]
+							// The log may have the stack of bbolt's panic before the message.
+							last := stderr[strings.LastIndex(strings.TrimSuffix(stderr, "\n"), "\n")+1:]
 							if !strings.HasPrefix(last, "energy-contracts: ") || !strings.Contains(last, "database "+db) || !strings.Contains(last, "restore a backup") || strings.Contains(last, "goroutine") {
-								t.Errorf("refused with %q, want a sentence with the file's name and what to do", said)
+								t.Errorf("refused with %q, want a message with the name of the file and what to do", stderr)
 							}
 							if readFile(t, db) != string(content) {
-								t.Error("refused, and changed")
+								t.Error("the program refused the file but changed it")
 							}
 							return
 						}
-						if right.wantNoLie(t, p, db) > 0 {
+						if right.wantRightOrError(t, p, db) > 0 {
 							broken.Add(1)
 						} else {
 							unharmed.Add(1)
@@ -225,15 +229,16 @@ func TestBrokenFileIsRefusedOrServedRight(t *testing.T) {
 					})
 				}
 			})
-			t.Logf("%d: %d refused, %d with broken answers, %d without any (flipped with seed %d)", len(breakages), refused.Load(), broken.Load(), unharmed.Load(), seed)
+			t.Logf("%d: %d refused, %d with error responses, %d without (seed of the flipped bits %d)", len(breakages), refused.Load(), broken.Load(), unharmed.Load(), seed)
 			if refused.Load() == 0 || kind == "flipped" && broken.Load() == 0 {
-				t.Error("what is broken is not what counts")
+				t.Error("no breakage had an effect, so the test proves nothing")
 			}
 		})
 	}
 }
 
-// In a process of its own, since what must not happen is that it dies.
+// TestPageThatBreaksWhileItIsServed runs the service in another process, since a fault could end
+// the process.
 func TestPageThatBreaksWhileItIsServed(t *testing.T) {
 	long(t)
 	t.Parallel()
@@ -247,7 +252,7 @@ func TestPageThatBreaksWhileItIsServed(t *testing.T) {
 				path := writeFile(t, file)
 				p := startProcess(t, nil, "--db", path)
 				breakFile(t, path, at, make([]byte, pageSize))
-				failed := right.wantNoLie(t, p, path)
+				failed := right.wantRightOrError(t, p, path)
 				if failed > 0 {
 					broken.Add(1)
 					resp, got := do(t, http.DefaultClient, "PUT", p.URL+contractsURL("", demoOrg, demoUser)+"/"+demoContract, right.header(), `{}`)
@@ -259,20 +264,20 @@ func TestPageThatBreaksWhileItIsServed(t *testing.T) {
 					resp, got = do(t, http.DefaultClient, "GET", p.URL+"/readyz", nil, "")
 					wantProblem(t, resp, got, 503)
 				} else {
-					unharmed.Add(1) // a free page
+					unharmed.Add(1) // the page is free
 				}
 				if err := p.Terminate(t); err != nil {
 					t.Errorf("SIGTERM: %v\n%s", err, p.Stderr)
 				}
 				log := p.Stderr.String()
-				if told := strings.Contains(log, "run check or restore a backup") && strings.Contains(log, path); failed > 0 && !told {
+				if logged := strings.Contains(log, "run check or restore a backup") && strings.Contains(log, path); failed > 0 && !logged {
 					t.Errorf("%d requests failed, and the log does not say what to do\n%s", failed, log)
 				}
 			})
 		}
 	})
-	t.Logf("%d pages: %d with broken answers, %d without any", len(file)/pageSize-2, broken.Load(), unharmed.Load())
+	t.Logf("%d pages: %d with error responses, %d without", len(file)/pageSize-2, broken.Load(), unharmed.Load())
 	if broken.Load() == 0 {
-		t.Error("the pages that were zeroed are not the ones that count")
+		t.Error("no zeroed page had an effect, so the test proves nothing")
 	}
 }

@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// TestServiceAnswersAndOutlivesAKill is for -short too: the two requests of the README, and
-// after a crash what they have made.
-func TestServiceAnswersAndOutlivesAKill(t *testing.T) {
+// TestServiceRespondsAndSurvivesAKill sends the two requests of the README, kills the process and
+// checks the contract after a restart. It is quick, so that it also runs under -short.
+func TestServiceRespondsAndSurvivesAKill(t *testing.T) {
 	db := shortPath(t)
 	p := startProcess(t, nil, "--demo", "--db", db)
 	form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}, "Authorization": {"Basic ZGVtbzpkZW1vLXNlY3JldA=="}}

@@ -1,6 +1,6 @@
-// Browser does on the docs page, in headless Chromium, what a person does there:
-// authorize as a client, run the example of the vendor's page, read the answer. It
-// prints what it saw as JSON, and leaves screenshots.
+// Browser uses the docs page in headless Chromium as a person would: it authorizes as a client,
+// runs the example of the vendor's page and reads the response. It prints a report as JSON and
+// saves screenshots.
 package main
 
 import (
@@ -19,21 +19,21 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// report is what the page did, and what of it a person sees.
+// report describes the requests of the page and the content that a person sees.
 type report struct {
-	Page     string         `json:"page"`     // where "/" leads
+	Page     string         `json:"page"`     // the URL to which "/" redirects
 	Console  []string       `json:"console"`  // each message of the page or of the browser
 	Hosts    map[string]int `json:"hosts"`    // requests, by scheme and host
-	Failed   []string       `json:"failed"`   // requests without an answer
-	Status   string         `json:"status"`   // of the answer to the PUT
-	Content  string         `json:"content"`  // of that answer, as it is shown
-	Overflow map[string]int `json:"overflow"` // pixels that the page is wider than the window, by screenshot
+	Failed   []string       `json:"failed"`   // errors of requests without a response
+	Status   string         `json:"status"`   // of the response to the PUT
+	Content  string         `json:"content"`  // of that response, as shown
+	Overflow map[string]int `json:"overflow"` // pixels by which the page is wider than the window, by screenshot
 }
 
-// stepTimeout is for one thing that a person does, and what it makes appear.
+// stepTimeout is the limit for one action of the user, including its effect on the page.
 const stepTimeout = 20 * time.Second
 
-// lastMessage is written to the console when all is done.
+// lastMessage is written to the console at the end of the visit.
 const lastMessage = "the end of the visit"
 
 func main() {
@@ -49,10 +49,11 @@ func main() {
 	}
 }
 
+// visit does all steps on the service at a URL, and saves the screenshots in the directory shots.
 func visit(at, shots string) (*report, error) {
 	ctx, cancel := chromedp.NewExecAllocator(context.Background(), append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.ExecPath("chromium"),
-		chromedp.NoSandbox, // root has none
+		chromedp.NoSandbox, // Chromium has no sandbox for root
 		chromedp.DisableGPU,
 		chromedp.Flag("disable-quic", true),
 		chromedp.Flag("disable-component-update", true),
@@ -63,7 +64,7 @@ func visit(at, shots string) (*report, error) {
 	defer cancel()
 
 	r := &report{Console: []string{}, Hosts: map[string]int{}, Failed: []string{}, Overflow: map[string]int{}}
-	var mu sync.Mutex // of r.Hosts and r.Failed
+	var mu sync.Mutex // guards r.Hosts and r.Failed
 	err := chromedp.Listen(ctx, func(ev any) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -84,8 +85,8 @@ func visit(at, shots string) (*report, error) {
 	}
 	console := chromedp.Console(ctx)
 
-	// The first error ends the visit: what follows it is not done.
-	do := func(what string, step chromedp.Action[chromedp.Void]) { get(ctx, &err, what, step) }
+	// After the first error, all later steps are skipped.
+	do := func(name string, step chromedp.Action[chromedp.Void]) { get(ctx, &err, name, step) }
 	shot := func(name string) {
 		png := get(ctx, &err, "take a picture of "+name, chromedp.CaptureScreenshot())
 		r.Overflow[name] = get(ctx, &err, "measure "+name, chromedp.Evaluate[int](
@@ -114,10 +115,10 @@ func visit(at, shots string) (*report, error) {
 	do("choose the example", chromedp.SendKeys(css(put+" .opblock-section-request-body .examples-select-element"), "The example of the vendor"))
 	do("press Execute", chromedp.Click(css(put+" .execute")))
 	r.Status = get(ctx, &err, "read the status", chromedp.Text(css(put+" .live-responses-table tbody .response-col_status")))
-	r.Content = get(ctx, &err, "read the answer", chromedp.Text(css(put+" .live-responses-table tbody pre")))
+	r.Content = get(ctx, &err, "read the response", chromedp.Text(css(put+" .live-responses-table tbody pre")))
 	do("scroll to the answer", chromedp.ScrollIntoView(css(put+" .live-responses-table")))
 	shot("desktop-answer")
-	do("take a phone", chromedp.EmulateViewport(390, 844, chromedp.EmulateMobile))
+	do("switch to the size of a phone", chromedp.EmulateViewport(390, 844, chromedp.EmulateMobile))
 	do("scroll to the answer", chromedp.ScrollIntoView(css(put+" .live-responses-table")))
 	shot("phone-answer")
 	do("open / on the phone", chromedp.Navigate(at+"/"))
@@ -144,8 +145,9 @@ func visit(at, shots string) (*report, error) {
 
 type css = chromedp.CSS
 
-// get does a step, unless one before has failed.
-func get[T any](ctx context.Context, err *error, what string, step chromedp.Action[T]) (value T) {
+// get runs a step and returns its value, unless *err is set by an earlier step. If the step
+// fails, get sets *err.
+func get[T any](ctx context.Context, err *error, name string, step chromedp.Action[T]) (value T) {
 	if *err != nil {
 		return value
 	}
@@ -153,7 +155,7 @@ func get[T any](ctx context.Context, err *error, what string, step chromedp.Acti
 	defer cancel()
 	value, failed := chromedp.Run(ctx, step)
 	if failed != nil {
-		*err = fmt.Errorf("%s: %w", what, failed)
+		*err = fmt.Errorf("%s: %w", name, failed)
 	}
 	return value
 }

@@ -1,7 +1,7 @@
 package main
 
-// Many checks by one process, which replay_test.go builds into the program: a process for
-// each would take longer than all that the check does.
+// replay_test.go builds this file into the program, so that one process can check many
+// databases: starting a process for each would take longer than the check itself.
 
 import (
 	"bufio"
@@ -14,8 +14,9 @@ import (
 	"time"
 )
 
-// manyChecksEnv is the variable with which the program reads the paths of databases, a line
-// each, and prints for each what "check" prints and its error, as a line of JSON.
+// manyChecksEnv is an environment variable. If it is set, the program reads paths of databases
+// from stdin, one per line, and prints for each a line with a JSON array of the faults that the
+// command "check" would print, and its error.
 const manyChecksEnv = "MANY_CHECKS"
 
 func init() {

@@ -1,7 +1,8 @@
 package main
 
-// A clock that jumps, which clock_test.go builds into the program: the wall clock of
-// one process cannot be set, and Go's time does not go through libc.
+// clock_test.go builds this file into the program to simulate a wall clock that jumps. The wall
+// clock of a single process cannot be set, and Go's package time does not use libc, so that
+// tools such as faketime have no effect.
 
 import (
 	"fmt"
@@ -10,11 +11,11 @@ import (
 	"unsafe"
 )
 
-// movedClockEnv names the file that says how far the clock is ahead, as a duration in
-// whole seconds.
+// movedClockEnv is the environment variable with the path of a file. The file has the duration by
+// which the clock is ahead, in whole seconds and in the syntax of time.ParseDuration.
 const movedClockEnv = "MOVED_CLOCK"
 
-// movedClock is time.Now on a machine whose wall clock was set.
+// movedClock returns the time as time.Now would on a machine whose wall clock was set.
 func movedClock() time.Time {
 	text, err := os.ReadFile(os.Getenv(movedClockEnv))
 	if err != nil {
@@ -27,9 +28,9 @@ func movedClock() time.Time {
 	return withWallMoved(time.Now(), by)
 }
 
-// withWallMoved moves what a time says and leaves its monotonic reading, as
-// Time.Add does not. The first word of a Time with a monotonic reading has the seconds
-// since 1885 in 33 bits, above the 30 of the nanoseconds.
+// withWallMoved returns t with its wall clock moved and its monotonic reading unchanged, whereas
+// Time.Add moves both. The first word of a Time with a monotonic reading has the seconds since
+// 1885 in 33 bits, above 30 bits of nanoseconds.
 func withWallMoved(t time.Time, by time.Duration) time.Time {
 	*(*uint64)(unsafe.Pointer(&t)) += uint64(by/time.Second) << 30
 	return t
