@@ -298,7 +298,7 @@ func TestIdempotencyKeyCreatesOneContractAlthoughTheClockJumps(t *testing.T) {
 			}
 			for i, ahead := range []time.Duration{0, time.Hour, 0, -time.Hour, 0} {
 				m.set(t, ahead)
-				key := fmt.Sprintf("%d, used with the clock %v ahead", i, ahead)
+				key := fmt.Sprintf("%d, made with the clock %v ahead", i, ahead)
 				resp, got := m.post(t, key, "{}")
 				if resp.StatusCode != http.StatusOK {
 					t.Fatalf("POST: %s\n%s", resp.Status, got)
