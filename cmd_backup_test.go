@@ -1,6 +1,6 @@
 package main
 
-// The commands backup, restore and compact, beside a server and without one.
+// Tests of the commands backup, restore and compact, with a server running and without one.
 
 import (
 	"bytes"
@@ -21,7 +21,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-func TestBackupIsTheDatabaseAsItIs(t *testing.T) {
+func TestBackupIsACopyOfTheDatabase(t *testing.T) {
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		ok(t, db, "import", absolute(t, contractLines))
 		c := addClient(t, db)
@@ -33,9 +33,9 @@ func TestBackupIsTheDatabaseAsItIs(t *testing.T) {
 		wantMode(t, backup)
 		wantFiles(t, dir, "backup.db")
 		if got := ok(t, db, "backup", "-"); got != readFile(t, backup) {
-			t.Error("on standard output it is another one")
+			t.Error("the backup on standard output differs from the one in a file")
 		}
-		// From here on without the database.
+		// From here on, only the backup is used.
 		if got, want := ok(t, backup, "check"), backup+" is sound: 4 contracts, 1 client, "; !strings.HasPrefix(got, want) {
 			t.Errorf("check printed %q, want %q", got, want)
 		}
@@ -43,8 +43,8 @@ func TestBackupIsTheDatabaseAsItIs(t *testing.T) {
 		p := startProcess(t, nil, "--db", backup)
 		wantSecret(t, p.URL, c, true)
 
-		// In place of an older one, whoever that belongs to, and of a link, which may
-		// lead anywhere.
+		// A backup replaces an older file, also one of another user, and a symbolic link
+		// instead of the file it points to.
 		ok(t, db, "client", "remove", c.ID)
 		elsewhere := filepath.Join(t.TempDir(), "elsewhere")
 		again, link := filepath.Join(dir, "again.db"), filepath.Join(dir, "link.db")
@@ -65,17 +65,17 @@ func TestBackupIsTheDatabaseAsItIs(t *testing.T) {
 			ok(t, db, "backup", name)
 			wantMode(t, name)
 			if owner := ownerOf(t, name); owner[0] != uint32(os.Getuid()) {
-				t.Errorf("%s belongs to %v", name, owner)
+				t.Errorf("%s is owned by %v", name, owner)
 			}
 			wantListed(t, name)
 		}
 		if got := readFile(t, elsewhere); got != "an older one" {
-			t.Errorf("where the link led is %q", head(got))
+			t.Errorf("the target of the link is now %q", head(got))
 		}
 	})
 }
 
-func TestBackupReplacesNothingThatItShouldNot(t *testing.T) {
+func TestBackupRefusesToReplaceDatabasesInUseAndOtherThanFiles(t *testing.T) {
 	slow(t)
 	t.Parallel()
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
@@ -92,7 +92,7 @@ func TestBackupReplacesNothingThatItShouldNot(t *testing.T) {
 			{"another server's", other, other + " is a database in use, so it was not replaced; name another file, or stop the process that uses it"},
 			{"a pipe", pipe, pipe + " is not a file"},
 			{"a directory", dir, dir + " is not a file"},
-			{"where no directory is", filepath.Join(dir, "no", "b.db"), "stat " + filepath.Join(dir, "no") + ": no such file or directory"},
+			{"in a directory that does not exist", filepath.Join(dir, "no", "b.db"), "stat " + filepath.Join(dir, "no") + ": no such file or directory"},
 		} {
 			refusedCommand(t, db, tt.want, "backup", tt.file)
 		}
@@ -111,9 +111,9 @@ func TestCommandsNeedADatabase(t *testing.T) {
 	wantFiles(t, filepath.Dir(db))
 }
 
-// A backup must not hold the transaction open while somebody takes their time to read it:
-// no writer could go on once the file must grow out of its mapping.
-func TestBackupOfASlowReaderHoldsUpNobody(t *testing.T) {
+// A backup must not keep its transaction open while a slow client reads it: a commit that
+// must grow the file remaps it, and bbolt remaps only when no read transaction is open.
+func TestBackupForASlowClientDoesNotBlockWriters(t *testing.T) {
 	slow(t)
 	db := shortPath(t)
 	s := startOn(t, db, "--demo", "--metrics-addr", "127.0.0.1:0")
@@ -139,22 +139,23 @@ func TestBackupOfASlowReaderHoldsUpNobody(t *testing.T) {
 		t.Errorf("%s transactions are open while the backup is read", open)
 	}
 	wantFiles(t, filepath.Dir(db), "c.db", "c.db.sock")
-	answer, err := io.ReadAll(conn)
+	response, err := io.ReadAll(conn)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, copied, _ := bytes.Cut(answer, []byte("\r\n\r\n"))
+	_, copied, _ := bytes.Cut(response, []byte("\r\n\r\n"))
 	backup := writeFile(t, copied)
 	again := startOn(t, backup, "--demo")
 	if got := newAuthor(t, again.url).list(t); got != before {
-		t.Errorf("the backup has %s\nwant what there was when it began\n%s", head(got), head(before))
+		t.Errorf("the backup has %s\nwant the contracts when it began\n%s", head(got), head(before))
 	}
 	l.check(t)
 }
 
-// Else a disk that fails during a long copy would keep all readers and writers waiting
-// until it is over.
-func TestBackupGivesWayToTheRemedyOfAFailedCommit(t *testing.T) {
+// A snapshot fails while the database must be reopened after a failed commit. Otherwise a
+// disk that fails during a long copy would block all readers and writers until the copy
+// ends.
+func TestBackupGivesWayToReopeningAfterAFailedCommit(t *testing.T) {
 	s, _ := openStore(t, newPath(t))
 	s.reopenWanted.Store(true)
 	if _, _, err := s.Snapshot(t.Context()); !errors.Is(err, ErrUnavailable) {
@@ -168,8 +169,9 @@ func TestBackupGivesWayToTheRemedyOfAFailedCommit(t *testing.T) {
 	f.Close()
 }
 
-// Of two contracts that are written in turn, the second is never ahead of the first.
-func TestBackupIsOfOneInstant(t *testing.T) {
+// Two contracts are written in turn. A backup is a consistent snapshot, so the second is
+// never ahead of the first in it, and at most one write behind.
+func TestBackupIsAConsistentSnapshot(t *testing.T) {
 	db := shortPath(t)
 	s := startOn(t, db, "--demo")
 	c := client(s.url, "demo", "demo-secret")
@@ -213,16 +215,16 @@ func TestBackupIsOfOneInstant(t *testing.T) {
 		}
 		first, second := suppliers[demoContract], suppliers[second]
 		if first != second && first != second+1 || first < last {
-			t.Errorf("backup %d has %d and %d, the one before had %d", round, first, second, last)
+			t.Errorf("backup %d has %d and %d, the previous backup had %d", round, first, second, last)
 		}
 		last = first
 	}
 	if last < 1 {
-		t.Error("nothing was written meanwhile")
+		t.Error("nothing was written during the backups")
 	}
 }
 
-func TestBackupOfADatabaseWithAFaultIsSaidToBe(t *testing.T) {
+func TestBackupOfADatabaseWithAFaultIsRefused(t *testing.T) {
 	besideAndWithoutBroken(t, func(t *testing.T, db string, id string) {
 		backup := filepath.Join(t.TempDir(), "b.db")
 		if err := os.WriteFile(backup, []byte("an older one"), 0o600); err != nil {
@@ -230,13 +232,13 @@ func TestBackupOfADatabaseWithAFaultIsSaidToBe(t *testing.T) {
 		}
 		refusedCommand(t, db, "database "+db+" has 1 fault, which the check command lists; the first is: contracts \""+id+"\": stored value fails its checksum; nothing was written to "+backup, "backup", backup)
 		if got := readFile(t, backup); got != "an older one" {
-			t.Errorf("the older one is %q", head(got))
+			t.Errorf("the older file is now %q", head(got))
 		}
 	})
 }
 
-// besideAndWithoutBroken runs a test on a database that has a document with a wrong
-// checksum, with a server up and with none.
+// besideAndWithoutBroken runs test twice, with a server running and without one, on a
+// database in which the contract with the key id has a wrong checksum.
 func besideAndWithoutBroken(t *testing.T, test func(t *testing.T, db, id string)) {
 	t.Helper()
 	for _, up := range []bool{true, false} {
@@ -265,7 +267,7 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 	backup := filepath.Join(t.TempDir(), "b.db")
 	ok(t, source, "backup", backup)
 
-	t.Run("where none is", func(t *testing.T) {
+	t.Run("where no database exists", func(t *testing.T) {
 		db := shortPath(t)
 		ok(t, db, "restore", backup)
 		wantMode(t, db)
@@ -282,10 +284,10 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 		}
 		wantExport(t, db, readFile(t, contractLines))
 	})
-	t.Run("of another only by force", func(t *testing.T) {
+	t.Run("over another only with --force", func(t *testing.T) {
 		db := shortPath(t)
 		addClient(t, db)
-		if os.Getuid() == 0 { // as a service's file is another user's, and stays so
+		if os.Getuid() == 0 { // the file of a service is another user's, and must stay so
 			if err := os.Chown(db, 65534, 65534); err != nil {
 				t.Fatal(err)
 			}
@@ -294,17 +296,17 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 		before := readFile(t, db)
 		refusedCommand(t, db, db+" already exists; use --force to replace it", "restore", backup)
 		if readFile(t, db) != before {
-			t.Error("it was changed all the same")
+			t.Error("restore without --force changed the file")
 		}
 		ok(t, db, "restore", "--force", backup)
 		wantMode(t, db)
 		if now := ownerOf(t, db); now != owner {
-			t.Errorf("belongs to %v, belonged to %v", now, owner)
+			t.Errorf("the owner is %v, was %v", now, owner)
 		}
 		wantListed(t, db, c.ID)
 		wantFiles(t, filepath.Dir(db), "c.db")
 	})
-	t.Run("of one that is broken, by a link", func(t *testing.T) {
+	t.Run("over a broken one, through a link", func(t *testing.T) {
 		db := writeFile(t, []byte("no database at all"))
 		link := shortPath(t)
 		if err := os.Symlink(db, link); err != nil {
@@ -316,7 +318,7 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 			t.Errorf("the link is %v, %v", info, err)
 		}
 	})
-	t.Run("beside the socket that a crash left", func(t *testing.T) {
+	t.Run("beside the socket left by a crash", func(t *testing.T) {
 		db := shortPath(t)
 		startProcess(t, nil, "--db", db).Kill(t)
 		ok(t, db, "restore", "--force", backup)
@@ -337,7 +339,7 @@ func TestRestoreIsRefused(t *testing.T) {
 		refusedCommand(t, db, "a server has "+db+" open; stop it first", "restore", "--force", backup)
 		refusedCommand(t, db, "a server has "+db+" open; stop it first", "restore", backup)
 		wantSecret(t, p.URL, c, true)
-		// Also when it cannot be asked.
+		// Without its socket, the server is still recognized by its lock on the file.
 		if err := os.Remove(db + ".sock"); err != nil {
 			t.Fatal(err)
 		}
@@ -355,7 +357,7 @@ func TestRestoreIsRefused(t *testing.T) {
 	for _, tt := range []struct{ name, file, want string }{
 		{"of half a file", half, fmt.Sprintf("nothing was restored: database %s: is truncated: it has %d bytes, but its meta page requires %d; restore a backup", half, len(sound)/2, len(sound))},
 		{"of no database", none, "nothing was restored: database " + none + ": is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
-		{"of one with a fault", faulty, "nothing was restored: database " + faulty + " has 1 fault, which the check command lists; the first is: contracts \"a/b\": the key is not three UUIDs in lower case, separated by slashes"},
+		{"of a database with a fault", faulty, "nothing was restored: database " + faulty + " has 1 fault, which the check command lists; the first is: contracts \"a/b\": the key is not three UUIDs in lower case, separated by slashes"},
 		{"of nothing", missing, "open " + missing + ": no such file or directory"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -391,7 +393,7 @@ func TestCompactRemovesFreePages(t *testing.T) {
 	if err := p.Terminate(t); err != nil {
 		t.Fatal(err)
 	}
-	if os.Getuid() == 0 { // as a service's file is another user's, and stays so
+	if os.Getuid() == 0 { // the file of a service is another user's, and must stay so
 		if err := os.Chown(db, 65534, 65534); err != nil {
 			t.Fatal(err)
 		}
@@ -401,15 +403,15 @@ func TestCompactRemovesFreePages(t *testing.T) {
 	var was, is int
 	printed := ok(t, db, "compact")
 	if _, err := fmt.Sscanf(printed, "compacted "+db+" from %d to %d bytes\n", &was, &is); err != nil || was < 1<<20 || is > 128<<10 {
-		t.Errorf("printed %q, %v", printed, err)
+		t.Errorf("compact printed %q, %v", printed, err)
 	}
 	if info, err := os.Stat(db); err != nil || info.Size() != int64(is) {
-		t.Errorf("the file: %v, %v", info, err)
+		t.Errorf("stat: %v, %v; want a size of %d", info, err, is)
 	}
 	wantMode(t, db)
 	wantFiles(t, filepath.Dir(db), "c.db")
 	if now := ownerOf(t, db); now != owner {
-		t.Errorf("belongs to %v, belonged to %v", now, owner)
+		t.Errorf("the owner is %v, was %v", now, owner)
 	}
 	if got := ok(t, db, "check"); !strings.Contains(got, " is sound: 5 contracts, 2 clients, ") {
 		t.Errorf("check printed %q", got)
@@ -420,10 +422,11 @@ func TestCompactRemovesFreePages(t *testing.T) {
 	}
 	again := startProcess(t, nil, "--demo", "--db", db)
 	l.base = again.URL
-	// With its token, which is there still.
+	// The token from before the compaction is still valid.
 	l.check(t)
 }
 
+// ownerOf returns the user and group ID of the file at path.
 func ownerOf(t testing.TB, path string) [2]uint32 {
 	t.Helper()
 	info, err := os.Stat(path)
@@ -448,8 +451,9 @@ func TestCompactLeavesADatabaseWithAFaultAlone(t *testing.T) {
 	wantFiles(t, filepath.Dir(db), "c.db")
 }
 
-// Whoever waits for the lock of a file that is replaced meanwhile gets the new one.
-func TestServerThatStartsDuringACompactionHasTheNewFile(t *testing.T) {
+// A process that waits for the lock of a file while that file is replaced must open the
+// new file, for the lock of the old one protects nothing.
+func TestProcessThatWaitsDuringACompactionOpensTheNewFile(t *testing.T) {
 	db := shortPath(t)
 	ok(t, db, "import", absolute(t, contractLines))
 	held, err := openLocked(db, os.O_RDWR)
@@ -462,7 +466,7 @@ func TestServerThatStartsDuringACompactionHasTheNewFile(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, "it has the file open", func() bool {
+	waitFor(t, "the command has the file open", func() bool {
 		files, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", cmd.Process.Pid))
 		for _, f := range files {
 			if to, _ := os.Readlink(f); to == db {
