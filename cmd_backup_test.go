@@ -75,7 +75,7 @@ func TestBackupIsACopyOfTheDatabase(t *testing.T) {
 	})
 }
 
-func TestBackupRefusesToReplaceDatabasesInUseAndOtherThanFiles(t *testing.T) {
+func TestBackupRefusesWrongDestinations(t *testing.T) {
 	slow(t)
 	t.Parallel()
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {

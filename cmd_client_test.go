@@ -1,6 +1,6 @@
 package main
 
-// The commands that manage clients, as a person runs them.
+// Tests of the commands that manage clients, run as a person runs them.
 
 import (
 	"bufio"
@@ -22,10 +22,11 @@ import (
 	"time"
 )
 
+// unknownClientSays is the error text for a client ID that is not in the database.
 const unknownClientSays = "There is no client with this id; run \"client list\" to see the ids.\n"
 
-// clientCommand runs "client" on a database, and wants it to succeed and to complain
-// of nothing.
+// clientCommand runs "client verb" on the database db and returns its standard output. It
+// fails the test unless the command succeeds with nothing on standard error.
 func clientCommand(t testing.TB, db, verb string, args ...string) (stdout string) {
 	t.Helper()
 	got := run(t, nil, append([]string{"client", verb, "--db", db}, args...)...)
@@ -35,6 +36,8 @@ func clientCommand(t testing.TB, db, verb string, args ...string) (stdout string
 	return got.stdout
 }
 
+// secretNotShownAgain matches the beginning of the output of "client add" and "client
+// rotate". Its groups are the client's ID and secret.
 const secretNotShownAgain = `^client_id:     (\S{36})\nclient_secret: (\S{43})\n\nThe secret is not shown again\.`
 
 var (
@@ -43,6 +46,7 @@ var (
 	timePattern    = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
 )
 
+// addedClient returns the credentials printed by "client add".
 func addedClient(t testing.TB, stdout string) credentials {
 	t.Helper()
 	m := addedPattern.FindStringSubmatch(stdout)
@@ -53,12 +57,14 @@ func addedClient(t testing.TB, stdout string) credentials {
 	return credentials{m[1], m[2]}
 }
 
+// addClient runs "client add" for the organization demoOrg.
 func addClient(t testing.TB, db string, args ...string) credentials {
 	t.Helper()
 	return addedClient(t, clientCommand(t, db, "add", append([]string{"--org", demoOrg}, args...)...))
 }
 
-// rotatedClient also returns until when the old secret is good; "" is not at all.
+// rotatedClient returns the credentials printed by "client rotate", and the time until
+// which the old secret is valid; "" means that it is refused from now on.
 func rotatedClient(t testing.TB, stdout string) (c credentials, until string) {
 	t.Helper()
 	m := rotatedPattern.FindStringSubmatch(stdout)
@@ -69,6 +75,7 @@ func rotatedClient(t testing.TB, stdout string) (c credentials, until string) {
 	return credentials{m[1], m[2]}, m[3]
 }
 
+// rotateClient runs "client rotate"; its results are those of rotatedClient.
 func rotateClient(t testing.TB, db, id string, args ...string) (c credentials, until string) {
 	t.Helper()
 	c, until = rotatedClient(t, clientCommand(t, db, "rotate", append(args, id)...))
@@ -78,7 +85,8 @@ func rotateClient(t testing.TB, db, id string, args ...string) (c credentials, u
 	return c, until
 }
 
-// commandAt runs a command in this process, at a time of its own.
+// commandAt runs a command in this process, with now as its clock, and returns its standard
+// output.
 func commandAt(t testing.TB, now func() time.Time, args ...string) (stdout string) {
 	t.Helper()
 	var out bytes.Buffer
@@ -90,14 +98,15 @@ func commandAt(t testing.TB, now func() time.Time, args ...string) (stdout strin
 }
 
 const (
-	aTime = "YYYY-MM-DDTHH:MM:SSZ" // in place of one that is not known beforehand
+	aTime = "YYYY-MM-DDTHH:MM:SSZ" // replaces a time that the test cannot predict
 	never = "never"
 )
 
-// listedRow is a line of "client list".
+// listedRow is one line of the output of "client list".
 type listedRow struct{ id, org, scopes, created, used string }
 
-// listing is all that "client list" prints. Each column is as wide as its widest cell.
+// listing returns the output of "client list" with these rows. Each column is as wide as
+// its widest cell.
 func listing(rows ...listedRow) string {
 	rows = append([]listedRow{{"CLIENT", "ORGANIZATION", "SCOPES", "CREATED", "LAST USED"}}, rows...)
 	var width [4]int
@@ -113,7 +122,7 @@ func listing(rows ...listedRow) string {
 	return b.String()
 }
 
-// wantListing compares all of a listing, times aside.
+// wantListing checks the whole output of "client list", with times replaced by aTime.
 func wantListing(t testing.TB, db string, rows ...listedRow) {
 	t.Helper()
 	got := timePattern.ReplaceAllString(clientCommand(t, db, "list"), aTime)
@@ -122,7 +131,7 @@ func wantListing(t testing.TB, db string, rows ...listedRow) {
 	}
 }
 
-// wantListed compares the ids of a listing, in its order.
+// wantListed checks the client IDs listed by "client list", and their order.
 func wantListed(t testing.TB, db string, ids ...string) {
 	t.Helper()
 	out := clientCommand(t, db, "list")
@@ -131,11 +140,12 @@ func wantListed(t testing.TB, db string, ids ...string) {
 		got = append(got, strings.Fields(line)[0])
 	}
 	if !slices.Equal(got[1:], ids) {
-		t.Errorf("listed are\n%s, want %q", out, ids)
+		t.Errorf("client list printed\n%swant the ids %q", out, ids)
 	}
 }
 
-// wantSecret gets a token, or is told that the client is unknown.
+// wantSecret requests a token with c. If works is false, the response must be the error
+// invalid_client.
 func wantSecret(t testing.TB, url string, c credentials, works bool) {
 	t.Helper()
 	form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
@@ -144,13 +154,13 @@ func wantSecret(t testing.TB, url string, c credentials, works bool) {
 	const refused = `{"error":"invalid_client","error_description":"the client is unknown, or its secret is wrong"}`
 	switch {
 	case works && resp.StatusCode != 200:
-		t.Errorf("secret of %s: %s, want it to work\n%s", c.ID, resp.Status, got)
+		t.Errorf("secret of %s: %s, want a token\n%s", c.ID, resp.Status, got)
 	case !works && (resp.StatusCode != 401 || got != refused):
 		t.Errorf("secret of %s: %s, want it refused\n%s", c.ID, resp.Status, got)
 	}
 }
 
-// wantTokenStatus uses a token.
+// wantTokenStatus checks the status of a request with the token text.
 func wantTokenStatus(t testing.TB, url, text string, status int) {
 	t.Helper()
 	resp, got := do(t, http.DefaultClient, "GET", contractsURL(url, demoOrg, demoUser), http.Header{"Authorization": {"Bearer " + text}}, "")
@@ -161,7 +171,7 @@ func wantTokenStatus(t testing.TB, url, text string, status int) {
 
 func TestClientAddMakesCredentialsThatWorkAtOnce(t *testing.T) {
 	besideAndWithout(t, func(t *testing.T, db string, served func() string) {
-		// In upper case, as a UUID may be.
+		// A UUID may be in upper case.
 		all := addedClient(t, clientCommand(t, db, "add", "--org", strings.ToUpper(demoOrg)))
 		reader := addClient(t, db, "--scope", "read")
 		stranger := addedClient(t, clientCommand(t, db, "add", "--org", demoOtherOrg))
@@ -177,10 +187,10 @@ func TestClientAddMakesCredentialsThatWorkAtOnce(t *testing.T) {
 			method string
 			status int
 		}{
-			{"writes", all, "POST", 200},
-			{"reads", reader, "GET", 200},
-			{"does not write without the scope", reader, "POST", 403},
-			{"does not read another organization", stranger, "GET", 403},
+			{"a client with all scopes writes", all, "POST", 200},
+			{"a reader reads", reader, "GET", 200},
+			{"a reader does not write", reader, "POST", 403},
+			{"a client does not read another organization", stranger, "GET", 403},
 		} {
 			if resp, got := do(t, client(url, tt.c.ID, tt.c.Secret), tt.method, contracts, jsonBody, "{}"); resp.StatusCode != tt.status {
 				t.Errorf("%s: %s, want %d\n%s", tt.name, resp.Status, tt.status, got)
@@ -195,7 +205,7 @@ func TestClientAddMakesCredentialsThatWorkAtOnce(t *testing.T) {
 	})
 }
 
-func TestClientListShowsEachInTheOrderOfItsMaking(t *testing.T) {
+func TestClientListIsInOrderOfCreation(t *testing.T) {
 	besideAndWithout(t, func(t *testing.T, db string, served func() string) {
 		began := time.Now().Truncate(time.Second)
 		var rows []listedRow
@@ -211,7 +221,7 @@ func TestClientListShowsEachInTheOrderOfItsMaking(t *testing.T) {
 		}
 		wantListing(t, db, rows...)
 		url := served()
-		used, _ := rotateClient(t, db, rows[1].id) // which keeps its place, and is no use
+		used, _ := rotateClient(t, db, rows[1].id) // rotation changes neither the order nor the time of last use
 		wantListing(t, db, rows...)
 		token(t, url, used.ID, used.Secret)
 		rows[1].used = aTime
@@ -224,7 +234,7 @@ func TestClientListShowsEachInTheOrderOfItsMaking(t *testing.T) {
 	})
 }
 
-func TestClientListOfNone(t *testing.T) {
+func TestClientListWithoutClients(t *testing.T) {
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		clientCommand(t, db, "remove", addClient(t, db).ID)
 		wantListing(t, db)
@@ -257,10 +267,10 @@ func TestClientIsLastUsedWhenItsTokenIs(t *testing.T) {
 	wantTokenStatus(t, s.url, text, 401)
 	want("after the token was refused", "2026-11-23T20:00:00Z")
 	s.stop()
-	want("after the server's end", "2026-11-23T20:00:00Z")
+	want("after the server stopped", "2026-11-23T20:00:00Z")
 }
 
-func TestClientRotateKeepsTheOldSecretForAsLongAsIsSaid(t *testing.T) {
+func TestClientRotateKeepsTheOldSecretForTheGracePeriod(t *testing.T) {
 	for _, tt := range []struct {
 		flag  string
 		grace time.Duration
@@ -293,7 +303,7 @@ func TestClientRotateKeepsTheOldSecretForAsLongAsIsSaid(t *testing.T) {
 			}
 			wantSecret(t, s.url, old, false)
 			wantSecret(t, s.url, c, true)
-			if tt.grace < tokenLifetime { // the old secret's end is not the token's
+			if tt.grace < tokenLifetime { // a token outlives the secret it was issued for
 				wantTokenStatus(t, s.url, text, 200)
 			}
 			wantListed(t, s.db, c.ID)
@@ -301,14 +311,14 @@ func TestClientRotateKeepsTheOldSecretForAsLongAsIsSaid(t *testing.T) {
 	}
 }
 
-func TestClientRotateTwiceKeepsTheLastOldSecretOnly(t *testing.T) {
+func TestClientRotateTwiceKeepsOnlyTheLastOldSecret(t *testing.T) {
 	besideAndWithout(t, func(t *testing.T, db string, served func() string) {
 		first := addClient(t, db)
 		second, _ := rotateClient(t, db, first.ID)
 		third, until := rotateClient(t, db, first.ID, "--grace", "2h")
 		end, err := time.Parse(time.RFC3339, until)
 		if d := time.Until(end); err != nil || d > 2*time.Hour || d < 2*time.Hour-time.Minute {
-			t.Errorf("good until %q, %v", until, err)
+			t.Errorf("the old secret is valid until %q, %v; want two hours from now", until, err)
 		}
 		url := served()
 		text := token(t, url, first.ID, third.Secret)
@@ -317,7 +327,7 @@ func TestClientRotateTwiceKeepsTheLastOldSecretOnly(t *testing.T) {
 		wantSecret(t, url, third, true)
 		fourth, until := rotateClient(t, db, first.ID, "--grace", "0s")
 		if until != "" {
-			t.Errorf("--grace 0s: good until %q", until)
+			t.Errorf("--grace 0s: the old secret is valid until %q", until)
 		}
 		for _, old := range []credentials{first, second, third} {
 			wantSecret(t, url, old, false)
@@ -384,11 +394,11 @@ func TestClientRemoveWithoutAServer(t *testing.T) {
 	wantSecret(t, p.URL, kept, true)
 }
 
-func TestClientThatIsUnknownIsSaidToBe(t *testing.T) {
+func TestClientCommandsOfAnUnknownClientFail(t *testing.T) {
 	slow(t)
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		c := addClient(t, db)
-		// Ids that are another path, or none, where they are not escaped.
+		// Without escaping, some of these ids would change the path of the control request.
 		for _, id := range []string{"nobody", "7d8a4c0e-0000-4000-8000-000000000000", c.ID[:35], c.ID + "/secret", "a/b", ".", "..", "../clients", "%2e", "?", "#", "å b", strings.Repeat("x", 1000)} {
 			for _, verb := range []string{"rotate", "remove"} {
 				want := ran{"", "energy-contracts: " + verb + " client: " + unknownClientSays, 1}
@@ -401,7 +411,7 @@ func TestClientThatIsUnknownIsSaidToBe(t *testing.T) {
 	})
 }
 
-func TestClientCommandsMakeNoDatabase(t *testing.T) {
+func TestClientCommandsCreateNoDatabase(t *testing.T) {
 	for _, args := range [][]string{{"list"}, {"rotate", "x"}, {"remove", "x"}} {
 		t.Run(args[0], func(t *testing.T) {
 			db := shortPath(t)
@@ -414,27 +424,27 @@ func TestClientCommandsMakeNoDatabase(t *testing.T) {
 	}
 }
 
-func TestClientCommandsSayWhatIsWrong(t *testing.T) {
+func TestClientCommandsReportWrongArguments(t *testing.T) {
 	const graceRange = "--grace must be whole seconds, from 0s to 8760h; --help explains the commands and flags"
 	db := shortPath(t)
 	for _, tt := range []struct {
 		name, want string
 		args       []string
 	}{
-		{"a grace of less than none", graceRange, []string{"rotate", "--grace=-1s", "x"}},
-		{"a grace of a fraction", graceRange, []string{"rotate", "--grace=1500ms", "x"}},
+		{"a negative grace", graceRange, []string{"rotate", "--grace=-1s", "x"}},
+		{"a grace of a fraction of seconds", graceRange, []string{"rotate", "--grace=1500ms", "x"}},
 		{"a grace of less than a second", graceRange, []string{"rotate", "--grace=1ns", "x"}},
 		{"a grace of more than a year", graceRange, []string{"rotate", "--grace=8760h1s", "x"}},
 		{"a grace that is no duration", "--grace", []string{"rotate", "--grace=1d", "x"}},
 		{"a grace without a unit", "--grace", []string{"rotate", "--grace=60", "x"}},
 		{"a grace too large for a number", "--grace", []string{"rotate", "--grace=9999999h", "x"}},
-		{"a grace of nothing", "--grace", []string{"rotate", "--grace=", "x"}},
-		{"rotation of nobody", "the client id is empty", []string{"rotate"}},
+		{"an empty grace", "--grace", []string{"rotate", "--grace=", "x"}},
+		{"rotation without an id", "the client id is empty", []string{"rotate"}},
 		{"rotation of an empty id", "the client id is empty", []string{"rotate", ""}},
-		{"removal of nobody", "the client id is empty", []string{"remove"}},
+		{"removal without an id", "the client id is empty", []string{"remove"}},
 		{"removal of an empty id", "the client id is empty", []string{"remove", ""}},
 		{"removal of two", "unexpected argument y", []string{"remove", "x", "y"}},
-		{"a list of something", "unexpected argument x", []string{"list", "x"}},
+		{"a list with an argument", "unexpected argument x", []string{"list", "x"}},
 		{"an unknown command", "unexpected argument show", []string{"show"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -451,12 +461,13 @@ func TestClientCommandsSayWhatIsWrong(t *testing.T) {
 	wantFiles(t, filepath.Dir(db))
 }
 
-// adding is an add that runs.
+// adding is a running "client add".
 type adding struct {
 	cmd            *exec.Cmd
 	stdout, stderr bytes.Buffer
 }
 
+// startAdds starts n processes of "client add" at the same time.
 func startAdds(t testing.TB, db string, n int) (adds []*adding) {
 	t.Helper()
 	for range n {
@@ -471,7 +482,7 @@ func startAdds(t testing.TB, db string, n int) (adds []*adding) {
 	return adds
 }
 
-func TestClientsAddedAtOnceBesideAServerAreAllThere(t *testing.T) {
+func TestClientsAddedAtTheSameTimeAreAllKept(t *testing.T) {
 	db := shortPath(t)
 	p := startProcess(t, nil, "--db", db)
 	var made []credentials
@@ -484,7 +495,7 @@ func TestClientsAddedAtOnceBesideAServerAreAllThere(t *testing.T) {
 	}
 	list := clientCommand(t, db, "list")
 	if n := strings.Count(list, "\n") - 1; n != 8 {
-		t.Errorf("%d are listed", n)
+		t.Errorf("%d clients are listed, want 8", n)
 	}
 	for _, c := range made {
 		wantSecret(t, p.URL, c, true)
@@ -494,7 +505,7 @@ func TestClientsAddedAtOnceBesideAServerAreAllThere(t *testing.T) {
 	}
 }
 
-func TestClientThatIsAddedWhileTheServerStopsIsKept(t *testing.T) {
+func TestClientAddedWhileTheServerStopsIsKept(t *testing.T) {
 	t.Run("its request is in flight", func(t *testing.T) {
 		db := shortPath(t)
 		p := startProcess(t, nil, "--db", db)
@@ -509,9 +520,9 @@ func TestClientThatIsAddedWhileTheServerStopsIsKept(t *testing.T) {
 		}
 		fmt.Fprintf(conn, "POST /clients HTTP/1.1\r\nHost: control\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n\r\n", len(body))
 		in := bufio.NewReader(conn)
-		const goOn = "HTTP/1.1 100 Continue\r\n\r\n"
-		got := make([]byte, len(goOn))
-		if _, err := io.ReadFull(in, got); err != nil || string(got) != goOn {
+		const proceed = "HTTP/1.1 100 Continue\r\n\r\n"
+		got := make([]byte, len(proceed))
+		if _, err := io.ReadFull(in, got); err != nil || string(got) != proceed {
 			t.Fatalf("%q, %v", got, err)
 		}
 		if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -547,10 +558,10 @@ func TestClientThatIsAddedWhileTheServerStopsIsKept(t *testing.T) {
 		for i, a := range adds {
 			err := a.cmd.Wait()
 			switch {
-			case err == nil: // by the server, or by itself after the server's end
+			case err == nil: // added by the server, or after its end by the command itself
 				ids = append(ids, addedClient(t, a.stdout.String()).ID)
 			case a.cmd.ProcessState.ExitCode() != 1 || a.stdout.Len() > 0 || strings.Count(a.stderr.String(), "\n") != 1:
-				t.Errorf("%v, want a sentence\n%s%s", err, &a.stdout, &a.stderr)
+				t.Errorf("%v, want success or one line on standard error\n%s%s", err, &a.stdout, &a.stderr)
 			}
 			if i == 0 {
 				if err := p.Terminate(t); err != nil {
@@ -561,14 +572,14 @@ func TestClientThatIsAddedWhileTheServerStopsIsKept(t *testing.T) {
 		list := clientCommand(t, db, "list")
 		for _, id := range ids {
 			if !strings.Contains(list, id) {
-				t.Errorf("%s was answered and is not there\n%s", id, list)
+				t.Errorf("%s was added, but is not listed\n%s", id, list)
 			}
 		}
 		wantFiles(t, filepath.Dir(db), "c.db")
 	})
 }
 
-func TestClientCommandsAreInTheLogWithoutTheirSecrets(t *testing.T) {
+func TestClientCommandsAreLoggedWithoutSecrets(t *testing.T) {
 	db := shortPath(t)
 	p := startProcess(t, nil, "--db", db)
 	first := addClient(t, db)
@@ -594,7 +605,7 @@ func TestClientCommandsAreInTheLogWithoutTheirSecrets(t *testing.T) {
 		`"method":"DELETE","route":"/clients/:client_id","status":404,"bytes":\d+,"duration":\d+,"request":"\S{36}","client":"` + first.ID,
 	}
 	if len(lines) != len(want) {
-		t.Fatalf("%d lines of requests, want %d\n%s", len(lines), len(want), log)
+		t.Fatalf("the log has %d requests, want %d\n%s", len(lines), len(want), log)
 	}
 	for i, want := range want {
 		if !regexp.MustCompile(`^{"time":"\S+","level":"INFO","msg":"request",` + want + `"}\n$`).MatchString(lines[i]) {
@@ -605,7 +616,7 @@ func TestClientCommandsAreInTheLogWithoutTheirSecrets(t *testing.T) {
 		hash, _ := hashOf(c.Secret).MarshalText()
 		for _, secret := range []string{c.Secret, string(hash)} {
 			if strings.Contains(log, secret) {
-				t.Errorf("the log has %s\n%s", secret, log)
+				t.Errorf("the log contains %s\n%s", secret, log)
 			}
 		}
 	}
