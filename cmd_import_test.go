@@ -1,6 +1,6 @@
 package main
 
-// The commands export and import: the program that was built, beside a server and
+// Tests of the commands export and import of the built program, with a server running and
 // without one.
 
 import (
@@ -19,7 +19,8 @@ import (
 	"time"
 )
 
-// exportedLines are those of contractLines, each with its end but the last.
+// exportedLines returns the lines of the file contractLines. All but the last include their
+// newline.
 func exportedLines(t testing.TB) []string {
 	t.Helper()
 	return strings.SplitAfter(strings.TrimSuffix(readFile(t, contractLines), "\n"), "\n")
@@ -56,16 +57,17 @@ func TestExportWritesWhatImportReads(t *testing.T) {
 
 		dir := t.TempDir()
 		file := filepath.Join(dir, "out.jsonl")
-		for range 2 { // the second in place of the first
+		for range 2 { // the second export replaces the first
 			if got := ok(t, db, "export", file); got != "" || readFile(t, file) != all {
-				t.Errorf("printed %q and wrote\n%s", got, readFile(t, file))
+				t.Errorf("export printed %q and wrote\n%s", got, readFile(t, file))
 			}
 		}
 		wantMode(t, file)
 		wantFiles(t, dir, "out.jsonl")
 		refusedCommand(t, db, db+" is a database in use, so it was not replaced; name another file, or stop the process that uses it", "export", db)
 
-		// Once more is no change; other lines replace what has their key.
+		// Importing the same file again changes nothing; a line replaces the contract with its
+		// key.
 		ok(t, db, "import", file)
 		wantExport(t, db, all)
 		changed := strings.Replace(lines[1], `"monthly"`, `"yearly"`, 1)
@@ -75,7 +77,7 @@ func TestExportWritesWhatImportReads(t *testing.T) {
 		ok(t, db, "import", file)
 		wantExport(t, db, lines[0]+changed+lines[2]+lines[3]+"\n")
 
-		// The API answers a line without its first two members.
+		// The API's representation is the line without its first two members.
 		c := addClient(t, db)
 		url := served()
 		resp, got := do(t, client(url, c.ID, c.Secret), "GET", contractsURL(url, demoOrg, demoUser)+"/"+demoContract, nil, "")
@@ -86,7 +88,7 @@ func TestExportWritesWhatImportReads(t *testing.T) {
 	})
 }
 
-func TestExportOfAContractThatIsBrokenFails(t *testing.T) {
+func TestExportOfABrokenContractFails(t *testing.T) {
 	besideAndWithoutBroken(t, func(t *testing.T, db, id string) {
 		file := filepath.Join(t.TempDir(), "out.jsonl")
 		if err := os.WriteFile(file, []byte("an older one"), 0o600); err != nil {
@@ -97,31 +99,32 @@ func TestExportOfAContractThatIsBrokenFails(t *testing.T) {
 			t.Errorf("%+v", got)
 		}
 		if readFile(t, file) != "an older one" {
-			t.Errorf("the older one is\n%s", readFile(t, file))
+			t.Errorf("the older file is now\n%s", readFile(t, file))
 		}
 	})
 }
 
-// badLines are lines that are wrong, and what is said of each.
+// badLines are invalid lines and their errors, one a line, each after "line N: " in the
+// output of import. The last one is invalid since its contract is already in line 1.
 var badLines = []struct{ name, line, want string }{
 	{"nothing", "", "# the body is empty; send a JSON object"},
 	{"no object", "[]", "# must be an object, is an array"},
-	{"half of one", `{"org_id":`, "#/org_id at byte 10: the JSON is cut off"},
-	{"two", `{}{}`, "# at byte 3: something follows the end of the JSON; send one JSON value"},
+	{"half an object", `{"org_id":`, "#/org_id at byte 10: the JSON is cut off"},
+	{"two objects", `{}{}`, "# at byte 3: something follows the end of the JSON; send one JSON value"},
 	{"a name twice", `{"id":null,"id":null}`, "#/id at byte 11: this member appears twice; send it once"},
-	{"bytes that are no UTF-8", "{\"supplier\":\"\xff\"}", "#/supplier at byte 13: invalid UTF-8"},
-	{"none of what says where it belongs", `{}`, "#/org_id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a\n#/user_id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a\n#/id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a"},
+	{"bytes that are not UTF-8", "{\"supplier\":\"\xff\"}", "#/supplier at byte 13: invalid UTF-8"},
+	{"no ids", `{}`, "#/org_id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a\n#/user_id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a\n#/id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a"},
 	{"wrong ids", `{"org_id":"x","user_id":1,"id":null}`, "#/user_id must be a UUID, is a number\n#/org_id must be a UUID of 36 characters, has 1\n#/id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a"},
-	{"the name of a request's member", `{` + whereItBelongs(1) + `,"building_id":null}`, "#/building_id unknown member; known are org_id, user_id, energy_contract_type, energy_prices, id, building, meter_id, supplier, currency_energy_price, energy_price_includes_external_components"},
-	{"a misspelling", `{` + whereItBelongs(1) + `,"user-id":null}`, "#/user-id unknown member; did you mean user_id?"},
-	{"broken rules", `{` + whereItBelongs(1) + `,"building":"b","meter_id":"12345678901234567890","energy_contract_type":"spot_hourly","energy_prices":[{"price":1}]}`,
+	{"the API's name of a member", `{` + lineIDs(1) + `,"building_id":null}`, "#/building_id unknown member; known are org_id, user_id, energy_contract_type, energy_prices, id, building, meter_id, supplier, currency_energy_price, energy_price_includes_external_components"},
+	{"a misspelling", `{` + lineIDs(1) + `,"user-id":null}`, "#/user-id unknown member; did you mean user_id?"},
+	{"broken rules", `{` + lineIDs(1) + `,"building":"b","meter_id":"12345678901234567890","energy_contract_type":"spot_hourly","energy_prices":[{"price":1}]}`,
 		"#/building must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a or null, is \"b\"\n#/meter_id must be at most 19 characters, has 20\n#/currency_energy_price is required when energy_contract_type is spot_hourly and energy_prices has an entry; send an ISO 4217 code such as EUR"},
-	{"null for prices", `{` + whereItBelongs(1) + `,"energy_prices":null}`, "#/energy_prices must be an array, is null; leave it out or send []"},
-	{"the same contract", `{` + whereItBelongs(0) + `}`, "#/id is the same contract as line 1"},
+	{"null for prices", `{` + lineIDs(1) + `,"energy_prices":null}`, "#/energy_prices must be an array, is null; leave it out or send []"},
+	{"the same contract", `{` + lineIDs(0) + `}`, "#/id is the same contract as line 1"},
 }
 
-// whereItBelongs is the members that a line must have.
-func whereItBelongs(i int) string {
+// lineIDs returns the members that a line must have, with the IDs of key(i).
+func lineIDs(i int) string {
 	k := key(i)
 	return fmt.Sprintf(`"org_id":%q,"user_id":%q,"id":%q`, k.Org, k.User, k.Contract)
 }
@@ -131,29 +134,29 @@ func TestImportReportsEachBadLine(t *testing.T) {
 		ok(t, db, "import", absolute(t, contractLines))
 		file := filepath.Join(t.TempDir(), "in.jsonl")
 		var in, report strings.Builder
-		fmt.Fprintf(&in, "{%s}\n", whereItBelongs(0))
+		fmt.Fprintf(&in, "{%s}\n", lineIDs(0))
 		for i, bad := range badLines {
 			in.WriteString(bad.line + "\n")
 			for fault := range strings.SplitSeq(bad.want, "\n") {
 				fmt.Fprintf(&report, "line %d: %s\n", i+2, fault)
 			}
 		}
-		fmt.Fprintf(&in, "  {%s}\r\n{%s}", whereItBelongs(2), whereItBelongs(3)) // a last line without an end
+		fmt.Fprintf(&in, "  {%s}\r\n{%s}", lineIDs(2), lineIDs(3)) // the last line has no newline
 		if err := os.WriteFile(file, []byte(in.String()), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		n, of := len(badLines), len(badLines)+3
 		stdout := refusedCommand(t, db, fmt.Sprintf("nothing was imported: %d invalid lines out of %d; correct the input, or use --keep-going to import the valid lines", n, of), "import", file)
 		if stdout != report.String() {
-			t.Errorf("reported\n%swant\n%s", stdout, &report)
+			t.Errorf("import printed\n%swant\n%s", stdout, &report)
 		}
 		wantExport(t, db, readFile(t, contractLines))
 		stdout = refusedCommand(t, db, fmt.Sprintf("skipped %d invalid lines out of %d", n, of), "import", "--keep-going", file)
 		if want := report.String() + "imported 3 contracts\n"; stdout != want {
-			t.Errorf("reported\n%swant\n%s", stdout, want)
+			t.Errorf("import printed\n%swant\n%s", stdout, want)
 		}
 		if got := ok(t, db, "export"); strings.Count(got, "\n") != 7 {
-			t.Errorf("there is\n%s", got)
+			t.Errorf("want 7 contracts, export printed\n%s", got)
 		}
 		if got := ok(t, db, "check"); !strings.Contains(got, " is sound: 7 contracts") {
 			t.Error(got)
@@ -161,21 +164,21 @@ func TestImportReportsEachBadLine(t *testing.T) {
 	})
 }
 
-func TestImportOfNothing(t *testing.T) {
+func TestImportOfAnEmptyFile(t *testing.T) {
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		file := filepath.Join(t.TempDir(), "in.jsonl")
 		if err := os.WriteFile(file, nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if got := ok(t, db, "import", file); got != "imported 0 contracts\n" {
-			t.Errorf("printed %q", got)
+			t.Errorf("import printed %q", got)
 		}
 		refusedCommand(t, db, "open "+file+"x: no such file or directory", "import", file+"x")
 		wantExport(t, db, "")
 	})
 }
 
-// manyLines writes n lines of about size bytes each.
+// manyLines writes a file of n lines of about size bytes each, and returns its path.
 func manyLines(t testing.TB, n, size int) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "many.jsonl")
@@ -196,7 +199,7 @@ func manyLines(t testing.TB, n, size int) (path string) {
 	return path
 }
 
-// feeding is an import whose lines a test gives one after the other.
+// feeding is a running import that reads from a pipe, to which the test writes lines.
 type feeding struct {
 	io.WriteCloser
 	cmd    *exec.Cmd
@@ -204,6 +207,7 @@ type feeding struct {
 	stderr *lockedBuffer
 }
 
+// feed starts an import from a pipe. The test must close the pipe to end the import.
 func feed(t testing.TB, db string, args ...string) *feeding {
 	t.Helper()
 	f := &feeding{cmd: command(t, nil, append([]string{"import", "--db", db, "-"}, args...)...), stdout: &lockedBuffer{}, stderr: &lockedBuffer{}}
@@ -219,32 +223,32 @@ func feed(t testing.TB, db string, args ...string) *feeding {
 	return f
 }
 
-// lines gives lines of contracts.
+// lines writes the lines of the contracts key(from) to key(to-1).
 func (f *feeding) lines(t testing.TB, from, to int) {
 	t.Helper()
 	var b strings.Builder
 	for i := from; i < to; i++ {
-		fmt.Fprintf(&b, "{%s}\n", whereItBelongs(i))
+		fmt.Fprintf(&b, "{%s}\n", lineIDs(i))
 	}
 	if _, err := io.WriteString(f, b.String()); err != nil {
 		t.Fatalf("%v\n%s", err, f.stderr)
 	}
 }
 
-func TestImportIsSeenWhenItIsDecided(t *testing.T) {
+func TestImportIsVisibleOnceCommitted(t *testing.T) {
 	db := shortPath(t)
 	p := startProcess(t, nil, "--demo", "--db", db)
 	before := ok(t, db, "export")
 	f := feed(t, db)
 	f.lines(t, 0, 5000)
 	t.Run("one at a time", func(t *testing.T) {
-		waitFor(t, "a second one is refused", func() bool {
+		waitFor(t, "a second import is refused", func() bool {
 			got := run(t, nil, "import", absolute(t, contractLines), "--db", db)
 			return got.status == 1 && got.stderr == "energy-contracts: Another import is running; try again when it has ended.\n"
 		})
 	})
 	wantExport(t, db, before)
-	// Meanwhile all else goes on.
+	// Requests are served during the import.
 	c := client(p.URL, "demo", "demo-secret")
 	url := contractsURL(p.URL, demoOrg, demoUser)
 	if resp, got := do(t, c, "PUT", url+"/"+demoContract, jsonBody, `{"supplier":"meanwhile"}`); resp.StatusCode != 200 {
@@ -257,30 +261,30 @@ func TestImportIsSeenWhenItIsDecided(t *testing.T) {
 	}
 	after := ok(t, db, "export")
 	if n := strings.Count(after, "\n") - strings.Count(before, "\n"); n != 6000 || !strings.Contains(after, `"supplier":"meanwhile"`) {
-		t.Errorf("%d contracts more", n)
+		t.Errorf("%d contracts more, want 6000 and the PUT during the import", n)
 	}
 }
 
-func TestImportThatIsBrokenOffLeavesNothing(t *testing.T) {
+func TestInterruptedImportLeavesNothing(t *testing.T) {
 	slow(t)
-	broken := map[string]func(t *testing.T, f *feeding, p *process){
+	interruptions := map[string]func(t *testing.T, f *feeding, p *process){
 		"the command is killed": func(t *testing.T, f *feeding, _ *process) { _ = f.cmd.Process.Kill(); _ = f.cmd.Wait() },
 		"the command is interrupted": func(t *testing.T, f *feeding, _ *process) {
 			_ = f.cmd.Process.Signal(os.Interrupt)
 			f.Close()
 			if err := f.cmd.Wait(); err == nil {
-				t.Errorf("it ends well\n%s", f.stdout)
+				t.Errorf("the import succeeded\n%s", f.stdout)
 			}
 		},
 		"the server is killed": func(t *testing.T, f *feeding, p *process) {
 			p.Kill(t)
 			f.Close()
 			if err := f.cmd.Wait(); err == nil || !strings.Contains(f.stderr.String(), "energy-contracts: ") {
-				t.Errorf("it ends well\n%s%s", f.stdout, f.stderr)
+				t.Errorf("the import succeeded\n%s%s", f.stdout, f.stderr)
 			}
 		},
 	}
-	for name, breakOff := range broken {
+	for name, interrupt := range interruptions {
 		for _, up := range []bool{true, false} {
 			if !up && strings.HasPrefix(name, "the server") {
 				continue
@@ -303,9 +307,9 @@ func TestImportThatIsBrokenOffLeavesNothing(t *testing.T) {
 				}
 				f := feed(t, db)
 				f.lines(t, 0, 20000)
-				waitFor(t, "it is on its way into the file", func() bool { return committed() > before+3 })
-				breakOff(t, f, p)
-				waitFor(t, "it is over", func() bool {
+				waitFor(t, "the first lines are staged", func() bool { return committed() > before+3 })
+				interrupt(t, f, p)
+				waitFor(t, "the next import succeeds", func() bool {
 					got := run(t, nil, "import", absolute(t, contractLines), "--db", db)
 					return got.status == 0
 				})
@@ -318,7 +322,7 @@ func TestImportThatIsBrokenOffLeavesNothing(t *testing.T) {
 	}
 }
 
-// Once it is decided that an import is made, it is, whatever ends the process.
+// A committed import survives a crash; one that is not committed leaves nothing.
 func TestImportIsAllOrNothingWhenTheServerIsKilled(t *testing.T) {
 	slow(t)
 	t.Parallel()
@@ -331,7 +335,7 @@ func TestImportIsAllOrNothingWhenTheServerIsKilled(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		// Somewhere between its first page and its last.
+		// Over the rounds, the kill hits different moments of the import.
 		time.Sleep(time.Duration(round*15) * time.Millisecond)
 		p.Kill(t)
 		_ = cmd.Wait()
@@ -348,12 +352,12 @@ func TestImportIsAllOrNothingWhenTheServerIsKilled(t *testing.T) {
 			t.Error(got)
 		}
 	}
-	t.Logf("nothing %d times, all %d times", none, all)
+	t.Logf("imported nothing %d times, everything %d times", none, all)
 }
 
-// As that depends on the moment, here is each moment: an import that was decided, with
-// as many pieces moved as there are.
-func TestDecidedImportIsFinishedByTheNextStart(t *testing.T) {
+// The test above hits moments by chance. This one covers each: a committed import of which
+// a given number of pieces was moved before the process ended.
+func TestCommittedImportIsFinishedByTheNextStart(t *testing.T) {
 	const n = 5 * importContracts
 	for pieces := range 6 {
 		path := newPath(t)
@@ -382,7 +386,7 @@ func TestDecidedImportIsFinishedByTheNextStart(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if pieces > 0 && pieces < 5 { // written by a client since: not to be lost
+		if pieces > 0 && pieces < 5 { // a newer write of a client, which must not be lost
 			if _, err := s.Put(key(0), []byte(`{"newer":1}`), always); err != nil {
 				t.Fatal(err)
 			}
@@ -408,7 +412,7 @@ func TestDecidedImportIsFinishedByTheNextStart(t *testing.T) {
 	}
 }
 
-func TestImportThroughTheSocketIsOneLineOfTheLog(t *testing.T) {
+func TestImportThroughTheSocketIsLoggedInOneLine(t *testing.T) {
 	db := shortPath(t)
 	p := startProcess(t, nil, "--db", db)
 	ok(t, db, "import", absolute(t, contractLines))
@@ -423,7 +427,7 @@ func TestImportThroughTheSocketIsOneLineOfTheLog(t *testing.T) {
 			seen = append(seen, entry.Method+" "+entry.Route)
 		}
 		if strings.Contains(line, "Nordlys") {
-			t.Errorf("a contract is in the log: %s", line)
+			t.Errorf("the log contains a contract: %s", line)
 		}
 	}
 	if got := strings.Join(seen, ", "); got != "POST /contracts, GET /contracts" {
@@ -431,7 +435,7 @@ func TestImportThroughTheSocketIsOneLineOfTheLog(t *testing.T) {
 	}
 }
 
-func TestLineReaderHoldsOneLine(t *testing.T) {
+func TestLineReaderReturnsEachLine(t *testing.T) {
 	long := bytes.Repeat([]byte("x"), 200<<10)
 	in := "a\n\n" + string(long) + "\nlast"
 	l := lineReader{r: bufio.NewReaderSize(strings.NewReader(in), 16)}
@@ -445,9 +449,9 @@ func TestLineReaderHoldsOneLine(t *testing.T) {
 	}
 }
 
-// FuzzLine: a line of an import is a contract that has one member by another name, and
-// three that say where it belongs. What is accepted is exported as a line that is
-// imported as the same.
+// FuzzLine compares Line with Contract: a line is a contract with the three IDs, in which
+// one member (building) has another name than in the API. An accepted line must be exported
+// as a line whose import gives the same contract.
 func FuzzLine(f *testing.F) {
 	for _, line := range exportedLines(f) {
 		f.Add([]byte(line))
@@ -478,18 +482,18 @@ func FuzzLine(f *testing.F) {
 		}
 		want, wantErr := v.Contract(text(t, members))
 		if (err == nil) != (good && wantErr == nil) {
-			t.Fatalf("%v, but its ids are right: %v, and without them it is a contract: %v", err, good, wantErr)
+			t.Fatalf("Line: %v; but valid ids and names: %v, and Contract without the ids: %v", err, good, wantErr)
 		}
 		if err != nil {
 			return
 		}
 		doc, err := c.encode(k.Contract)
 		if wanted, wantErr := want.encode(k.Contract); err != nil || wantErr != nil || string(doc) != string(wanted) {
-			t.Fatalf("is\n%s, %v\nwithout its ids\n%s, %v", doc, err, wanted, wantErr)
+			t.Fatalf("Line gives\n%s, %v\nContract without the ids\n%s, %v", doc, err, wanted, wantErr)
 		}
 		written := appendLine(nil, k, doc)
 		if bytes.IndexByte(written, '\n') != len(written)-1 {
-			t.Fatalf("is exported as no line: %q", written)
+			t.Fatalf("the exported line does not have one newline, at its end: %q", written)
 		}
 		k2, c, err := v.Line(written)
 		if err != nil || k2 != k {
@@ -501,12 +505,12 @@ func FuzzLine(f *testing.F) {
 	})
 }
 
-// FuzzLineReader: what is read are the pieces between the ends of lines.
+// FuzzLineReader checks that lineReader returns the text between newlines.
 func FuzzLineReader(f *testing.F) {
 	f.Add([]byte("a\n\n" + strings.Repeat("x", 40) + "\nlast"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		want := bytes.Split(in, []byte("\n"))
-		if last := len(want) - 1; len(want[last]) == 0 { // after the last end there is no line
+		if last := len(want) - 1; len(want[last]) == 0 { // nothing follows the last newline
 			want = want[:last]
 		}
 		l := lineReader{r: bufio.NewReaderSize(bytes.NewReader(in), 16)}
