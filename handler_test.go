@@ -1,7 +1,7 @@
 package main
 
-// What a story cannot tell: the seed page's own files, large bodies, requests at
-// the same time, half of a request, and answers that are longer than a page.
+// These tests cover the cases that a story cannot express: the files of the seed page,
+// large bodies, concurrent requests, incomplete requests, and responses longer than a page.
 
 import (
 	"bytes"
@@ -29,19 +29,19 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 )
 
-func TestSeedPageRequestGetsItsAnswer(t *testing.T) {
+func TestSeedPageRequestGetsItsResponse(t *testing.T) {
 	s := start(t, "--demo")
 	c := client(s.url, "demo", "demo-secret")
 	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
 	resp, got := do(t, c, "PUT", url, jsonBody, readFile(t, "testdata/seed.request.json"))
-	// The page's building and contract are one id, as its placeholders are.
+	// The seed page uses the same placeholder, and so the same id, for building and contract.
 	want := compact(t, readFile(t, "testdata/seed.response.json"))
 	if resp.StatusCode != 200 || got != want {
 		t.Errorf("got %s\n%s\nwant 200\n%s", resp.Status, got, want)
 	}
 }
 
-func TestDemoDataIsWhatClientsRelyOn(t *testing.T) {
+func TestDemoDataHasContractsThatClientsRelyOn(t *testing.T) {
 	s := start(t, "--demo")
 	_, list := do(t, client(s.url, "demo", "demo-secret"), "GET", contractsURL(s.url, demoOrg, demoUser), nil, "")
 	var contracts []struct {
@@ -75,7 +75,7 @@ func TestDemoDataIsWhatClientsRelyOn(t *testing.T) {
 	}
 }
 
-func TestYearOfHourlyPricesComesBack(t *testing.T) {
+func TestYearOfHourlyPricesIsReturned(t *testing.T) {
 	s := start(t, "--demo")
 	c := client(s.url, "demo", "demo-secret")
 	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
@@ -85,11 +85,11 @@ func TestYearOfHourlyPricesComesBack(t *testing.T) {
 	}
 	resp, got := do(t, c, "GET", url, nil, "")
 	if resp.StatusCode != 200 || got != put || strings.Count(got, `"price"`) != 8760 {
-		t.Errorf("GET: %s, %d bytes, %d prices; PUT answered %d bytes", resp.Status, len(got), strings.Count(got, `"price"`), len(put))
+		t.Errorf("GET: %s, %d bytes, %d prices; PUT returned %d bytes", resp.Status, len(got), strings.Count(got, `"price"`), len(put))
 	}
 }
 
-func TestBodyThatIsTooLarge(t *testing.T) {
+func TestBodyTooLarge(t *testing.T) {
 	s := start(t, "--demo", "--max-body", "1000")
 	c := client(s.url, "demo", "demo-secret")
 	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
@@ -100,10 +100,10 @@ func TestBodyThatIsTooLarge(t *testing.T) {
 		status int
 	}{
 		{"at the limit", strings.NewReader(exact), 200},
-		{"by its Content-Length", strings.NewReader(exact + " "), 413},
+		{"over the limit by Content-Length", strings.NewReader(exact + " "), 413},
 		{"at the limit, in chunks", io.MultiReader(strings.NewReader(exact)), 200},
-		{"in chunks", io.MultiReader(strings.NewReader(exact), strings.NewReader(" ")), 413},
-		{"before its JSON is looked at", strings.NewReader(strings.Repeat("?", 1001)), 413},
+		{"over the limit, in chunks", io.MultiReader(strings.NewReader(exact), strings.NewReader(" ")), 413},
+		{"before its JSON is parsed", strings.NewReader(strings.Repeat("?", 1001)), 413},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			req, err := http.NewRequest("PUT", url, tt.body)
@@ -128,7 +128,7 @@ func TestBodyThatIsTooLarge(t *testing.T) {
 	}
 }
 
-func TestFaultsBeyondHundredAreCounted(t *testing.T) {
+func TestFaultsBeyondAHundredAreCounted(t *testing.T) {
 	s := start(t, "--demo")
 	c := client(s.url, "demo", "demo-secret")
 	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
@@ -138,10 +138,10 @@ func TestFaultsBeyondHundredAreCounted(t *testing.T) {
 		more        string
 	}{
 		{"exactly a hundred", `{"price":"1","timestamp":"2023-11-01T00:00:00Z"}`, 51, ""},
-		{"by the rules", `{"price":"1","timestamp":1}`, 2000, "and 3900 more"},
-		{"by the types", `7`, 2000, "and 1900 more"},
-		{"by both", `{"price":"1","timestamp":1,"x":1}`, 2000, "and 5900 more"},
-		{"by more entries than are kept", `{}`, 10000, "and 19900 more"},
+		{"faults of values", `{"price":"1","timestamp":1}`, 2000, "and 3900 more"},
+		{"faults of types", `7`, 2000, "and 1900 more"},
+		{"faults of both", `{"price":"1","timestamp":1,"x":1}`, 2000, "and 5900 more"},
+		{"faults in more entries than are kept", `{}`, 10000, "and 19900 more"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			body := `{"energy_prices":[` + strings.Repeat(tt.entry+",", tt.entries-1) + tt.entry + "]}"
@@ -157,7 +157,7 @@ func TestFaultsBeyondHundredAreCounted(t *testing.T) {
 	}
 }
 
-func TestIdempotencyKeyIsForgottenAfterADay(t *testing.T) {
+func TestIdempotencyKeyExpiresAfterADay(t *testing.T) {
 	s := start(t, "--demo")
 	url := contractsURL(s.url, demoOrg, demoUser)
 	header := http.Header{"Content-Type": {"application/json"}, "Idempotency-Key": {`"a"`}}
@@ -171,15 +171,15 @@ func TestIdempotencyKeyIsForgottenAfterADay(t *testing.T) {
 	first := post()
 	s.clock.move(24*time.Hour - time.Minute)
 	if again := post(); again != first {
-		t.Errorf("after 23 h 59 min: got another answer\n%s\nfirst\n%s", again, first)
+		t.Errorf("after 23 h 59 min: got a different response\n%s\nfirst\n%s", again, first)
 	}
 	s.clock.move(2 * time.Minute)
 	if again := post(); again == first {
-		t.Errorf("after 24 h 1 min: got the first answer again\n%s", again)
+		t.Errorf("after 24 h 1 min: got the first response again\n%s", again)
 	}
 }
 
-func TestIdempotencyKeyOfARunningRequestConflicts(t *testing.T) {
+func TestIdempotencyKeyOfARequestInFlightConflicts(t *testing.T) {
 	s := start(t, "--demo")
 	url := contractsURL(s.url, demoOrg, demoUser)
 	header := http.Header{
@@ -191,7 +191,7 @@ func TestIdempotencyKeyOfARunningRequestConflicts(t *testing.T) {
 	go func() {
 		req, _ := http.NewRequest("POST", url, body)
 		req.Header = header.Clone()
-		// The server says so once the handler has the key and asks for the body.
+		// The server sends 100 Continue when the handler has locked the key and reads the body.
 		req.Header.Set("Expect", "100-continue")
 		resp, err := (&http.Client{Transport: validated{Transport: &http.Transport{ExpectContinueTimeout: time.Minute}}}).Do(req)
 		if err != nil {
@@ -199,7 +199,7 @@ func TestIdempotencyKeyOfARunningRequestConflicts(t *testing.T) {
 		}
 		first <- resp
 	}()
-	if _, err := half.Write([]byte("{")); err != nil { // returns when the body is asked for
+	if _, err := half.Write([]byte("{")); err != nil { // returns when the client has begun to send the body
 		t.Fatal(err)
 	}
 	resp, got := do(t, http.DefaultClient, "POST", url, header, `{}`)
@@ -254,7 +254,7 @@ func TestListLongerThanAPage(t *testing.T) {
 			}
 		})
 	}
-	t.Run("by its links", func(t *testing.T) {
+	t.Run("following its links", func(t *testing.T) {
 		var got []string
 		for at := url + "?limit=7"; at != ""; {
 			resp, page := do(t, c, "GET", at, nil, "")
@@ -276,7 +276,7 @@ func TestListLongerThanAPage(t *testing.T) {
 	})
 }
 
-func TestNoPatchOfAnotherMemberIsLost(t *testing.T) {
+func TestConcurrentPatchesOfDifferentMembersAreKept(t *testing.T) {
 	s := start(t, "--demo")
 	c := client(s.url, "demo", "demo-secret")
 	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
@@ -296,11 +296,11 @@ func TestNoPatchOfAnotherMemberIsLost(t *testing.T) {
 	wg.Wait()
 	_, got := do(t, c, "GET", url, nil, "")
 	if !strings.Contains(got, `"meter_id":"19","supplier":"19","currency_energy_price":"19"`) {
-		t.Errorf("a patch is lost\n%s", got)
+		t.Errorf("a patch was lost\n%s", got)
 	}
 }
 
-func TestTokensOfALibraryNotOurs(t *testing.T) {
+func TestTokensRequestedByAThirdPartyLibrary(t *testing.T) {
 	s := start(t, "--demo")
 	for _, tt := range []struct {
 		name           string
@@ -336,7 +336,7 @@ func TestTokensOfALibraryNotOurs(t *testing.T) {
 	}
 }
 
-func TestTokenRequestThatIsTooLarge(t *testing.T) {
+func TestTokenRequestTooLarge(t *testing.T) {
 	s := start(t, "--demo")
 	resp, got := do(t, http.DefaultClient, "POST", s.url+"/oauth2/token/", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}, strings.Repeat("a", 64<<10+1))
 	if want := `{"error":"invalid_request","error_description":"the body cannot be read, or has more than 64 KiB"}`; resp.StatusCode != 413 || got != want {
@@ -370,7 +370,7 @@ func TestBodyThatEndsEarlyChangesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp, got, err := described().Read(t, conn, sent)
-	if err == nil { // net/http may also hang up at once
+	if err == nil { // net/http may also close the connection without a response
 		wantProblem(t, resp, got, 400)
 	}
 	_, got = do(t, client(s.url, "demo", "demo-secret"), "GET", contractsURL(s.url, demoOrg, demoUser)+"/"+demoContract, nil, "")
@@ -379,7 +379,7 @@ func TestBodyThatEndsEarlyChangesNothing(t *testing.T) {
 	}
 }
 
-func TestBrokenDocumentIsA500ThatTheLogExplains(t *testing.T) {
+func TestCorruptDocumentIsA500ThatTheLogExplains(t *testing.T) {
 	s := start(t, "--demo")
 	s.stop()
 	key := demoOrg + "/" + demoUser + "/" + demoContract
@@ -389,8 +389,8 @@ func TestBrokenDocumentIsA500ThatTheLogExplains(t *testing.T) {
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketContracts)
-		broken := bytes.Replace(b.Get([]byte(key)), []byte("0.1523"), []byte("0.1522"), 1)
-		return b.Put([]byte(key), broken)
+		corrupt := bytes.Replace(b.Get([]byte(key)), []byte("0.1523"), []byte("0.1522"), 1)
+		return b.Put([]byte(key), corrupt)
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
@@ -401,20 +401,20 @@ func TestBrokenDocumentIsA500ThatTheLogExplains(t *testing.T) {
 		resp, got := do(t, c, "GET", contractsURL(again.url, demoOrg, demoUser)+path, nil, "")
 		p := wantProblem(t, resp, got, 500)
 		if strings.Contains(got, again.db) || strings.Contains(got, key) {
-			t.Errorf("the answer says what the log is for\n%s", got)
+			t.Errorf("the response has details that belong only in the log\n%s", got)
 		}
 		line := regexp.MustCompile(`(?m)^.*request=` + p.Instance + `.*$`).FindString(again.log.String())
 		if !strings.Contains(line, key) || !strings.Contains(line, "level=ERROR") {
-			t.Errorf("the log does not name the key under the request id\n%s", again.log)
+			t.Errorf("no ERROR line of the log has both the request id and the key\n%s", again.log)
 		}
 	}
 	resp, got := do(t, c, "PUT", contractsURL(again.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, "{}")
 	if resp.StatusCode != 200 {
-		t.Errorf("PUT in its place: %s\n%s", resp.Status, got)
+		t.Errorf("PUT that replaces it: %s\n%s", resp.Status, got)
 	}
 }
 
-func TestLogHasOneLineARequestAndNoSecret(t *testing.T) {
+func TestLogHasOneLinePerRequestAndNoSecret(t *testing.T) {
 	s := start(t, "--demo")
 	text := token(t, s.url, "demo", "demo-secret")
 	url := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
@@ -431,22 +431,22 @@ func TestLogHasOneLineARequestAndNoSecret(t *testing.T) {
 	}
 	want := regexp.MustCompile(`msg=request method=GET route=` + regexp.QuoteMeta(contractPath) + ` status=200 bytes=\d+ duration=\S+ request=` + resp.Header.Get("X-Request-ID") + ` client=demo\n`)
 	if !want.MatchString(log) {
-		t.Errorf("no line like %s", want)
+		t.Errorf("no log line matches %s", want)
 	}
 	for _, secret := range []string{text, "demo-secret", "In Confidence", "ZGVtbzpkZW1vLXNlY3JldA"} {
 		if strings.Contains(log, secret) {
-			t.Errorf("the log has %q", secret)
+			t.Errorf("the log contains %q", secret)
 		}
 	}
 	file := readFile(t, s.db)
 	for _, secret := range []string{text, "demo-secret"} {
 		if strings.Contains(file, secret) {
-			t.Errorf("the database has %q", secret)
+			t.Errorf("the database contains %q", secret)
 		}
 	}
 }
 
-func TestPanicOfAHandlerIsA500ThatTheLogExplains(t *testing.T) {
+func TestHandlerPanicIsA500ThatTheLogExplains(t *testing.T) {
 	store, err := Open(filepath.Join(t.TempDir(), "test.db"), time.Now, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -467,14 +467,15 @@ func TestPanicOfAHandlerIsA500ThatTheLogExplains(t *testing.T) {
 	}
 	line := regexp.MustCompile(`(?m)^.*request=` + p.Instance + `.*$`).FindString(log.String())
 	if !strings.Contains(line, "for the log only") || !strings.Contains(line, "handler_test.go") {
-		t.Errorf("the log does not have the panic and where it was\n%s", log)
+		t.Errorf("the log line does not have the panic value and its stack trace\n%s", log)
 	}
 	if resp, got := do(t, http.DefaultClient, "GET", server.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
 		t.Errorf("the next request: %s\n%s", resp.Status, got)
 	}
 }
 
-// countingWriter is a middleware's: it hides the methods of the writer below.
+// countingWriter counts the bytes of a response, as a middleware does. It hides the optional
+// methods of the ResponseWriter that it wraps.
 type countingWriter struct {
 	http.ResponseWriter
 	status, bytes int
@@ -518,19 +519,19 @@ func TestMiddlewareSeesTheWholeResponse(t *testing.T) {
 		resp, body := do(t, http.DefaultClient, tt.method, server.URL+tt.path, nil, "")
 		got := <-seen
 		if resp.StatusCode != tt.status || got.status != tt.status || got.bytes != len(body) {
-			t.Errorf("%s %s: status %d and %d bytes, of which the middleware saw %d and %d", tt.method, tt.path, resp.StatusCode, len(body), got.status, got.bytes)
+			t.Errorf("%s %s: status %d and %d bytes, but the middleware saw status %d and %d bytes", tt.method, tt.path, resp.StatusCode, len(body), got.status, got.bytes)
 		}
 	}
 }
 
-// The two forms of a key: RFC 9651 §3.3.3's, and bare.
+// An idempotency key is either a quoted string as in RFC 9651 §3.3.3, or bare.
 var (
 	quotedKey = regexp.MustCompile(`^"(?:[ !#-\[\]-~]|\\["\\])*"$`)
 	bareKey   = regexp.MustCompile(`^[ !#-~][ -~]*$`)
 )
 
-// FuzzIdempotencyKey: a key is 1 to 255 printable ASCII characters, the same quoted and
-// bare.
+// FuzzIdempotencyKey checks that a key has 1 to 255 printable ASCII characters, and that it
+// is the same key whether quoted or bare.
 func FuzzIdempotencyKey(f *testing.F) {
 	heads, _ := storyRequests(f)
 	for _, head := range heads {
@@ -563,16 +564,17 @@ func FuzzIdempotencyKey(f *testing.F) {
 		}
 		quoted := `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(key) + `"`
 		if again, err := parse(quoted); again != key || err != nil {
-			t.Fatalf("%s is %q, %v, want %q", quoted, again, err, key)
+			t.Fatalf("%s is parsed as %q, %v, want %q", quoted, again, err, key)
 		}
 		if _, err := parse(value, value); err == nil {
-			t.Fatal("two fields are accepted")
+			t.Fatal("two Idempotency-Key fields are accepted")
 		}
 	})
 }
 
-// FuzzRange: what is accepted is a page of 1 to 1000 and a UUID, and the same when it is
-// written anew; what is refused names what is wrong.
+// FuzzRange checks that every accepted query has a limit of 1 to 1000 and a UUID, if any,
+// and that encoding and parsing the result again changes nothing. The error of a rejected
+// query must name each invalid parameter.
 func FuzzRange(f *testing.F) {
 	heads, _ := storyRequests(f)
 	for _, head := range heads {
@@ -586,48 +588,49 @@ func FuzzRange(f *testing.F) {
 		values, malformedQuery := url.ParseQuery(query)
 		r, err := parseRange(query)
 		if bad := new(malformed); errors.As(err, &bad) != (malformedQuery != nil) {
-			t.Fatalf("%v, but as a query %v", err, malformedQuery)
+			t.Fatalf("parseRange: %v, but url.ParseQuery: %v", err, malformedQuery)
 		}
 		if malformedQuery != nil {
 			return
 		}
-		var wrong []string
+		var invalid []string
 		if v := values["limit"]; len(v) > 1 || len(v) == 1 && !limit.MatchString(v[0]) {
-			wrong = append(wrong, "limit")
+			invalid = append(invalid, "limit")
 		} else if len(v) == 1 && limit.FindStringSubmatch(v[0])[1] != strconv.Itoa(r.Limit) {
 			t.Fatalf("limit is %d", r.Limit)
 		}
 		if v := values["after"]; len(v) > 1 || len(v) == 1 && !uuidForm.MatchString(v[0]) {
-			wrong = append(wrong, "after")
+			invalid = append(invalid, "after")
 		} else if len(v) == 1 && strings.ToLower(v[0]) != string(r.After) {
 			t.Fatalf("after is %s", r.After)
 		}
-		var said []string
+		var reported []string
 		if err != nil {
 			for _, f := range faultsOf(err) {
-				said = append(said, f.Parameter)
+				reported = append(reported, f.Parameter)
 			}
 		}
-		if !slices.Equal(said, wrong) {
-			t.Fatalf("wrong are %q, and it says %v", wrong, err)
+		if !slices.Equal(reported, invalid) {
+			t.Fatalf("the invalid parameters are %q, but the error is %v", invalid, err)
 		}
 		if err != nil {
 			return
 		}
-		anew := url.Values{}
+		encoded := url.Values{}
 		if r.Limit != 0 {
-			anew.Set("limit", strconv.Itoa(r.Limit))
+			encoded.Set("limit", strconv.Itoa(r.Limit))
 		}
 		if r.After != "" {
-			anew.Set("after", string(r.After))
+			encoded.Set("after", string(r.After))
 		}
-		if again, err := parseRange(anew.Encode()); err != nil || again != r {
-			t.Fatalf("%s is %+v, %v, want %+v", anew.Encode(), again, err, r)
+		if again, err := parseRange(encoded.Encode()); err != nil || again != r {
+			t.Fatalf("%s is parsed as %+v, %v, want %+v", encoded.Encode(), again, err, r)
 		}
 	})
 }
 
-// FuzzMediaType: what is accepted is JSON in UTF-8, with whatever other parameters.
+// FuzzMediaType checks that an accepted media type is JSON in UTF-8; it may have any other
+// parameters.
 func FuzzMediaType(f *testing.F) {
 	heads, _ := storyRequests(f)
 	for _, head := range heads {
@@ -637,21 +640,21 @@ func FuzzMediaType(f *testing.F) {
 		}
 	}
 	isJSON := regexp.MustCompile(`(?i)^\s*application/json\s*(;|$)`)
-	alone := regexp.MustCompile(`(?i)^[ \t]*application/json[ \t]*(;[ \t]*charset=("utf-8"|utf-8)[ \t]*)?$`)
+	plain := regexp.MustCompile(`(?i)^[ \t]*application/json[ \t]*(;[ \t]*charset=("utf-8"|utf-8)[ \t]*)?$`)
 	f.Fuzz(func(t *testing.T, value string) {
 		err := checkMediaType(http.Header{"Content-Type": {value}}, "application/json")
 		if err != nil {
-			if p := problemOf(err); p.Status != http.StatusUnsupportedMediaType || len(p.Detail) > 1000 || alone.MatchString(value) {
-				t.Fatalf("refused with %v", err)
+			if p := problemOf(err); p.Status != http.StatusUnsupportedMediaType || len(p.Detail) > 1000 || plain.MatchString(value) {
+				t.Fatalf("rejected with %v", err)
 			}
 			return
 		}
 		media, params, err := mime.ParseMediaType(value)
 		if err != nil || !isJSON.MatchString(value) || params["charset"] != "" && !strings.EqualFold(params["charset"], "utf-8") {
-			t.Fatalf("accepted, and is %s with %q, %v", media, params, err)
+			t.Fatalf("accepted, but parsed as %s with %q, %v", media, params, err)
 		}
-		if anew := mime.FormatMediaType(media, params); checkMediaType(http.Header{"Content-Type": {anew}}, "application/json") != nil {
-			t.Fatalf("accepted, but not as %s", anew)
+		if formatted := mime.FormatMediaType(media, params); checkMediaType(http.Header{"Content-Type": {formatted}}, "application/json") != nil {
+			t.Fatalf("accepted, but not when formatted as %s", formatted)
 		}
 	})
 }
