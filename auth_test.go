@@ -19,7 +19,7 @@ import (
 	"energy-contracts/internal/servicetest"
 )
 
-// publicRoutes is the routes that need no token, all of them, with those for browsers.
+// publicRoutes are all routes that need no token.
 var publicRoutes = append([]string{
 	"GET /api/partners/v2.0/docs", "HEAD /api/partners/v2.0/docs",
 	"GET /api/partners/v2.0/openapi.json", "HEAD /api/partners/v2.0/openapi.json",
@@ -29,7 +29,7 @@ var publicRoutes = append([]string{
 	"POST /oauth2/token", "POST /oauth2/token/",
 }, servicetest.Undescribed...)
 
-// wrongToken is a way to have no right to a request, and the answer to it.
+// wrongToken is a request without a valid token, and the response to it.
 type wrongToken struct {
 	name   string
 	sent   http.Header
@@ -39,7 +39,7 @@ type wrongToken struct {
 
 func challenge(text string) http.Header { return http.Header{"Www-Authenticate": {text}} }
 
-// refused is a wrongToken with one Authorization field.
+// refused returns a wrongToken with one Authorization field.
 func refused(name, authorization, why string) wrongToken {
 	return wrongToken{name, http.Header{"Authorization": {authorization}}, "", failure{
 		Status: 401,
@@ -48,7 +48,7 @@ func refused(name, authorization, why string) wrongToken {
 	}}
 }
 
-// notSent is a wrongToken that does not stand where it must.
+// notSent returns a wrongToken that is not in the Authorization field.
 func notSent(name string, sent http.Header, query string) wrongToken {
 	return wrongToken{name, sent, query, failure{
 		Status: 401, Header: challenge(`Bearer realm="energy-contracts"`),
@@ -136,7 +136,7 @@ func TestEveryRouteRefusesEveryWrongToken(t *testing.T) {
 
 const someToken = "0123456789012345678901234567890123456789012"
 
-// bearerCheck returns a check of someToken, which is remembered.
+// bearerCheck returns a function that checks someToken, which is in the token cache.
 func bearerCheck(t testing.TB) (*Store, func()) {
 	t.Helper()
 	s, _, _ := tokenStore(t, someToken)
@@ -164,7 +164,7 @@ func TestBearerCheckTakesNoTransactionAndAllocatesNothingButTheHash(t *testing.T
 	}
 }
 
-// changedAt is a text with another letter in one place.
+// changedAt returns text with another letter at one position.
 func changedAt(text string, i int) string {
 	b := []byte(text)
 	if b[i] == 'A' {
@@ -175,7 +175,8 @@ func changedAt(text string, i int) string {
 	return string(b)
 }
 
-// tokenOfRemovedClient makes a client, uses a token of it, and removes it.
+// tokenOfRemovedClient adds a client, uses a token of it, removes the client and returns the
+// token.
 func tokenOfRemovedClient(t *testing.T, s *service) string {
 	t.Helper()
 	c, err := dialControl(s.db)
@@ -197,7 +198,7 @@ func tokenOfRemovedClient(t *testing.T, s *service) string {
 	return text
 }
 
-// A bearer check, in steady state, beside the hash that it cannot do without.
+// BenchmarkBearerCheck compares the check of a cached token with the hash that it needs.
 func BenchmarkBearerCheck(b *testing.B) {
 	s, check := bearerCheck(b)
 	b.Run("hash", func(b *testing.B) {
@@ -216,8 +217,8 @@ func BenchmarkBearerCheck(b *testing.B) {
 	})
 }
 
-// FuzzAuthorization: of all that can stand in the field, one token lets read, and one
-// id and secret are the client's.
+// FuzzAuthorization checks that of all values of the field only the right token may read,
+// and only the right id and secret authenticate the client.
 func FuzzAuthorization(f *testing.F) {
 	heads, _ := storyRequests(f)
 	for _, head := range heads {

@@ -1,7 +1,7 @@
 package main
 
-// How the tests run the service: as main does, over TCP, on a real file, in this
-// process or in one of its own.
+// The harness: it runs the service as main does, over TCP and on a real file, in the
+// process of the test or in a process of its own.
 
 import (
 	"bytes"
@@ -27,7 +27,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// What the tests here share with those of e2e.
+// Names that these tests share with those of e2e.
 const (
 	demoOrg      = servicetest.DemoOrg
 	demoOtherOrg = servicetest.DemoOtherOrg
@@ -69,8 +69,8 @@ var (
 	nestedProgram   = servicetest.NestedProgram
 )
 
-// programEnv has the test binary be the program: main of the package, with the race
-// detector and the counters of coverage that the tests have.
+// programEnv is the environment variable that makes the test binary run main. So a child
+// process has the race detector and the coverage counters of the tests.
 const programEnv = "ENERGY_CONTRACTS_TEST_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -81,7 +81,7 @@ func TestMain(m *testing.M) {
 	os.Exit(servicetest.Main(m, true))
 }
 
-// slow skips a test under -short, which is for an answer while one writes.
+// slow skips a test under -short.
 func slow(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -106,8 +106,8 @@ var program = sync.OnceValues(func() (string, error) {
 	return path, os.WriteFile(path, content, 0o755)
 })
 
-// uncounted returns a directory for the counters of coverage of a process that may not
-// write to where those of the others are added up.
+// uncounted returns a directory for the coverage counters of a process that may not write
+// to the directory where the counters of the other processes are added up.
 var uncounted = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(servicetest.BuildDir(), "uncounted")
 	if err := os.Mkdir(path, 0o777); err != nil {
@@ -116,7 +116,8 @@ var uncounted = sync.OnceValues(func() (string, error) {
 	return path, os.Chmod(path, 0o777) // whatever the umask
 })
 
-// command is the program with arguments, behind a wrapper such as setpriv.
+// command returns a command that runs the program with args, behind a wrapper such as
+// setpriv.
 func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
 	t.Helper()
 	path, err := program()
@@ -124,7 +125,7 @@ func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := servicetest.Command(t, wrapper, path, args...)
-	// A process with the race detector in it would sleep for a second before it ends.
+	// By default the race detector sleeps for a second before the process exits.
 	cmd.Env = append(cmd.Env, programEnv+"=1", "GORACE=atexit_sleep_ms=10 "+os.Getenv("GORACE"))
 	if testing.CoverMode() != "" {
 		dir := flag.Lookup("test.gocoverdir").Value.String()
@@ -138,32 +139,32 @@ func command(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// serve is the command "serve" on a free port.
+// serve returns a command that runs serve on a free port.
 func serve(t testing.TB, wrapper []string, args ...string) *exec.Cmd {
 	t.Helper()
 	return command(t, wrapper, append([]string{"serve", "--addr", "127.0.0.1:0"}, args...)...)
 }
 
-// startProcess runs "serve" on a free port and waits until it listens. The test
-// ends it, or its cleanup kills it.
+// startProcess runs serve on a free port and waits until it listens. The cleanup of the
+// test kills it if it still runs.
 func startProcess(t testing.TB, wrapper []string, args ...string) *process {
 	t.Helper()
 	return servicetest.Start(t, serve(t, wrapper, args...))
 }
 
-// launch is startProcess for a server that may end without listening: then its URL is "".
+// launch is like startProcess, but the server may exit without listening. Then its URL is "".
 func launch(t testing.TB, wrapper []string, args ...string) *process {
 	t.Helper()
 	return servicetest.Launch(t, serve(t, wrapper, args...))
 }
 
-// ran is what became of a command.
+// ran is the result of a command.
 type ran struct {
 	stdout, stderr string
 	status         int
 }
 
-// run runs the program to its end.
+// run runs the program until it exits.
 func run(t testing.TB, wrapper []string, args ...string) ran {
 	t.Helper()
 	cmd := command(t, wrapper, args...)
@@ -176,11 +177,11 @@ func run(t testing.TB, wrapper []string, args ...string) ran {
 	return ran{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// contractLines is an export.
+// contractLines is the name of a file with the lines of an export.
 const contractLines = "testdata/contracts.jsonl"
 
-// ok runs a command on a database, wants it to succeed without complaint, and returns
-// what it prints.
+// ok runs a command on a database and returns its output. It fails the test unless the
+// command succeeds and prints nothing on standard error.
 func ok(t testing.TB, db string, args ...string) (stdout string) {
 	t.Helper()
 	got := run(t, nil, append(args, "--db", db)...)
@@ -190,7 +191,8 @@ func ok(t testing.TB, db string, args ...string) (stdout string) {
 	return got.stdout
 }
 
-// refusedCommand runs a command on a database and wants it to exit 1 with one sentence.
+// refusedCommand runs a command on a database. It fails the test unless the command exits
+// with status 1 and prints one sentence.
 func refusedCommand(t testing.TB, db, want string, args ...string) (stdout string) {
 	t.Helper()
 	got := run(t, nil, append(args, "--db", db)...)
@@ -200,7 +202,7 @@ func refusedCommand(t testing.TB, db, want string, args ...string) (stdout strin
 	return got.stdout
 }
 
-// absolute is a file of ours for a command, which runs elsewhere.
+// absolute returns the absolute path of a file, for a command in another directory.
 func absolute(t testing.TB, name string) string {
 	t.Helper()
 	path, err := filepath.Abs(name)
@@ -210,7 +212,7 @@ func absolute(t testing.TB, name string) string {
 	return path
 }
 
-// wantMode is for files that are the owner's alone.
+// wantMode fails the test unless only the owner may read and write the file.
 func wantMode(t testing.TB, path string) {
 	t.Helper()
 	if info, err := os.Stat(path); err != nil || info.Mode() != 0o600 {
@@ -218,7 +220,7 @@ func wantMode(t testing.TB, path string) {
 	}
 }
 
-// wantExport compares what is in a database with lines.
+// wantExport fails the test unless the contracts of a database export to these lines.
 func wantExport(t testing.TB, db, want string) {
 	t.Helper()
 	if got := ok(t, db, "export"); got != want {
@@ -226,7 +228,7 @@ func wantExport(t testing.TB, db, want string) {
 	}
 }
 
-// fails runs the program and returns what it says when it exits 1.
+// fails runs the program, which must exit with status 1, and returns its message.
 func fails(t testing.TB, args ...string) string {
 	t.Helper()
 	cmd := command(t, nil, args...)
@@ -239,7 +241,7 @@ func fails(t testing.TB, args ...string) string {
 	return stderr.String()
 }
 
-// sentence is stderr without serve's first line of the log.
+// sentence returns stderr without the first log line of serve.
 func sentence(stderr string) string {
 	if strings.HasPrefix(stderr, `{"time":`) {
 		_, stderr, _ = strings.Cut(stderr, "\n")
@@ -247,7 +249,7 @@ func sentence(stderr string) string {
 	return stderr
 }
 
-// head is enough of a text to see what it is.
+// head returns the beginning of a text, for a message.
 func head(text string) string {
 	const enough = 500
 	if len(text) <= enough {
@@ -256,8 +258,8 @@ func head(text string) string {
 	return fmt.Sprintf("%s… (%d bytes)", text[:enough], len(text))
 }
 
-// besideAndWithout runs a test of commands with a server up, and with none until the
-// test asks where it is.
+// besideAndWithout runs a test of commands twice: with a running server, and without one
+// until the test asks for the server's URL.
 func besideAndWithout(t *testing.T, test func(t *testing.T, db string, served func() string)) {
 	t.Helper()
 	t.Run("beside a server", func(t *testing.T) {
@@ -271,8 +273,8 @@ func besideAndWithout(t *testing.T, test func(t *testing.T, db string, served fu
 	})
 }
 
-// halfRequest sends the start of a PUT, and returns its connection once the
-// handler has asked for the body.
+// halfRequest sends the start of a PUT and returns its connection once the handler has
+// asked for the body.
 func halfRequest(t testing.TB, url, token string) (conn *net.TCPConn, sent string) {
 	t.Helper()
 	dialed, err := net.Dial("tcp", strings.TrimPrefix(url, "http://"))
@@ -293,11 +295,11 @@ func halfRequest(t testing.TB, url, token string) (conn *net.TCPConn, sent strin
 	return dialed.(*net.TCPConn), sent
 }
 
-// nobody is the user and the group of asNobody.
+// nobody is the id of the user and of the group in asNobody.
 const nobody = 65534
 
-// asNobody is a command before a command, which takes root's rights from it. Who is not
-// root has none.
+// asNobody returns a wrapper that drops the rights of root, or none if the test is not run
+// by root.
 func asNobody(t testing.TB) []string {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -308,7 +310,7 @@ func asNobody(t testing.TB) []string {
 	return []string{"setpriv", "--reuid", id, "--regid", id, "--clear-groups"}
 }
 
-// wantFiles compares the names in a directory.
+// wantFiles fails the test unless a directory has exactly these names.
 func wantFiles(t testing.TB, dir string, want ...string) {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -324,7 +326,7 @@ func wantFiles(t testing.TB, dir string, want ...string) {
 	}
 }
 
-// editBolt writes to a database behind the store's back.
+// editBolt changes a database with bbolt alone, without the store.
 func editBolt(t testing.TB, path string, edit func(*bbolt.Tx) error) {
 	t.Helper()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
@@ -337,10 +339,10 @@ func editBolt(t testing.TB, path string, edit func(*bbolt.Tx) error) {
 	}
 }
 
-// tokenLifetime is the default of --token-lifetime.
+// tokenLifetime is the default value of --token-lifetime.
 const tokenLifetime = 10 * time.Hour
 
-// service is the service, running in this process.
+// service is the service in the process of the test.
 type service struct {
 	url   string
 	db    string
@@ -349,14 +351,14 @@ type service struct {
 	stop  func() // ends it as SIGTERM does, and waits
 }
 
-// start runs "serve" on a new file.
+// start runs serve on a new file.
 func start(t testing.TB, args ...string) *service {
 	t.Helper()
 	return startOn(t, filepath.Join(t.TempDir(), "test.db"), args...)
 }
 
-// startOn runs "serve" on a free port until the test ends. Then the file must be
-// sound.
+// startOn runs serve on a free port until the test ends. Then it fails the test unless the
+// file is sound.
 func startOn(t testing.TB, db string, args ...string) *service {
 	t.Helper()
 	s := &service{db: db, clock: &clock{}, log: &lockedBuffer{}}
@@ -390,7 +392,7 @@ func startOn(t testing.TB, db string, args ...string) *service {
 	return s
 }
 
-// compact is JSON as the service writes it.
+// compact returns JSON in the form that the service writes.
 func compact(t testing.TB, text string) string {
 	t.Helper()
 	var b bytes.Buffer
@@ -400,7 +402,7 @@ func compact(t testing.TB, text string) string {
 	return b.String()
 }
 
-// clock is the time, moved by a test.
+// clock is the clock of a service, which a test can move and stop.
 type clock struct {
 	mu      sync.Mutex
 	moved   time.Duration
@@ -416,7 +418,7 @@ func (c *clock) now() time.Time {
 	return time.Now().Add(c.moved)
 }
 
-// stop has the clock stand still.
+// stop makes the clock stand still.
 func (c *clock) stop(at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -429,14 +431,14 @@ func (c *clock) move(d time.Duration) {
 	c.moved += d
 }
 
-// author makes contracts of the demo user that are larger than a page of the file, and
-// keeps what each must be.
+// author writes contracts of the demo user that are larger than a page of the file, and
+// keeps the expected document of each.
 type author struct {
 	base, bearer string
 	want         map[string]string // by id, the document
 }
 
-// newAuthor knows the demo user's first contract.
+// newAuthor returns an author that knows the first contract of the demo user.
 func newAuthor(t testing.TB, base string) *author {
 	t.Helper()
 	a := &author{base: base, bearer: token(t, base, "demo", "demo-secret"), want: map[string]string{}}
@@ -444,8 +446,8 @@ func newAuthor(t testing.TB, base string) *author {
 	return a
 }
 
-// send asks for the contracts of the demo user, or for one of them, wants a status, and
-// returns the content of the answer.
+// send requests the contracts of the demo user, or one of them, and returns the body of the
+// response. It fails the test unless the response has the status.
 func (a *author) send(t testing.TB, status int, method, path string, header http.Header, body string) string {
 	t.Helper()
 	if header == nil {
@@ -458,7 +460,7 @@ func (a *author) send(t testing.TB, status int, method, path string, header http
 	return got
 }
 
-// largeContract is how many prices a contract of an author has: its document has some
+// largeContract is the number of prices in a contract of an author. Its document has about
 // 100 KB.
 const largeContract = 2000
 
@@ -473,13 +475,13 @@ func (a *author) remove(t testing.TB, id ID) {
 	delete(a.want, string(id))
 }
 
-// list is the whole list of the demo user's contracts.
+// list returns the list of all contracts of the demo user.
 func (a *author) list(t testing.TB) string {
 	t.Helper()
 	return a.send(t, 200, "GET", "", nil, "")
 }
 
-// check gets each contract that the author knows.
+// check fails the test unless each contract has its expected document.
 func (a *author) check(t testing.TB) {
 	t.Helper()
 	for id, want := range a.want {

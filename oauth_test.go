@@ -1,7 +1,7 @@
 package main
 
-// The built-in authorization server, where a story cannot tell it: other hosts, other
-// settings, a client that is not ours.
+// The built-in authorization server, as far as the stories do not cover it: other hosts,
+// other settings, and an OAuth library.
 
 import (
 	"context"
@@ -74,7 +74,7 @@ func TestMetadataNameTheOriginThatWasAsked(t *testing.T) {
 	}
 }
 
-// A client that knows nothing but the origin.
+// A client finds everything from the origin alone.
 func TestMetadataLeadToATokenAndItsRevocation(t *testing.T) {
 	s := start(t, "--demo")
 	_, got := do(t, http.DefaultClient, "GET", s.url+"/.well-known/oauth-authorization-server", nil, "")
@@ -144,8 +144,8 @@ func TestTokensLastAsLongAsIsSaidAndOverARestart(t *testing.T) {
 	}
 }
 
-// FuzzOAuthRequest: what is accepted reads the same as a form that is written anew,
-// and as JSON.
+// FuzzOAuthRequest checks that an accepted request is parsed to the same parameters when it
+// is encoded again, as a form and as JSON.
 func FuzzOAuthRequest(f *testing.F) {
 	heads, bodies := storyRequests(f)
 	for i, head := range heads {
@@ -197,7 +197,7 @@ func FuzzOAuthRequest(f *testing.F) {
 	})
 }
 
-// oauthParameters is a second reader of a form or of JSON.
+// oauthParameters is an independent parser of a form or of JSON.
 func oauthParameters(form bool, body []byte) (sent map[string]string, good bool) {
 	sent = map[string]string{}
 	if len(body) == 0 {
@@ -228,7 +228,7 @@ func oauthParameters(form bool, body []byte) (sent map[string]string, good bool)
 	return sent, true
 }
 
-// FuzzScopes: what is accepted is written in one form, and reads the same in a JWT.
+// FuzzScopes checks that accepted scopes have one text form and mean the same in a JWT.
 func FuzzScopes(f *testing.F) {
 	for _, scopes := range []string{"read", "write", "write read", " read  read ", "read\twrite", "read,write", "READ", "admin", ""} {
 		f.Add(scopes)

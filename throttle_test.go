@@ -1,6 +1,7 @@
 package main
 
-// How often a client may fail to authenticate, from where, and what that tells.
+// The login throttle: how often a client may fail to authenticate from an address, and that
+// a refusal does not reveal which clients exist.
 
 import (
 	"bufio"
@@ -24,13 +25,13 @@ import (
 	"time"
 )
 
-// refusedClient is the answer to a wrong id or secret.
+// refusedClient is the response to a wrong id or secret.
 var refusedClient = failure{
 	Status: 401, Code: "invalid_client", Detail: "the client is unknown, or its secret is wrong",
 	Header: http.Header{"Www-Authenticate": {`Basic realm="energy-contracts", charset="UTF-8"`}},
 }
 
-// limitedClient is the answer after too many of them.
+// limitedClient is the response after too many failed logins.
 func limitedClient(seconds string) failure {
 	return failure{
 		Status: 429, Code: "temporarily_unavailable", Header: http.Header{"Retry-After": {seconds}},
@@ -38,14 +39,14 @@ func limitedClient(seconds string) failure {
 	}
 }
 
-// What the README says of how many failures are free, and when one more is.
+// The limits that docs/operating.md documents.
 const (
 	freeGuesses = 10
 	freeAgain   = 6 * time.Second
 )
 
-// guessed is a service with a stopped clock, so that what is free again is up to
-// the test, and two clients.
+// guessed is a service with two clients and a stopped clock, so that the test decides when
+// a client may fail once more.
 type guessed struct {
 	*service
 	known, other credentials
@@ -70,7 +71,7 @@ func startGuessed(t testing.TB) *guessed {
 	return s
 }
 
-// way is how a client authenticates.
+// way is one way in which a client can authenticate.
 type way struct {
 	name, path string
 	request    func(id, secret string) (header, body string)
@@ -104,7 +105,7 @@ var ways = []way{
 	}},
 }
 
-// raw sends a POST from an address, and returns the answer byte for byte.
+// raw sends a POST from an address and returns the response byte for byte.
 func (s *guessed) raw(t testing.TB, from, path, header, body string) string {
 	t.Helper()
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
@@ -133,7 +134,7 @@ func (s *guessed) attempt(t testing.TB, w way, from string, c credentials) strin
 	return s.raw(t, from, w.path, header, body)
 }
 
-// wantIn fails unless a client authenticates.
+// wantIn fails the test unless the client authenticates.
 func (s *guessed) wantIn(t testing.TB, w way, from string, c credentials) {
 	t.Helper()
 	if got := s.attempt(t, w, from, c); !strings.HasPrefix(got, "HTTP/1.1 200 OK\r\n") {
@@ -141,19 +142,19 @@ func (s *guessed) wantIn(t testing.TB, w way, from string, c credentials) {
 	}
 }
 
-// wantRefused fails unless the answer is a 401, whole.
+// wantRefused fails the test unless the whole response is refusedClient.
 func (s *guessed) wantRefused(t testing.TB, w way, from string, c credentials) {
 	t.Helper()
 	wantFailure(t, s.attempt(t, w, from, c), refusedClient)
 }
 
-// wantLimited fails unless the answer is a 429 for so many seconds, whole.
+// wantLimited fails the test unless the whole response is limitedClient.
 func (s *guessed) wantLimited(t testing.TB, w way, from string, c credentials, seconds string) {
 	t.Helper()
 	wantFailure(t, s.attempt(t, w, from, c), limitedClient(seconds))
 }
 
-// wantFailure fails unless an answer, as text, is a failure, whole.
+// wantFailure fails the test unless a response, given as text, is the failure.
 func wantFailure(t testing.TB, answer string, f failure) {
 	t.Helper()
 	resp, err := http.ReadResponse(bufio.NewReader(strings.NewReader(answer)), &http.Request{Method: http.MethodPost})
@@ -167,7 +168,7 @@ func wantFailure(t testing.TB, answer string, f failure) {
 
 func wrong(c credentials) credentials { return credentials{c.ID, "wrong"} }
 
-// address is one of this machine's own.
+// address returns a loopback address.
 func address(n int) string { return fmt.Sprintf("127.0.0.%d", n) }
 
 func TestGuessesOfASecretAreLimitedWhereTheyComeFrom(t *testing.T) {
@@ -234,7 +235,7 @@ func TestClientThatFailsMakesNoOtherClientOfItsAddressWait(t *testing.T) {
 	s.wantLimited(t, w, proxy, s.other, "6")
 }
 
-// Else whoever has a client could guess at others for ever.
+// Otherwise a client could try secrets without end, with a right one in between.
 func TestClientThatIsRightInBetweenHasFailedAllTheSame(t *testing.T) {
 	s := startGuessed(t)
 	w, here := ways[0], address(1)
@@ -245,7 +246,7 @@ func TestClientThatIsRightInBetweenHasFailedAllTheSame(t *testing.T) {
 	s.wantLimited(t, w, here, s.known, "6")
 }
 
-// Else anybody who knows a client's id could keep the client out.
+// Otherwise anybody who knows the id of a client could lock it out.
 func TestFailuresElsewhereMakeNoClientWait(t *testing.T) {
 	s := startGuessed(t)
 	w := ways[0]
@@ -259,7 +260,7 @@ func TestFailuresElsewhereMakeNoClientWait(t *testing.T) {
 
 var perRequest = regexp.MustCompile(`(?m)^(X-Request-Id|Date): .*$`)
 
-// Two services that differ in nothing but that the one has the client which is asked for.
+// Two services differ only in whether the client exists.
 func TestGuessTellsNothingOfWhichClientsThereAre(t *testing.T) {
 	const id = "0b6e5a9c-7d43-4c1e-9d55-2f1b1d3c7a10"
 	for _, w := range ways {
@@ -323,7 +324,7 @@ func TestRequestThatNamesNoCredentialsIsNoGuess(t *testing.T) {
 		{"a parameter twice", form, formBody(s.known.ID, "wrong", "client_id=x"), 400},
 		{"JSON that is broken", "Content-Type: application/json\r\n", `{"client_id":"` + s.known.ID + `","client_secret":"wrong"`, 400},
 		{"another media type", "Content-Type: text/plain\r\n", formBody(s.known.ID, "wrong", ""), 400},
-		// Right, and of no use.
+		// The credentials are right, but the request is refused for another reason.
 		{"no grant type", form, formBody(s.known.ID, s.known.Secret, ""), 400},
 		{"another grant type", form, formBody(s.known.ID, s.known.Secret, "grant_type=password"), 400},
 		{"another scope", form, formBody(s.known.ID, s.known.Secret, "grant_type=client_credentials&scope=admin"), 400},
@@ -402,7 +403,7 @@ func TestFailuresAreForgottenSoonerThanMemoryRunsOut(t *testing.T) {
 	}
 }
 
-// One who goes on is not forgotten for others, who fail once each.
+// A source that keeps failing is not forgotten in favor of sources that fail once each.
 func TestGuesserThatGoesOnIsNotForgotten(t *testing.T) {
 	throttle, now := newLoginThrottle(), time.Now()
 	guesser := netip.MustParseAddr("192.0.2.1")
@@ -417,18 +418,18 @@ func TestGuesserThatGoesOnIsNotForgotten(t *testing.T) {
 	}
 }
 
-// raceEnabled tells whether this is built with -race, which takes things out of
-// pools at random.
+// raceEnabled reports whether the test is built with -race, which drops elements of a
+// sync.Pool at random.
 func raceEnabled() bool {
 	info, ok := debug.ReadBuildInfo()
 	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
-// rotated is a client that the file says more of.
+// rotated is the id of a client with a longer record: it was used and rotated.
 const rotated = "wrong-secret of one that was used and rotated"
 
-// refusals are the ways to be refused, which must cost the same. Each of them is one
-// that is never limited: time passes with each.
+// refusals returns requests that are refused for different reasons and must cost the same.
+// The clock moves with each request, so that none of them is throttled.
 func refusals(t testing.TB) (a *api, ids map[string]oauthRequest) {
 	t.Helper()
 	s, _ := openStore(t, newPath(t))
@@ -456,7 +457,7 @@ func refusals(t testing.TB) (a *api, ids map[string]oauthRequest) {
 	return a, ids
 }
 
-// refuse authenticates a client, in vain.
+// refuse sends a request that the authentication must refuse.
 func refuse(t testing.TB, a *api, x *exchange, req oauthRequest) {
 	var refused *oauthError
 	if _, err := a.authenticate(x, req); !errors.As(err, &refused) || refused.status != 401 {
@@ -482,8 +483,8 @@ func TestRefusedClientAllocatesTheSameKnownOrNot(t *testing.T) {
 	}
 }
 
-// What it costs to refuse a client that is unknown, and one whose secret is wrong. Only
-// the ratio of both counts: it is 1 if the time tells nobody which clients there are.
+// BenchmarkRefusedClient measures the refusal of an unknown client and of a wrong secret.
+// The ratio of the two counts: 1 means that the time does not reveal which clients exist.
 func BenchmarkRefusedClient(b *testing.B) {
 	a, ids := refusals(b)
 	x := &exchange{r: httptest.NewRequest(http.MethodPost, tokenPath, nil)}
@@ -495,8 +496,8 @@ func BenchmarkRefusedClient(b *testing.B) {
 			}
 		})
 	}
-	// By turns, so that whatever else the machine does befalls both; and the median
-	// of the pairs, so that a collection that befalls one does not count.
+	// The two alternate, so that other load on the machine affects both. The median of the
+	// pairs ignores a garbage collection in one of them.
 	for _, name := range []string{"wrong-secret", rotated} {
 		b.Run("interleaved with "+name, func(b *testing.B) {
 			const batch = 64
