@@ -1,7 +1,7 @@
 package main
 
-// Files that are no database, or a broken one: a clear error and the file as it
-// was, or service without wrong answers.
+// Files that are not a database, or a broken one: the service either refuses them with a clear
+// error and leaves them as they were, or serves them without a wrong response.
 
 import (
 	"bytes"
@@ -20,7 +20,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// someContracts is how many contracts soundFile has: several pages of them.
+// someContracts is the number of contracts in soundFile, which fill several pages.
 const someContracts = 200
 
 func someDocument(i int) string {
@@ -28,13 +28,13 @@ func someDocument(i int) string {
 		key(i).Contract, i, strings.Repeat(fmt.Sprint(i%10), 20))
 }
 
-// soundFile is the bytes of a sound database.
+// soundFile returns the content of a sound database.
 func soundFile(t testing.TB) []byte {
 	t.Helper()
 	return withSomeContracts(t, newPath(t))
 }
 
-// withSomeContracts adds someContracts to a database and returns its bytes.
+// withSomeContracts adds someContracts to a database and returns its content.
 func withSomeContracts(t testing.TB, path string) []byte {
 	t.Helper()
 	s, err := Open(path, time.Now, slog.New(slog.DiscardHandler))
@@ -51,8 +51,8 @@ func withSomeContracts(t testing.TB, path string) []byte {
 	return trimmed(t, path)
 }
 
-// trimmed is the bytes of a database without the pages that bbolt makes room for at
-// once and has not used yet.
+// trimmed returns the content of a database without the pages at its end that bbolt has
+// allocated and not used yet.
 func trimmed(t testing.TB, path string) []byte {
 	t.Helper()
 	metas, err := readMetas(open(t, path))
@@ -62,17 +62,17 @@ func trimmed(t testing.TB, path string) []byte {
 	return []byte(readFile(t, path))[:int(currentMeta(metas).pages)*pageSize]
 }
 
-// pageSize is what bbolt takes for a new file.
+// pageSize is the page size of a new bbolt file.
 var pageSize = os.Getpagesize()
 
-// changed is a copy of a file with other bytes at an offset.
+// changed returns a copy of a file with other bytes at an offset.
 func changed(file []byte, at int, with []byte) []byte {
 	c := bytes.Clone(file)
 	copy(c[at:], with)
 	return c
 }
 
-// boltFile is the bytes of a bbolt file that another program wrote.
+// boltFile returns the content of a bbolt file of another program.
 func boltFile(t testing.TB, bucket, key, value string) []byte {
 	t.Helper()
 	path := newPath(t)
@@ -267,7 +267,7 @@ func TestProgramRefusesAFileThatIsNoneOfItsOwn(t *testing.T) {
 					t.Errorf("%v has changed the file", args)
 				}
 			}
-			// A half-made file would stand beside it.
+			// An unfinished file would be in the same directory.
 			entries, err := os.ReadDir(filepath.Dir(path))
 			if err != nil || len(entries) != 1 {
 				t.Errorf("the directory has %v, %v; want the file alone", entries, err)
@@ -338,8 +338,7 @@ func TestFileThatMayNotBeWritten(t *testing.T) {
 	}
 }
 
-// serveBroken runs "serve" on a file that may be refused: then it returns nil and
-// what the program said.
+// serveBroken runs serve on a file. If the file is refused, it returns nil and the output.
 func serveBroken(t testing.TB, db string) (*process, string) {
 	t.Helper()
 	p := launch(t, nil, "--db", db)
@@ -353,20 +352,20 @@ func serveBroken(t testing.TB, db string) (*process, string) {
 	return nil, p.Stderr.String()
 }
 
-// servedFile is the bytes of a file with the demo data and someContracts of the
-// demo user, and a token that is in it.
+// servedFile returns the content of a file with the demo data and someContracts of the demo
+// user, and a token that it has.
 func servedFile(t testing.TB) (file []byte, bearer string) {
 	t.Helper()
 	served := start(t, "--demo")
 	bearer = token(t, served.url, "demo", "demo-secret")
 	served.stop()
 	withSomeContracts(t, served.db)
-	// Of two meta pages one may break: what it says last is not to matter.
+	// One of the two meta pages may break, so the last transaction must not matter.
 	ok(t, served.db, "client", "add", "--org", demoOtherOrg)
 	return trimmed(t, served.db), bearer
 }
 
-// breakFile writes over a part of a file, which may be served meanwhile.
+// breakFile overwrites a part of a file, which may be served meanwhile.
 func breakFile(t testing.TB, path string, at int, with []byte) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
@@ -379,8 +378,8 @@ func breakFile(t testing.TB, path string, at int, with []byte) {
 	}
 }
 
-// A search for what is below a branch that is below itself has no end. Of a file that is
-// too large to be looked at as a whole before it is served, this is found soon after.
+// A search below a branch page that leads to itself never ends. In a file that is too large to
+// be checked as a whole before it is served, such a page is found soon after the start.
 func TestLargeFileWithABranchBelowItself(t *testing.T) {
 	slow(t)
 	t.Parallel()
@@ -449,8 +448,8 @@ func TestLargeFileWithABranchBelowItself(t *testing.T) {
 	}
 }
 
-// bbolt keeps small buckets inside the root, and splits that when together they
-// outgrow a page: a few clients, tokens and keys are enough.
+// bbolt keeps small buckets inline in the root page and splits the root when they outgrow a
+// page together. A few clients, tokens and keys are enough.
 func TestFileWhoseRootIsSplitOpensAgain(t *testing.T) {
 	splits := 0
 	for clients := range 5 {

@@ -1,7 +1,7 @@
 package main
 
-// The command check: beside a server and without one, on databases that are broken in
-// every way that we know.
+// The check command, beside a server and without one, on databases with every known kind of
+// fault.
 
 import (
 	"bytes"
@@ -97,7 +97,7 @@ func TestCheckSaysWhatIsWrongWithADocument(t *testing.T) {
 	}
 }
 
-// The files of TestFileThatIsNoDatabaseOfOursIsLeftAlone, and the command's own words.
+// The files of TestFileThatIsNoDatabaseOfOursIsLeftAlone, with the messages of this command.
 func TestCheckOfWhatIsNoDatabase(t *testing.T) {
 	for _, tt := range []struct{ name, content, want string }{
 		{"empty", "", "is empty, so it is not a database; remove it, or name another file with --db"},
@@ -110,7 +110,7 @@ func TestCheckOfWhatIsNoDatabase(t *testing.T) {
 	}
 }
 
-// examined is what an examination of a file finds.
+// examined returns the faults that the page checker finds in a file.
 func examined(t testing.TB, file []byte) (faults []string, err error) {
 	t.Helper()
 	e := Checker{
@@ -122,7 +122,7 @@ func examined(t testing.TB, file []byte) (faults []string, err error) {
 	return faults, err
 }
 
-// largeFile is a database whose trees have branches, a free list and inline buckets.
+// largeFile returns a database with branch pages, a freelist and inline buckets.
 func largeFile(t testing.TB) []byte {
 	t.Helper()
 	path := newPath(t)
@@ -156,7 +156,7 @@ func TestCheckerFindsEachBrokenPage(t *testing.T) {
 	}
 	m := currentMeta(metas)
 	page := func(id uint64) int { return int(id) * pageSize }
-	// Those in use, without the root, which is read before all else.
+	// The pages in use, except the root page, which is read first.
 	var first, branch, leaf uint64
 	for id := uint64(2); id < m.pages; id++ {
 		faults, _ := examined(t, changed(file, page(id), make([]byte, 8)))
@@ -251,7 +251,8 @@ func TestCheckerFindsEachBrokenPage(t *testing.T) {
 	})
 }
 
-// An examination is for files that nothing is known of.
+// FuzzChecker checks that the page checker ends in order for any file, and that a file without
+// faults has no page that is wrong.
 func FuzzChecker(f *testing.F) {
 	file := largeFile(f)
 	for at := 0; at < len(file); at += pageSize {
@@ -272,7 +273,7 @@ func FuzzChecker(f *testing.F) {
 	})
 }
 
-// wantNoHole reads a file that is said to be sound.
+// wantNoHole reads everything in a file in which the checker found no fault.
 func wantNoHole(t testing.TB, file []byte) {
 	t.Helper()
 	s, err := Open(writeFile(t, file), time.Now, slog.New(slog.DiscardHandler))
@@ -291,7 +292,7 @@ func wantNoHole(t testing.TB, file []byte) {
 	}
 }
 
-// A fault of the memory that a file is mapped to ends the process that does not expect it.
+// A fault in mapped memory ends a process that does not expect it.
 func TestCheckEndsInOrderWhateverTheFile(t *testing.T) {
 	slow(t)
 	file := largeFile(t)
@@ -300,7 +301,7 @@ func TestCheckEndsInOrderWhateverTheFile(t *testing.T) {
 	for range 40 {
 		broken := bytes.Clone(file)
 		for range 1 + random.IntN(20) {
-			// Most of it in headers and elements.
+			// Most changes are in headers and elements.
 			at := random.IntN(len(broken)/pageSize)*pageSize + random.IntN(200)
 			broken[at] = byte(random.Uint32())
 		}

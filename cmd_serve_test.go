@@ -1,6 +1,6 @@
 package main
 
-// What serve is beside the API: TLS, systemd's notices, logs, and which program it is.
+// The serve command without the API: TLS, notices for systemd, logs and the version.
 
 import (
 	"bytes"
@@ -66,7 +66,7 @@ func TestTLSServesHTTP2AndHTTP1(t *testing.T) {
 		if resp.StatusCode != 200 || got != put || resp.Proto != tt.proto {
 			t.Errorf("GET: %s %s\n%s\nwant\n%s", resp.Proto, resp.Status, got, put)
 		}
-		// A long answer, in pieces.
+		// A long response, in pieces.
 		resp, put = do(t, c, "PUT", url, bearer, year(8760))
 		if resp.StatusCode != 200 {
 			t.Errorf("PUT: %s\n%.300s", resp.Status, put)
@@ -175,7 +175,7 @@ func TestListeningBeyondLoopbackWithoutTLSIsAWarning(t *testing.T) {
 	}
 }
 
-// supervised is what systemd is told, in order.
+// supervised returns the notices for systemd, in order.
 func supervised(t testing.TB) <-chan string {
 	t.Helper()
 	path := filepath.Join(filepath.Dir(shortPath(t)), "notify")
@@ -237,8 +237,8 @@ func TestSystemdIsToldOfStartAndStop(t *testing.T) {
 	})
 }
 
-// onTerminal runs the program with a terminal as its stderr, and stdout apart, until
-// enough was seen on it or the program ends.
+// onTerminal runs the program with a terminal as its standard error until enough reports true
+// for the output there, or the program exits.
 func onTerminal(t testing.TB, enough func(seen string) bool, args ...string) (seen string, stdout string) {
 	t.Helper()
 	cmd := command(t, nil, args...)
@@ -351,7 +351,7 @@ func TestProgressIsForTerminalsOnly(t *testing.T) {
 	})
 }
 
-// Lines and a bar would be in each other's way.
+// Lines and a progress bar would disturb each other.
 func TestExportToATerminalHasNoProgress(t *testing.T) {
 	db := shortPath(t)
 	ok(t, db, "import", absolute(t, contractLines))
@@ -404,7 +404,7 @@ func TestFileOfANewerProgramSaysWhichReadsIt(t *testing.T) {
 		}
 		return b.Put([]byte(formatKey), []byte("energy-contracts/2"))
 	})
-	// Of the built program, which may have a version where this one has none.
+	// The built program may have a version although the test binary has none.
 	version, _, _ := strings.Cut(strings.TrimPrefix(run(t, nil, "version").stdout, "energy-contracts "), ",")
 	want := fmt.Sprintf("database %s: has format version 2, and this program (%s) reads version 1; use energy-contracts \"v9.8.7\" or a later one", db, version)
 	for _, args := range [][]string{{"serve", "--addr", "127.0.0.1:0"}, {"client", "list"}, {"backup", "x"}, {"check"}, {"compact"}, {"export"}, {"import", absolute(t, contractLines)}} {
@@ -415,7 +415,8 @@ func TestFileOfANewerProgramSaysWhichReadsIt(t *testing.T) {
 	}
 }
 
-// A profile would show what is in memory; so would the stacks that end a process.
+// A profile would show the content of memory, and so would the stacks of a process that
+// crashes.
 func TestNoProfileIsServedAndStacksHaveNoSecrets(t *testing.T) {
 	p := startProcess(t, nil, "--demo", "--metrics-addr", "127.0.0.1:0", "--db", shortPath(t))
 	bearer := token(t, p.URL, "demo", "demo-secret")

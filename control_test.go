@@ -1,6 +1,6 @@
 package main
 
-// The socket between a command and a running server.
+// The control socket between a command and a running server.
 
 import (
 	"fmt"
@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// asOwner is a wrapper that takes root's power over permissions away: what the
-// owner of a file may do is then what its mode says.
+// asOwner returns a wrapper that removes the capabilities of root over permissions, so that
+// the mode of a file applies to its owner.
 func asOwner(t testing.TB) []string {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -70,7 +70,7 @@ func TestControlSocketOfAnotherUserIsRefusedWithASentence(t *testing.T) {
 		t.Skip("only root can be another user")
 	}
 	db := shortPath(t)
-	// Another user finds the way to both, and is stopped by the socket's mode only.
+	// Another user can reach both files, and only the mode of the socket stops it.
 	dir := filepath.Dir(db)
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
@@ -189,7 +189,7 @@ func TestControlSocketIsFoundByAnyNameOfTheFile(t *testing.T) {
 					t.Errorf("%s: %q", other, got)
 				}
 			}
-			// In this process, whose directory is known.
+			// The server runs in the process of the test, whose directory is known.
 			if out := commandAt(t, time.Now, "client", "list", "--db", relative); !strings.HasPrefix(out, "CLIENT") {
 				t.Errorf("a relative path: %q", out)
 			}
@@ -206,7 +206,7 @@ func TestControlSocketOfTooLongAPathIsAWarning(t *testing.T) {
 	slow(t)
 	for _, tt := range []struct{ name, dir, file string }{
 		{"a long directory", strings.Repeat("d", 120), "c.db"},
-		// The file's own path may be short enough, and the socket's is not.
+		// The path of the file may be short enough although that of the socket is not.
 		{"a long name", ".", strings.Repeat("f", 120)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -239,7 +239,7 @@ func TestControlSocketOfTooLongAPathIsAWarning(t *testing.T) {
 	}
 }
 
-// What is there and no socket is the user's.
+// A file that is not a socket belongs to the user, so it is not replaced.
 func TestControlSocketTakesNobodysPlace(t *testing.T) {
 	slow(t)
 	for _, tt := range []struct {
@@ -304,7 +304,7 @@ func wantContent(path string) error {
 	return err
 }
 
-// What a server of the same version never gets, and one that is lied to does.
+// Requests that a command of the same version never sends.
 func TestControlRefusesASelectionThatIsNone(t *testing.T) {
 	s := startOn(t, shortPath(t), "--demo")
 	c, err := dialControl(s.db)

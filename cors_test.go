@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// crossOrigin are the fields of an answer that a browser asks for a page's sake.
+// crossOrigin returns the fields of a response that a browser checks for a page of another
+// origin.
 func crossOrigin(h http.Header) http.Header {
 	found := http.Header{}
 	for name, values := range h {
@@ -105,8 +106,8 @@ func TestCORSIsForTheOriginsThatAreNamed(t *testing.T) {
 	}
 }
 
-// FuzzOrigin: a path can be put behind what is accepted, and leads nowhere else. What
-// pages may be named by is what browsers send.
+// FuzzOrigin checks that an accepted origin followed by a path is a URL of that origin, and
+// that an accepted CORS origin has the form that browsers send.
 func FuzzOrigin(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		u, err := parseOrigin(text)

@@ -1,6 +1,6 @@
 package main
 
-// The description and the page of the docs, as files.
+// The files of the OpenAPI description and its page.
 
 import (
 	"net/http"

@@ -1,8 +1,8 @@
 package main
 
-// Fuzz targets for all that parses the bytes of strangers, but for the database file's,
-// which is check_test.go's. What each target is told once and for all is in
-// testdata/fuzz, where the hard cases have names; they run with every "go test".
+// Fuzz targets for the parsers of requests. Other targets are beside the files that they test.
+// The corpus of each target is in testdata/fuzz, where the hard cases have names; every "go
+// test" runs it.
 
 import (
 	"bytes"
@@ -31,10 +31,10 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// TestEachFuzzTargetHolds is the long form of the targets, whose seeds every "go test"
-// runs: it fuzzes each for a minute on a core of its own. That is in rounds which are
-// counted and not timed, as Go before 1.27 fails now and then when a duration is over,
-// without an input that failed (https://go.dev/issue/75804).
+// TestEachFuzzTargetHolds is the long form of the targets: it fuzzes each one for about a
+// minute on one core. The number of inputs is limited and not the time, since Go before 1.27
+// sometimes fails at the end of a duration without a failing input
+// (https://go.dev/issue/75804).
 func TestEachFuzzTargetHolds(t *testing.T) {
 	if servicetest.Amount(true, false) {
 		t.Skipf("the seeds of each target are tests too; set %s to fuzz each for a minute", servicetest.LongEnv)
@@ -61,7 +61,7 @@ func TestEachFuzzTargetHolds(t *testing.T) {
 	}
 }
 
-// storyRequests are the requests of all stories, as heads and bodies.
+// storyRequests returns the heads and the bodies of the requests of all stories.
 func storyRequests(t testing.TB) (heads, bodies []string) {
 	t.Helper()
 	for _, file := range storyFiles(t) {
@@ -74,9 +74,9 @@ func storyRequests(t testing.TB) (heads, bodies []string) {
 	return heads, bodies
 }
 
-// readJSON is a second reader, by the library that the service does not use, of what
-// the specification takes for JSON: one value in UTF-8, no name twice in an object,
-// nothing deeper than some levels. Its numbers are as they were sent.
+// readJSON is an independent parser, with a library that the service does not use, of JSON as
+// the specification accepts it: one value in UTF-8, without duplicate names and nested no
+// deeper than levels. It keeps numbers as they were sent.
 func readJSON(text []byte, levels int) (value any, ok bool) {
 	if !utf8.Valid(text) || !stdjson.Valid(text) || surrogate.Match(surrogatePairs.ReplaceAll(text, []byte(" "))) {
 		return nil, false
@@ -87,16 +87,16 @@ func readJSON(text []byte, levels int) (value any, ok bool) {
 	return value, err == nil
 }
 
-// contractLevels is how deep a contract may nest.
+// contractLevels is how deeply a contract may nest.
 const contractLevels = 4
 
-// A surrogate that is no half of a pair stands for no character (RFC 8259 §8.2).
+// A surrogate without its pair stands for no character (RFC 8259 §8.2).
 var (
 	surrogate      = regexp.MustCompile(`\\u[dD][89a-fA-F]`)
 	surrogatePairs = regexp.MustCompile(`\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}`)
 )
 
-// readValue reads a value in which objects and arrays nest no deeper than levels.
+// readValue reads a value whose objects and arrays nest no deeper than levels.
 func readValue(d *stdjson.Decoder, levels int) (any, error) {
 	token, err := d.Token()
 	begin, nested := token.(stdjson.Delim)
@@ -136,7 +136,7 @@ func readValue(d *stdjson.Decoder, levels int) (any, error) {
 	return object, nil
 }
 
-// tree is what a text is that must be JSON.
+// tree returns the value of a JSON text.
 func tree(t testing.TB, text []byte) any {
 	t.Helper()
 	value, ok := readJSON(text, contractLevels)
@@ -146,7 +146,7 @@ func tree(t testing.TB, text []byte) any {
 	return value
 }
 
-// text is the reverse.
+// text returns the JSON text of a value.
 func text(t testing.TB, tree any) []byte {
 	t.Helper()
 	b, err := stdjson.Marshal(tree)
@@ -165,7 +165,7 @@ func fuzzValidator(f *testing.F) *Validator {
 	return v
 }
 
-// contractSchema is openapi.json's, of a request.
+// contractSchema returns the schema of a request for a contract in openapi.json.
 func contractSchema(f *testing.F) *jsonschema.Schema {
 	f.Helper()
 	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(readFile(f, "openapi.json")))
@@ -184,7 +184,7 @@ func contractSchema(f *testing.F) *jsonschema.Schema {
 	return schema
 }
 
-// beyondSchema matches what is said of a fault that openapi.json cannot say.
+// beyondSchema matches the details of faults that a schema cannot express.
 var beyondSchema = regexp.MustCompile(`^(is the same instant as|must be a UUID|must be an ISO 4217 code|must be an RFC 3339 time|must be a finite number|and \d+ more)`)
 
 // document is a contract as a response has it, for package json to encode.
@@ -199,9 +199,9 @@ type document struct {
 	EnergyPriceIncludesExternalComponents *bool   `json:"energy_price_includes_external_components"`
 }
 
-// FuzzBody: what is not JSON is a 400, what is not a contract a 422, as another reader
-// and openapi.json have it, and says why, and where. What is accepted re-encodes,
-// decodes to the same, and passes validation.
+// FuzzBody checks, against an independent parser and openapi.json, that a body that is not
+// JSON is a 400, that one that is not a contract is a 422, and that both say why and where. An
+// accepted body must survive encoding and decoding and pass the validation again.
 func FuzzBody(f *testing.F) {
 	_, bodies := storyRequests(f)
 	for _, b := range bodies {
@@ -253,7 +253,7 @@ func FuzzBody(f *testing.F) {
 		if again, err := sent.encode(demoContract); err != nil || string(again) != string(doc) {
 			t.Fatalf("%s\nis another when sent again, %v\n%s", doc, err, again)
 		}
-		// A contract without nulls is a merge patch to itself.
+		// A contract without nulls is a merge patch that makes itself.
 		if patched, err := v.Patched(Contract{}, request); err != nil {
 			t.Fatalf("accepted, but not as a patch of nothing\n%s\n%v", request, err)
 		} else if again, err := patched.encode(demoContract); err != nil || string(again) != string(doc) {
@@ -262,8 +262,8 @@ func FuzzBody(f *testing.F) {
 	})
 }
 
-// wantRefused fails unless what is no JSON, and nothing else, is refused as such, and each
-// refusal explained.
+// wantRefused fails the test unless exactly the bodies that are not JSON are malformed, and
+// each error is explained.
 func wantRefused(t *testing.T, isJSON bool, err error) {
 	t.Helper()
 	if bad := new(malformed); errors.As(err, &bad) == isJSON {
@@ -274,7 +274,7 @@ func wantRefused(t *testing.T, isJSON bool, err error) {
 	}
 }
 
-// wantExplained fails unless a person could act on the error.
+// wantExplained fails the test unless a person could act on the error.
 func wantExplained(t *testing.T, err error) {
 	t.Helper()
 	var (
@@ -300,7 +300,7 @@ func wantExplained(t *testing.T, err error) {
 	}
 }
 
-// wantOfParameter fails if an error is not that a parameter is malformed.
+// wantOfParameter fails the test unless an error is nil or about this malformed parameter.
 func wantOfParameter(t *testing.T, parameter string, err error) {
 	t.Helper()
 	if bad := new(malformed); err != nil && (!errors.As(err, &bad) || bad.Parameter != parameter) {
@@ -308,8 +308,8 @@ func wantOfParameter(t *testing.T, parameter string, err error) {
 	}
 }
 
-// FuzzPatch: a patch makes of a contract what the pseudo code of RFC 7396 §2 makes of
-// its JSON, or breaks the same rules.
+// FuzzPatch checks that a patch has the same result as the pseudocode of RFC 7396 §2, or
+// breaks the same rules.
 func FuzzPatch(f *testing.F) {
 	heads, bodies := storyRequests(f)
 	demo, err := readDemo()
@@ -344,7 +344,7 @@ func FuzzPatch(f *testing.F) {
 		if members, ok := value.(map[string]any); ok {
 			for name, member := range members {
 				if _, known := target.(map[string]any)[name]; !known && member == nil {
-					// To remove what no contract has is taken for a misspelling.
+					// The removal of a member that no contract has counts as a misspelling.
 					if err == nil {
 						t.Fatalf("%q is accepted", name)
 					}
@@ -368,7 +368,7 @@ func FuzzPatch(f *testing.F) {
 	})
 }
 
-// mergePatched is RFC 7396 §2's MergePatch.
+// mergePatched is the function MergePatch of RFC 7396 §2.
 func mergePatched(target, patch any) any {
 	members, ok := patch.(map[string]any)
 	if !ok {
@@ -388,7 +388,7 @@ func mergePatched(target, patch any) any {
 	return object
 }
 
-// wrongs is all that is wrong, in any order; of more than are listed, that it is.
+// wrongs returns all faults of an error, sorted, or only that there are more than are listed.
 func wrongs(err error) string {
 	if err == nil {
 		return ""
@@ -415,7 +415,7 @@ var (
 	anyEntityTag   = regexp.MustCompile(`^[ \t]*\*[ \t]*$`)
 )
 
-// FuzzEntityTags: what is accepted is what the grammar has, and nothing else.
+// FuzzEntityTags checks that exactly the values of the grammar are accepted.
 func FuzzEntityTags(f *testing.F) {
 	heads, _ := storyRequests(f)
 	for _, head := range heads {
@@ -445,8 +445,8 @@ func FuzzEntityTags(f *testing.F) {
 	})
 }
 
-// fuzzAPI is the API with the demo data, without the program around it. Its clock goes
-// on an hour with each look, so that a wrong guess is forgiven by the next.
+// fuzzAPI returns the API with the demo data, without a server. Its clock advances by an hour
+// with each call, so that no client has to wait after a failed login.
 func fuzzAPI(f *testing.F) *api {
 	f.Helper()
 	store, _ := openStore(f, newPath(f))
@@ -461,7 +461,7 @@ func fuzzAPI(f *testing.F) *api {
 	return a
 }
 
-// FuzzID: a UUID is its 36 characters in either case.
+// FuzzID checks that only the form of 36 characters is a UUID, in either case.
 func FuzzID(f *testing.F) {
 	for _, id := range []string{demoOrg, strings.ToUpper(demoUser), "{" + demoContract + "}", "urn:uuid:" + demoContract} {
 		f.Add(id)
@@ -474,7 +474,8 @@ func FuzzID(f *testing.F) {
 	})
 }
 
-// FuzzSelection: what is exported is what was asked for, and nothing is for what is no id.
+// FuzzSelection checks that an export has exactly the selected contracts, and that a selection
+// must be a UUID.
 func FuzzSelection(f *testing.F) {
 	for _, query := range []string{"", "org_id=" + demoOrg, "user_id=" + strings.ToUpper(demoUser), "org_id=" + demoOtherOrg + "&user_id=" + demoUser, "org_id=x", "org_id="} {
 		f.Add(query)
@@ -517,10 +518,11 @@ func FuzzSelection(f *testing.F) {
 	})
 }
 
-// RFC 3339 §5.6.
+// The grammar of RFC 3339 §5.6.
 var timeForm = regexp.MustCompile(`^(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))$`)
 
-// FuzzTimestamp: a time is what the grammar has, on a day that there is.
+// FuzzTimestamp checks that a time is accepted exactly if the grammar has it and its day
+// exists.
 func FuzzTimestamp(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		value, err := jsontext.AppendQuote(nil, text)
@@ -551,7 +553,7 @@ func FuzzTimestamp(f *testing.F) {
 	})
 }
 
-// FuzzPrice: a price is a JSON number that a double can hold.
+// FuzzPrice checks that a price is a JSON number that a double can hold.
 func FuzzPrice(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
 		value := jsontext.Value(strings.TrimSpace(text)) // as the parser cuts it out

@@ -1,7 +1,7 @@
 package main
 
-// Tokens of an issuer in this process, whose keys are ours: each can be wrong in one way
-// and signed all the same.
+// Tokens of an issuer in the process of the test. Since the test has its keys, a token can be
+// wrong in one way and still be signed correctly.
 
 import (
 	"crypto"
@@ -35,7 +35,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// ownKey is a key of an issuer in this process.
+// ownKey is a key of an ownIssuer.
 type ownKey struct {
 	id     string
 	method jwt.SigningMethod
@@ -43,7 +43,7 @@ type ownKey struct {
 	use    jwkset.USE
 }
 
-// ownKeys is made once: RSA keys take time.
+// ownKeys returns the keys of every ownIssuer. They are made once, since RSA keys take time.
 var ownKeys = sync.OnceValue(func() []ownKey {
 	must := func(key crypto.Signer, err error) crypto.Signer {
 		if err != nil {
@@ -63,7 +63,7 @@ var ownKeys = sync.OnceValue(func() []ownKey {
 	}
 })
 
-// ownIssuer is an issuer in this process: documents at paths.
+// ownIssuer is an issuer in the process of the test. It serves documents by path.
 type ownIssuer struct {
 	*httptest.Server
 	url string // the issuer's
@@ -74,8 +74,8 @@ type ownIssuer struct {
 	slow      time.Duration     // how long an answer takes
 }
 
-// newOwnIssuer serves its keys at /keys unless it is told other ones, and documents,
-// in which {origin} is where it listens.
+// newOwnIssuer returns an issuer that serves documents, in which {origin} stands for its
+// address, and ownKeys at /keys unless documents has that path.
 func newOwnIssuer(t testing.TB, path string, documents map[string]string) *ownIssuer {
 	t.Helper()
 	return listenAs(t, httptest.NewServer, path, documents)
@@ -91,7 +91,7 @@ func listenAs(t testing.TB, listen func(http.Handler) *httptest.Server, path str
 	return i
 }
 
-// serve replaces what it serves.
+// serve replaces the documents.
 func (i *ownIssuer) serve(documents map[string]string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -120,7 +120,7 @@ func (i *ownIssuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// publishedKeys is the JWKS of ownKeys, but the last.
+// publishedKeys returns the JWK Set of ownKeys without the last one.
 func publishedKeys() string {
 	keys := ownKeys()
 	var set jwkset.JWKSMarshal
@@ -144,13 +144,13 @@ const (
 	openIDMetadata = "/.well-known/openid-configuration"
 )
 
-// usualIssuer serves metadata as RFC 8414 has it.
+// usualIssuer returns an issuer with the metadata of RFC 8414.
 func usualIssuer(t testing.TB) *ownIssuer {
 	t.Helper()
 	return newOwnIssuer(t, "", map[string]string{oauthMetadata: usualMetadata})
 }
 
-// token is a good one (RFC 9068 §2), but for an edit.
+// token returns a valid token (RFC 9068 §2) with an edit.
 func (i *ownIssuer) token(t testing.TB, edit func(header, claims map[string]any)) string {
 	t.Helper()
 	return i.tokenOf(t, ownKeys()[0], edit)
@@ -187,7 +187,7 @@ func withoutClaim(name string) func(_, _ map[string]any) {
 	return func(_, claims map[string]any) { delete(claims, name) }
 }
 
-// all makes one edit of several.
+// all combines edits into one.
 func all(edits ...func(_, _ map[string]any)) func(_, _ map[string]any) {
 	return func(header, claims map[string]any) {
 		for _, edit := range edits {
@@ -485,7 +485,8 @@ func TestIssuersMetadataAreFound(t *testing.T) {
 	}
 }
 
-// In a process of its own, which is told whom to trust as it is by the system.
+// The service runs in a process of its own, since it takes the trusted certificates from its
+// environment.
 func TestIssuersKeysComeOverHTTPSOnlyWhereItIsHTTPS(t *testing.T) {
 	if runtime.GOOS == "darwin" {
 		t.Skip("macOS has no SSL_CERT_FILE")
@@ -578,7 +579,7 @@ func TestIssuerThatIsDownIsNotAskedForEachToken(t *testing.T) {
 	for range 50 {
 		s.wantUnknowable(t, text)
 	}
-	// For each of its two documents; once at first, and then once in an issuerRetry.
+	// Once for each of its two documents at first, and then once in each issuerRetry.
 	if n, most := len(i.paths()), 2*(1+int(time.Since(started)/issuerRetry)); n < 2 || n > most {
 		t.Errorf("it was asked %d times, want from 2 to %d", n, most)
 	}
@@ -605,7 +606,7 @@ func TestIssuerThatIsSlowToFailIsDownForAllWhoWait(t *testing.T) {
 	clients.Wait()
 }
 
-// What the keys are replaced by when the service looks for one that it does not know.
+// The response that replaces the keys when the service looks for an unknown one.
 func TestIssuerThatGetsOutOfOrderLeavesTheKeysThatAreKnown(t *testing.T) {
 	slow(t)
 	t.Parallel()
@@ -650,7 +651,7 @@ func TestIssuersKeyIsForItsAlgorithmOnlyAlsoWhileItIsDown(t *testing.T) {
 	s.wantInvalid(t, i.tokenBy(t, jwt.SigningMethodPS256, ownKeys()[0].key, ownKeys()[0].id, nil), noSuchKey)
 }
 
-// RFC 7517 §5: what is not understood is ignored, not the whole set.
+// A key that is not understood is ignored, and not the whole set (RFC 7517 §5).
 func TestIssuersKeysThatAreNotUnderstoodAreIgnored(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct{ name, key string }{
@@ -676,7 +677,7 @@ func TestIssuersKeysThatAreNotUnderstoodAreIgnored(t *testing.T) {
 	}
 }
 
-// Anybody can send such tokens.
+// Anybody can send tokens that name unknown keys.
 func TestTokensOfUnknownKeysAtOnceAreRefusedAndTheIssuerIsNotBlamed(t *testing.T) {
 	slow(t)
 	t.Parallel()
@@ -709,7 +710,7 @@ func TestTokensOfUnknownKeysAtOnceAreRefusedAndTheIssuerIsNotBlamed(t *testing.T
 		})
 	}
 	clients.Wait()
-	// Once at first, and then once in an issuerRetry.
+	// Once at first, and then once in each issuerRetry.
 	if n, most := len(i.paths())-before, 1+int(time.Since(started)/issuerRetry); n < 1 || n > most {
 		t.Errorf("the keys were fetched %d times, want from 1 to %d", n, most)
 	}
@@ -718,15 +719,16 @@ func TestTokensOfUnknownKeysAtOnceAreRefusedAndTheIssuerIsNotBlamed(t *testing.T
 	}
 }
 
-// paths is what it was asked for.
+// paths returns the paths of the requests so far.
 func (i *ownIssuer) paths() []string {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return slices.Clone(i.asked)
 }
 
-// FuzzJWT: of all headers and claims that the issuer's key has signed, a token is what is
-// for this service, at this time, by its issuer; and no other signature will do.
+// FuzzJWT checks that of all headers and claims signed with the issuer's key only those are
+// accepted that have this service as audience, are valid now and name the issuer, and that no
+// other signature is accepted.
 func FuzzJWT(f *testing.F) {
 	const url, audience, header = "http://127.0.0.1:1", "energy-contracts", `{"alg":"EdDSA","typ":"at+jwt","kid":"a"}`
 	now := time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC) // 1795392000

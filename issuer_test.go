@@ -1,6 +1,6 @@
 package main
 
-// Tokens of another issuer, a real one in a process of its own: testdata/issuer.
+// Tokens of an external issuer: a real one, testdata/issuer, in a process of its own.
 
 import (
 	"bufio"
@@ -34,13 +34,14 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 )
 
-// audience is what testdata/issuer has its tokens for, but those of the clients
+// audience is the audience of the tokens of testdata/issuer, except those of the clients
 // elsewhere and web.
 const audience = "energy-contracts"
 
 var issuerProgram = nestedProgram("issuer")
 
-// realIssuer is testdata/issuer. Its keys and its address outlive the process.
+// realIssuer is testdata/issuer. It keeps its keys and its address when the process is
+// restarted.
 type realIssuer struct {
 	url  string
 	keys string
@@ -55,7 +56,7 @@ func startIssuer(t testing.TB) *realIssuer {
 	return i
 }
 
-// start waits until it listens, where it did before.
+// start starts the issuer at the address it had before, and waits until it listens.
 func (i *realIssuer) start(t testing.TB) {
 	t.Helper()
 	path := needNested(t, issuerProgram)
@@ -63,7 +64,7 @@ func (i *realIssuer) start(t testing.TB) {
 	if i.url != "" {
 		addr = strings.TrimPrefix(i.url, "http://")
 	}
-	// Another process may have the port for a moment, for a connection to elsewhere.
+	// Another process may use the port briefly for an outgoing connection.
 	waitUntil(t, 20*time.Second, "the issuer listens", func() error {
 		cmd := exec.Command(path, "--addr", addr, "--keys", i.keys)
 		stderr := &lockedBuffer{}
@@ -84,7 +85,7 @@ func (i *realIssuer) start(t testing.TB) {
 	})
 }
 
-// stop ends it in no orderly way.
+// stop kills the issuer.
 func (i *realIssuer) stop(t testing.TB) {
 	t.Helper()
 	if i.cmd == nil {
@@ -97,7 +98,7 @@ func (i *realIssuer) stop(t testing.TB) {
 	i.cmd = nil
 }
 
-// token gets an access token for one of its clients.
+// token returns an access token for one of the issuer's clients.
 func (i *realIssuer) token(t testing.TB, id string) string {
 	t.Helper()
 	c := clientcredentials.Config{ClientID: id, ClientSecret: id + "-secret", TokenURL: i.url + "/oauth/token", AuthStyle: oauth2.AuthStyleInHeader}
@@ -108,13 +109,13 @@ func (i *realIssuer) token(t testing.TB, id string) string {
 	return got.AccessToken
 }
 
-// rotate has it sign with a new key.
+// rotate makes the issuer sign with a new key.
 func (i *realIssuer) rotate(t testing.TB, algorithm string) {
 	t.Helper()
 	i.control(t, "rotate?alg="+algorithm)
 }
 
-// withdraw has it publish no other key.
+// withdraw makes the issuer publish only its current key.
 func (i *realIssuer) withdraw(t testing.TB) { t.Helper(); i.control(t, "withdraw") }
 
 func (i *realIssuer) control(t testing.TB, what string) {
@@ -124,7 +125,7 @@ func (i *realIssuer) control(t testing.TB, what string) {
 	}
 }
 
-// publicKey is one of those that it publishes, by its place.
+// publicKey returns the key at a position of the keys that the issuer publishes.
 func (i *realIssuer) publicKey(t testing.TB, n int) crypto.PublicKey {
 	t.Helper()
 	_, got := do(t, http.DefaultClient, "GET", i.url+"/keys", nil, "")
@@ -139,7 +140,7 @@ func (i *realIssuer) publicKey(t testing.TB, n int) crypto.PublicKey {
 	return key.Key()
 }
 
-// login is a user's way through the authorization code flow in a browser.
+// login goes through the authorization code flow as a user does in a browser.
 func (i *realIssuer) login(t testing.TB) (accessToken, idToken string) {
 	t.Helper()
 	c := oauth2.Config{
@@ -176,7 +177,7 @@ func (i *realIssuer) login(t testing.TB) (accessToken, idToken string) {
 	return got.AccessToken, idToken
 }
 
-// relying is the service with an issuer.
+// relying is a service that accepts the tokens of an issuer.
 type relying struct {
 	*service
 	issuers  string // as answers name where tokens come from
@@ -184,11 +185,10 @@ type relying struct {
 	document string // of the contract that is read and replaced
 }
 
-// replacement is what each PUT here sends, so that the document is always the same.
+// replacement is the body of each PUT here, so that the document is always the same.
 const replacement = `{"supplier":"Jämtkraft"}`
 
-// relyOn starts the service with the demo data, and the audience unless args has
-// another.
+// relyOn starts a service with the demo data, and with the audience unless args has one.
 func relyOn(t testing.TB, issuer string, args ...string) *relying {
 	t.Helper()
 	if !slices.Contains(args, "--audience") {
@@ -203,7 +203,7 @@ func relyOn(t testing.TB, issuer string, args ...string) *relying {
 	return s
 }
 
-// send reads or replaces the contract.
+// send reads or replaces the contract with a token.
 func (s *relying) send(t testing.TB, method, token string) (*http.Response, string) {
 	t.Helper()
 	header, body := http.Header{"Authorization": {"Bearer " + token}}, ""
@@ -214,14 +214,14 @@ func (s *relying) send(t testing.TB, method, token string) (*http.Response, stri
 	return do(t, http.DefaultClient, method, contractsURL(s.url, demoOrg, demoUser)+"/"+demoContract, header, body)
 }
 
-// wantGood fails unless a token reads the contract, and replaces it.
+// wantGood fails the test unless the token may read and replace the contract.
 func (s *relying) wantGood(t testing.TB, token string) {
 	t.Helper()
 	s.wantRead(t, token)
 	s.wantDocument(t, "PUT", token)
 }
 
-// wantRead fails unless a token reads the contract.
+// wantRead fails the test unless the token may read the contract.
 func (s *relying) wantRead(t testing.TB, token string) {
 	t.Helper()
 	s.wantDocument(t, "GET", token)
@@ -235,7 +235,7 @@ func (s *relying) wantDocument(t testing.TB, method, token string) {
 	}
 }
 
-// wantAnswer fails unless a token's answer is a problem, and nothing else.
+// wantAnswer fails the test unless the response to a request with the token is this problem.
 func (s *relying) wantAnswer(t testing.TB, method, token string, status int, challenge, retry, detail string) {
 	t.Helper()
 	resp, got := s.send(t, method, token)
@@ -271,7 +271,7 @@ func (s *relying) wantForbidden(t testing.TB, token, detail string) {
 	s.wantAnswer(t, "PUT", token, 403, "", "", detail)
 }
 
-// wantUnknowable is for a token whose issuer cannot be asked.
+// wantUnknowable fails the test unless the token gets the 503 for an issuer that is down.
 func (s *relying) wantUnknowable(t testing.TB, token string) {
 	t.Helper()
 	s.wantAnswer(t, "GET", token, 503, "", "1", "The keys of the token's issuer cannot be fetched at the moment. Send the request again.")
@@ -354,7 +354,7 @@ func TestIssuerIsTheOnlyOneWithoutBuiltInTokens(t *testing.T) {
 	}
 }
 
-// The flags as variables, and the program as it is started.
+// The flags are set as variables, and the program runs in a process of its own.
 func TestIssuerOfTheProgram(t *testing.T) {
 	slow(t)
 	i := startIssuer(t)
@@ -387,7 +387,7 @@ func TestIssuersIDTokenIsNoAccessToken(t *testing.T) {
 	s.wantInvalid(t, id, notAnAccess)
 }
 
-// parts is a JWT's header and claims.
+// parts returns the header and the claims of a JWT.
 func parts(t testing.TB, token string) (header, claims map[string]any) {
 	t.Helper()
 	text := strings.Split(token, ".")
@@ -403,8 +403,8 @@ func parts(t testing.TB, token string) (header, claims map[string]any) {
 	return header, claims
 }
 
-// edited is a JWT with another text in its header (0) or its claims (1), and the
-// signature that it had.
+// edited returns a JWT with a change in its header (part 0) or its claims (part 1) and with
+// its old signature.
 func edited(t testing.TB, token string, part int, from, to string) string {
 	t.Helper()
 	text := strings.Split(token, ".")
@@ -416,7 +416,7 @@ func edited(t testing.TB, token string, part int, from, to string) string {
 	return strings.Join(text, ".")
 }
 
-// signed is a JWT whose header and claims are those of another.
+// signed returns a JWT with this header and these claims, signed with key.
 func signed(t testing.TB, method jwt.SigningMethod, key any, header, claims map[string]any) string {
 	t.Helper()
 	made := jwt.NewWithClaims(method, jwt.MapClaims(claims))
@@ -430,7 +430,8 @@ func signed(t testing.TB, method jwt.SigningMethod, key any, header, claims map[
 	return text
 }
 
-// publicForms is the ways to write a public key as the bytes of a secret.
+// publicForms returns the encodings of a public key that could be mistaken for a shared
+// secret.
 func publicForms(t testing.TB, key crypto.PublicKey) map[string][]byte {
 	t.Helper()
 	pkix, err := x509.MarshalPKIXPublicKey(key)
@@ -550,7 +551,7 @@ func TestIssuerThatIsDown(t *testing.T) {
 	logged(1, 0)
 
 	i.start(t)
-	// A 503 that turns into 200, and nothing in between.
+	// The status changes from 503 to 200 without another one in between.
 	good := func(token string) func() error {
 		return func() error {
 			resp, got := s.send(t, "GET", token)
@@ -593,8 +594,8 @@ func TestIssuerThatIsDown(t *testing.T) {
 	}
 }
 
-// Each token is good, or of a key that there never was, so that what else happens
-// changes no answer.
+// Each token is valid, or names a key that never existed, so that the other requests do not
+// change its response.
 func TestIssuersKeysRotateUnderManyRequests(t *testing.T) {
 	slow(t)
 	t.Parallel()

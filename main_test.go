@@ -1,6 +1,6 @@
 package main
 
-// The command line, as a person uses it.
+// The command line as a person uses it.
 
 import (
 	"fmt"
@@ -198,7 +198,7 @@ func TestSignal(t *testing.T) {
 			t.Fatal(err)
 		}
 		waitFor(t, "the log says that it stops", func() bool { return strings.Contains(p.Stderr.String(), "stopping") })
-		// Else it would take all of shutdownTimeout, and exit 0.
+		// Otherwise it would take the whole shutdownTimeout and exit with status 0.
 		if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
@@ -209,7 +209,8 @@ func TestSignal(t *testing.T) {
 	})
 }
 
-// What is registered past handle is in no list of routes, and so in no test of them.
+// A route that is not registered with handle would be missing in the list of routes, and so in
+// their tests.
 func TestEachRouteIsRegisteredByHandle(t *testing.T) {
 	registered := regexp.MustCompile(`router\.(Handle|Handler|HandlerFunc|ServeFiles|GET|HEAD|OPTIONS|POST|PUT|PATCH|DELETE)\(`)
 	if found := registered.FindAllString(readFile(t, "router.go"), -1); len(found) != 1 {

@@ -1,6 +1,6 @@
 package main
 
-// What is counted, as Prometheus's own parser and linter read it.
+// The metrics, as Prometheus's own parser and linter read them.
 
 import (
 	"fmt"
@@ -21,7 +21,7 @@ var promlintProgram = nestedProgram("promlint")
 
 var metricsLine = regexp.MustCompile(`"?msg"?[=:]"serving metrics"[ ,]"?addr"?[=:]"?([0-9.:]+)`)
 
-// scrape gets the metrics of a service from where its log says that they are.
+// scrape gets the metrics of a service from the address in its log.
 func scrape(t testing.TB, log string) string {
 	t.Helper()
 	m := metricsLine.FindStringSubmatch(log)
@@ -36,7 +36,7 @@ func scrape(t testing.TB, log string) string {
 	return text
 }
 
-// metric is the value of a series.
+// metric returns the value of a series.
 func metric(t testing.TB, text, series string) string {
 	t.Helper()
 	for line := range strings.Lines(text) {
@@ -48,7 +48,7 @@ func metric(t testing.TB, text, series string) string {
 	return ""
 }
 
-// ours is the metrics that are not those of every Go process.
+// ours returns the lines of our own metrics.
 func ours(text string) string {
 	var b strings.Builder
 	for line := range strings.Lines(text) {
@@ -169,7 +169,7 @@ func TestMetricsCostARequestNoMemory(t *testing.T) {
 	}
 }
 
-// The committer is held until writes wait, as on one processor none would.
+// A commit is held until writes wait, since on one processor none would wait.
 func TestMetricsShowThatWritesShareACommit(t *testing.T) {
 	store, _ := openStore(t, newPath(t))
 	if err := loadDemo(store, time.Now()); err != nil {
@@ -211,7 +211,7 @@ func TestMetricsShowThatWritesShareACommit(t *testing.T) {
 	}
 }
 
-// bbolt does not know of them until the first commit.
+// bbolt does not count free pages until the first commit.
 func TestMetricsKnowFreePagesFromTheStart(t *testing.T) {
 	db := newPath(t)
 	s := startOn(t, db, "--demo")

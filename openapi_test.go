@@ -1,8 +1,8 @@
 package main
 
-// openapi.json is the routes, and its examples are those of testdata; and every operation
-// of it answers alike: the same wrong request, or the same fault of the service, with the
-// whole of the answer.
+// openapi.json describes exactly the routes, its examples are those of testdata, and every
+// operation has the same response to the same wrong request and to the same fault of the
+// service.
 
 import (
 	"bytes"
@@ -52,7 +52,7 @@ func TestEachRouteIsDescribedAndEachOperationIsARoute(t *testing.T) {
 	}
 }
 
-// The methods that a path is described with are those that its Allow has.
+// The described methods of a path are those in its Allow field.
 func TestAllowIsWhatIsDescribed(t *testing.T) {
 	s := start(t, "--demo")
 	for path, item := range described().Doc.Paths.Map() {
@@ -64,8 +64,8 @@ func TestAllowIsWhatIsDescribed(t *testing.T) {
 	}
 }
 
-// testdataBodies are the contents of requests and answers in testdata, as patterns:
-// {name} in a story stands for what is another at each run.
+// testdataBodies returns patterns of the bodies of all requests and responses in testdata.
+// {name} in a story stands for a value that differs in each run.
 func testdataBodies(t testing.TB) (bodies []*regexp.Regexp) {
 	t.Helper()
 	add := func(text string) {
@@ -95,7 +95,7 @@ func testdataBodies(t testing.TB) (bodies []*regexp.Regexp) {
 	return bodies
 }
 
-// canonical is the one text of a JSON value.
+// canonical returns one text for equal JSON values.
 func canonical(t testing.TB, value any) string {
 	t.Helper()
 	var b bytes.Buffer
@@ -107,8 +107,7 @@ func canonical(t testing.TB, value any) string {
 	return strings.TrimSpace(b.String())
 }
 
-// examples are the values of all examples of contents in a document, but for those
-// that a reference stands for.
+// examples returns the values of all examples in a document, except references.
 func examples(node any) (values []any) {
 	switch node := node.(type) {
 	case []any:
@@ -152,7 +151,7 @@ func TestExamplesAreThoseOfTestdata(t *testing.T) {
 	}
 }
 
-// every asks each of some operations, and compares the answer.
+// every sends a request to each of some operations and compares the responses.
 func every(t *testing.T, base, bearer string, some func(*operation) bool, change func(*operation, http.Header), want func(*operation) failure) {
 	t.Helper()
 	for _, o := range operations(t, some) {
@@ -237,8 +236,8 @@ func TestEveryOperationRefusesContentThatIsTooLarge(t *testing.T) {
 	})
 }
 
-// The real server has 30 seconds for it, as TestServerHasItsLimits says; this one does
-// not have the test wait for that.
+// The server allows 30 seconds, as TestServerHasItsLimits checks. Here the limit is shorter,
+// so that the test need not wait.
 func TestEveryOperationRefusesContentThatTakesTooLong(t *testing.T) {
 	slow(t)
 	t.Parallel() // all of it is to wait
@@ -310,8 +309,8 @@ func TestEveryOAuthEndpointLimitsGuesses(t *testing.T) {
 
 const wentWrong = "Something is wrong with the service. Its log says more under this request id."
 
-// A page of the file breaks, on which the demo user's contracts are: what needs
-// it is a 500, and then all that writes is a 503. Each in a process of its own.
+// A page with the contracts of the demo user breaks. A request that needs it is a 500, and
+// from then on every write is a 503. Each case runs in a process of its own.
 func TestEveryOperationOnABrokenPage(t *testing.T) {
 	file, bearer := servedFile(t)
 	var pages []int

@@ -17,7 +17,7 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// blocks are the fenced blocks of the README in a language.
+// blocks returns the fenced code blocks of the README in a language.
 func blocks(t testing.TB, language string) (found []string) {
 	t.Helper()
 	for _, m := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllStringSubmatch(readFile(t, "README.md"), -1) {
@@ -120,7 +120,7 @@ func TestEachMetricIsInTheTableOfMetrics(t *testing.T) {
 	}
 }
 
-// firstGroups returns what the first group of each match of form has in text.
+// firstGroups returns the first group of each match of form in text.
 func firstGroups(form *regexp.Regexp, text string) (found []string) {
 	for _, m := range form.FindAllStringSubmatch(text, -1) {
 		found = append(found, m[1])

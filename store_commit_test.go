@@ -14,9 +14,9 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// bbolt maps a file that grows anew, which waits for every read transaction, and
-// every new one waits for it: the end of one must not wait for the start of
-// another.
+// When a file grows, bbolt maps it again. The mapping waits for every read transaction to end,
+// and new ones wait for the mapping. So the end of a read transaction must not wait for the
+// start of another.
 func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
 	slow(t)
 	path := filepath.Join(t.TempDir(), "test.db")
@@ -24,7 +24,7 @@ func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// With a small map, so that it is outgrown often.
+	// The map is small, so that the file often outgrows it.
 	s.endReaders()
 	if err := s.db.Close(); err != nil {
 		t.Fatal(err)
@@ -62,8 +62,7 @@ func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
 	checkFileSound(t, path)
 }
 
-// hold keeps the committer busy with one write until release is called, which
-// waits for that write.
+// hold starts a commit that lasts until release is called. Release waits for its write.
 func hold(t testing.TB, s *Store) (release func()) {
 	t.Helper()
 	held, let, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)

@@ -14,7 +14,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// always and absent are what a write may ask for.
+// always and absent are preconditions.
 func always(Version, bool) error { return nil }
 
 var errThere = errors.New("there already")
@@ -26,7 +26,8 @@ func absent(_ Version, exists bool) error {
 	return nil
 }
 
-// openStore opens a store until the test ends. Then its file must be sound.
+// openStore opens a store until the test ends. Then it fails the test unless the file is
+// sound.
 func openStore(t testing.TB, path string) (*Store, *clock) {
 	t.Helper()
 	c := &clock{}
@@ -43,12 +44,12 @@ func openStore(t testing.TB, path string) (*Store, *clock) {
 	return s, c
 }
 
-// key is the key of a contract of the demo user.
+// key returns the key of a contract of the demo user.
 func key(n int) Key {
 	return Key{Owner{demoOrg, demoUser}, ID(fmt.Sprintf("%08x-0000-4000-8000-000000000000", n))}
 }
 
-// transaction is the id of the last one that was committed.
+// transaction returns the id of the last committed transaction.
 func transaction(t testing.TB, s *Store) uint64 {
 	t.Helper()
 	metas, err := readMetas(s.file)
@@ -123,7 +124,7 @@ func TestListKeepsUsersApart(t *testing.T) {
 	}
 }
 
-// count is how many keys a bucket has in a file that is closed.
+// count returns the number of keys of a bucket in a closed file.
 func count(t testing.TB, path string, bucket []byte) (n int) {
 	t.Helper()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
@@ -259,7 +260,7 @@ func TestSecondOpenIsRefused(t *testing.T) {
 	}
 }
 
-// listed follows a range from page to page, to its end.
+// listed reads all pages of a range.
 func listed(t testing.TB, s *Store, o Owner, r Range) (documents string, last ID, pages int) {
 	t.Helper()
 	var all []string
@@ -290,7 +291,8 @@ func listed(t testing.TB, s *Store, o Owner, r Range) (documents string, last ID
 
 func TestListIsEachContractOnceInOrder(t *testing.T) {
 	s, _ := openStore(t, newPath(t))
-	// Even numbers, so that there are ids between them; three pages and a bit.
+	// The ids are even numbers, so that there are ids between them. They fill more than three
+	// pages.
 	const contracts, step, size = 400, 2, 2000
 	doc := func(i int) string { return fmt.Sprintf(`{"n":%0*d}`, size, i) }
 	id := func(i int) ID { return key(step * i).Contract }
@@ -299,8 +301,8 @@ func TestListIsEachContractOnceInOrder(t *testing.T) {
 	for i := range contracts {
 		samples.Documents[key(step*i)] = []byte(doc(i))
 	}
-	// Users whose keys stand right before and after, so that a list that went on
-	// into them would show.
+	// The keys of these users are directly before and after, so that a list that reads too far
+	// is noticed.
 	for _, user := range []string{demoUser[:35], demoUser[:35] + "1", demoUser + "0"} {
 		samples.Documents[Key{Owner{demoOrg, ID(user)}, id(0)}] = []byte(`"another user's"`)
 	}
@@ -381,7 +383,7 @@ func TestFirstAnswerIsRepeatedWhateverBecameOfTheContract(t *testing.T) {
 	once := &Idempotency{Client: "a", Key: "k", Body: hashOf("body")}
 	const doc = `{"n":1}`
 	version := Version(checksum(key(1).bytes(), []byte(doc)))
-	// create sends the request once more; the handler has made a new id each time.
+	// create repeats the request. The handler makes a new id each time.
 	create := func(when string, n int, want Key, wantVersion Version) {
 		t.Helper()
 		got, err := s.Create(key(n), []byte(doc), once)
@@ -413,7 +415,7 @@ func TestFirstAnswerIsRepeatedWhateverBecameOfTheContract(t *testing.T) {
 	create("and that one's own day", 6, key(5), Version(checksum(key(5).bytes(), []byte(doc))))
 }
 
-// flipped changes one bit of a file. Whoever has it mapped sees that.
+// flipped changes one bit of a file. A process that has mapped the file sees the change.
 func flipped(t testing.TB, path string, bit int64) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -431,8 +433,8 @@ func flipped(t testing.TB, path string, bit int64) {
 	}
 }
 
-// wantCorrupt wants contract 1 to be refused by its name, alone and in a list,
-// and its neighbors to be answered.
+// wantCorrupt fails the test unless contract 1 is reported as corrupt, alone and in a list,
+// and its neighbors are returned.
 func wantCorrupt(t testing.TB, s *Store, when string) {
 	t.Helper()
 	got, _, err := s.Get(nil, key(1))
@@ -447,8 +449,8 @@ func wantCorrupt(t testing.TB, s *Store, when string) {
 	wantDocument(t, s, key(2), someDocument(2))
 }
 
-// threeContracts is a closed file with the contracts 0, 1 and 2, and where in it
-// the sealed value of contract 1 is.
+// threeContracts returns a closed file with the contracts 0, 1 and 2, and the position of the
+// stored value of contract 1.
 func threeContracts(t testing.TB) (path string, at, size int64) {
 	t.Helper()
 	path = newPath(t)
@@ -493,7 +495,7 @@ func TestWriteHealsACorruptContract(t *testing.T) {
 	}{
 		{"replaced", 100, func(s *Store) error { _, err := s.Put(key(1), []byte("new"), always); return err }, "new"},
 		{"replaced by what it was", 100, func(s *Store) error {
-			// The sum is whole, and so is what a client knows by it.
+			// The checksum is intact, and so is the entity tag that a client has.
 			_, err := s.Put(key(1), []byte(someDocument(1)), func(current Version, exists bool) error {
 				if want := Version(checksum(key(1).bytes(), []byte(someDocument(1)))); !exists || current != want {
 					return fmt.Errorf("found %x, %v, want %x", current, exists, want)
@@ -529,7 +531,7 @@ func TestWriteHealsACorruptContract(t *testing.T) {
 	}
 }
 
-// edit changes a closed file by bbolt.
+// edit changes a closed file with bbolt.
 func edit(t testing.TB, path string, change func(*bbolt.Tx) error) {
 	t.Helper()
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})

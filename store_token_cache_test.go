@@ -1,6 +1,6 @@
 package main
 
-// What is remembered of tokens must never outlive what the file says.
+// The token cache must never know more than the file.
 
 import (
 	"errors"
@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// tokenStore is a store with a client, which gets a token of each text.
+// tokenStore opens a store with a client and a token for each text.
 func tokenStore(t testing.TB, texts ...string) (*Store, *clock, Client) {
 	t.Helper()
 	s, clock := openStore(t, newPath(t))
@@ -34,7 +34,7 @@ func addToken(t testing.TB, s *Store, clock *clock, c Client, text string) {
 	}
 }
 
-// wantToken checks twice, so that what the first time remembers is checked too.
+// wantToken checks a token twice, so that the second time it is in the cache.
 func wantToken(t testing.TB, s *Store, text string, want error) {
 	t.Helper()
 	for range 2 {
@@ -111,7 +111,7 @@ func TestTokenIsGoodUntil(t *testing.T) {
 	}
 }
 
-// A token that is read just before it is revoked must not be remembered after.
+// A token that is read just before it is revoked must not be cached after that.
 func TestRevokedTokenIsNeverGoodAgain(t *testing.T) {
 	var texts []string
 	for i := range 200 {

@@ -1,8 +1,8 @@
 package main
 
-// Stories: files of testdata/stories with requests and the whole answers to them,
-// in a sequence on one server with the demo data. "go test -run Story -update"
-// writes the answers anew, to be read before they are kept.
+// Stories: files in testdata/stories with requests and the whole responses to them, in
+// sequence on one server with the demo data. "go test -run Story -update" writes the responses
+// again; read the difference before you commit it.
 
 import (
 	"flag"
@@ -24,7 +24,7 @@ import (
 
 var update = flag.Bool("update", false, "write the answers of testdata/stories anew")
 
-// storyFiles are the names of all stories.
+// storyFiles returns the names of all stories.
 func storyFiles(t testing.TB) []string {
 	t.Helper()
 	files, err := filepath.Glob("testdata/stories/*.txt")
@@ -34,7 +34,7 @@ func storyFiles(t testing.TB) []string {
 	return files
 }
 
-// readStory reads one of them.
+// readStory reads a story.
 func readStory(t testing.TB, file string) *txtar.Archive {
 	t.Helper()
 	story, err := txtar.ParseFile(file)
@@ -101,7 +101,7 @@ func tell(t *testing.T, file string) {
 	}
 }
 
-// roundTrip sends a request as a story writes it, and returns the answer so.
+// roundTrip sends a request in the form of a story and returns the response in the same form.
 func roundTrip(t *testing.T, base, name, text string) string {
 	head, body, _ := strings.Cut(text, "\n\n")
 	lines := strings.Split(strings.TrimSuffix(head, "\n"), "\n")
@@ -144,13 +144,13 @@ func roundTrip(t *testing.T, base, name, text string) string {
 	return b.String()
 }
 
-// names stand in a story for what is another at each run.
+// names are the names that stand in a story for values that differ in each run.
 type names struct {
 	values     map[string]string // by name
 	ids, etags int
 }
 
-// show puts the values in the place of {name}.
+// show replaces each {name} by its value.
 func (n *names) show(text string) string {
 	for name, value := range n.values {
 		text = strings.ReplaceAll(text, "{"+name+"}", value)
@@ -165,8 +165,8 @@ var (
 	secret      = regexp.MustCompile(`"[A-Za-z0-9_-]{43}"`)
 )
 
-// hide puts {name} in the place of what is another at each run, the same name
-// for the same value throughout a story.
+// hide replaces each value that differs between runs by a {name}. The same value has the same
+// name throughout a story.
 func (n *names) hide(text string) string {
 	if m := requestID.FindStringSubmatch(text); m != nil {
 		text = strings.ReplaceAll(text, m[1], "{request}")
