@@ -1,8 +1,8 @@
 package e2e
 
-// What a request costs, beside what it cannot do without. The service runs in a process
-// of its own; what it is compared with runs in turn with it, so that both see the same
-// machine. The ratios count, not the times.
+// The cost of a request, compared with the cost of its indispensable parts. The service runs
+// in a process of its own and alternates with the server that it is compared with, so that
+// both meet the same load. The ratios count, not the times.
 
 import (
 	"encoding/base64"
@@ -14,7 +14,7 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// manyContracts is how many contracts a file has where nothing else is said.
+// manyContracts is the number of contracts in a file unless a benchmark needs another.
 const manyContracts = 100_000
 
 var (
@@ -24,8 +24,8 @@ var (
 	putYear = message{method: "PUT", path: benchContract, header: jsonType, body: year(8760)}
 )
 
-// pairs measures two sides in turn, b.N times each: ours and theirs make as many requests
-// and return the time it took. It reports the median of the ratios of their rates.
+// pairs measures two sides in turn, b.N times each. Both make the same number of requests and
+// return the time they took. It reports the median of the ratios of their rates.
 func pairs(b *testing.B, of string, requests int, ours, theirs func() time.Duration) {
 	b.Helper()
 	var our, their, ratios []float64
@@ -47,7 +47,7 @@ func pairs(b *testing.B, of string, requests int, ours, theirs func() time.Durat
 	b.ReportMetric(0, "ns/op")
 }
 
-// inTurn measures two servers, each by its own lines.
+// inTurn measures two servers, each with its own connections.
 func inTurn(b *testing.B, of string, each int, ours, theirs []*line) {
 	b.Helper()
 	pairs(b, of, len(ours)*each,
@@ -55,14 +55,15 @@ func inTurn(b *testing.B, of string, each int, ours, theirs []*line) {
 		func() time.Duration { return round(b, theirs, each) })
 }
 
-// requestsEach is how many requests each of n connections makes in a round, of so many
-// in all, or fewer where they wait for each other.
+// requestsEach returns the number of requests of each of n connections in a round of about all
+// requests. Few connections make fewer, since their requests wait for each other.
 func requestsEach(n, all int) int { return max(1, min(all/n, all/8)) }
 
-// GET of one contract beside the router alone, which answers as many bytes.
+// BenchmarkGet compares a GET of one contract with the router alone, which sends as many
+// bytes.
 func BenchmarkGet(b *testing.B) { besideRouter(b, getOne, 12_000, 1, 16, 64, 256) }
 
-// A list of 100 contracts, likewise.
+// BenchmarkList compares a list of 100 contracts with the router alone.
 func BenchmarkList(b *testing.B) { besideRouter(b, listAll, 6400, 1, 64) }
 
 func besideRouter(b *testing.B, m message, requests int, connections ...int) {
@@ -79,8 +80,8 @@ func besideRouter(b *testing.B, m message, requests int, connections ...int) {
 	}
 }
 
-// A durable PUT beside bbolt behind a committer, on as large a file, and beside the
-// router that has nothing but that committer behind it.
+// BenchmarkPut compares a durable PUT with bbolt behind a committer, on a file of the same
+// size, and with a router that has only that committer behind it.
 func BenchmarkPut(b *testing.B) {
 	file := benchFile(b, manyContracts)
 	service, raw, router := served(b, copyOf(b, file)), newRawStore(b, copyOf(b, file)), bare(b, "put", copyOf(b, file))
@@ -97,8 +98,8 @@ func BenchmarkPut(b *testing.B) {
 	})
 }
 
-// The median latency of a durable PUT that is alone beside that of db.Update, and beside
-// that of a router whose handler does nothing but db.Update.
+// BenchmarkPutLatency compares the median latency of a single durable PUT with that of
+// db.Update, and with that of a router whose handler only calls db.Update.
 func BenchmarkPutLatency(b *testing.B) {
 	const each = 500
 	file := benchFile(b, manyContracts)
@@ -134,7 +135,8 @@ func BenchmarkPutLatency(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// A PUT of 8,760 prices beside a handler with encoding/json and the validator's dive.
+// BenchmarkPutYear compares a PUT of 8,760 prices with a handler that uses encoding/json and
+// the validator's dive.
 func BenchmarkPutYear(b *testing.B) {
 	const each, contracts = 30, 100
 	file := benchFile(b, contracts)
@@ -142,7 +144,7 @@ func BenchmarkPutYear(b *testing.B) {
 	inTurn(b, "dive", each, service.lines(b, 1, putYear, contracts), dive.lines(b, 1, putYear, contracts))
 }
 
-// What each endpoint allocates, in the process that serves.
+// BenchmarkAllocations measures the allocations of each endpoint in the process of the server.
 func BenchmarkAllocations(b *testing.B) {
 	service := served(b, benchFile(b, manyContracts))
 	basic := "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte(bench.client.ID+":"+bench.client.Secret)) + "\r\n"
@@ -183,7 +185,7 @@ func BenchmarkAllocations(b *testing.B) {
 	}
 }
 
-// What a read allocates is the same whatever is in the file.
+// A read allocates the same for any size of the file and of the contract.
 func TestReadsAllocateNoMoreForMore(t *testing.T) {
 	long(t)
 	few, many := served(t, benchFile(t, allocationRequests)), served(t, benchFile(t, 20_000))
@@ -201,9 +203,9 @@ func TestReadsAllocateNoMoreForMore(t *testing.T) {
 	}
 }
 
-// A million contracts: how soon the service is ready, beside a process that does nothing;
-// how much memory it has of its own after random GETs; and its rates, beside those with
-// ten thousand contracts.
+// BenchmarkMillion uses a million contracts. It compares the time until the service is ready
+// with a process that does nothing, measures the private memory after random GETs, and
+// compares the rates with those for ten thousand contracts.
 func BenchmarkMillion(b *testing.B) {
 	million := benchFile(b, 1_000_000)
 	b.Run("ready", func(b *testing.B) {
@@ -235,8 +237,8 @@ func BenchmarkMillion(b *testing.B) {
 			b.Run(fmt.Sprintf("PUT/connections=%d", n), func(b *testing.B) { besideSmall(b, putOne, n) })
 		}
 	})
-	// What of that is bbolt's: a tree with more pages above a key. It is the last, since it
-	// writes what the service would not read.
+	// The part of bbolt alone: its tree has more pages above a key. It comes last, since it
+	// writes values that the service could not read.
 	b.Run("bbolt/connections=64", func(b *testing.B) {
 		large, small := newRawStore(b, million), newRawStore(b, benchFile(b, 10_000))
 		pairs(b, "10000", 64*200,

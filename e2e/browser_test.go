@@ -1,6 +1,6 @@
 package e2e
 
-// The page of the docs in a browser.
+// The docs page in a browser.
 
 import (
 	"encoding/json"
@@ -16,7 +16,7 @@ import (
 
 var browserProgram = servicetest.NestedProgram("browser")
 
-// What a person does on the page, in headless Chromium.
+// Headless Chromium uses the page as a person would.
 func TestDocsPageInABrowser(t *testing.T) {
 	long(t)
 	t.Parallel() // most of it is to wait for Chromium

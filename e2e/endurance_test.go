@@ -2,8 +2,8 @@
 
 package e2e
 
-// Hours of use in a short time: every kind of request on many connections at once, and
-// what the process and its file have grown to in the end.
+// Hours of use in a short time: every kind of request on many connections at once, and then
+// the size of the process and its file.
 
 import (
 	"bytes"
@@ -22,22 +22,22 @@ import (
 
 const (
 	enduringLines = 256
-	// contractsOfLine are those that one connection alone writes to, so that it knows
-	// what each must be.
+	// contractsOfLine is the number of contracts that only one connection writes to, so that
+	// it knows the expected state of each.
 	contractsOfLine = 8
-	// fileOfLive is how many times as large as what is live the file may be: a page may be
-	// half full, as may the last page of a large document, and a commit writes what it
-	// changes to free pages, at this load nearly all there is.
+	// fileOfLive is how many times the size of the live documents the file may have. Pages and
+	// the last page of a large document may be half full, and a commit writes its changes to
+	// free pages, which at this load are nearly as many.
 	fileOfLive = 2 * 2
-	// fileConstant is the step, in bytes, by which bbolt has a file grow.
+	// fileConstant is the step, in bytes, by which bbolt grows a file.
 	fileConstant = 16 << 20
-	// memoryGrowth is how much more memory, in MB, the process may have in the last third
-	// of the time than in the one before, beside a quarter of that: some garbage that the
-	// collector has not come to yet.
+	// memoryGrowth is how much more memory, in MB, the process may have in the last third of
+	// the time than in the second, besides a quarter of that. It allows for garbage that is
+	// not collected yet.
 	memoryGrowth = 16
 )
 
-// user is one connection, and what its contracts are.
+// user is one connection with the expected state of its contracts.
 type user struct {
 	*line
 	first   int                     // of its contracts
@@ -45,13 +45,13 @@ type user struct {
 	prepare map[string]prepared
 }
 
-// prepared is a message as bytes.
+// prepared is the bytes of a message.
 type prepared struct {
 	request []byte
 	aim     func(n int)
 }
 
-// sizes are how many prices a document has: from 200 bytes to 60 KB.
+// sizes are the numbers of prices in a document, which then has 200 bytes to 60 KB.
 var sizes = []int{0, 1, 5, 24, 168, 1000}
 
 func messages() map[string]message {
@@ -80,14 +80,15 @@ func messages() map[string]message {
 	return all
 }
 
-// alwaysRefused are the statuses of what is refused, whether there is the contract or not.
+// alwaysRefused are the statuses of requests that are refused whether the contract exists or
+// not.
 var alwaysRefused = map[string]int{
 	"broken": 400, "unknown token": 401, "another's": 403, "nowhere": 404, "no such method": 405,
 	"another version": 412, "no media type": 415, "no contract": 422, "a limit too high": 422,
 }
 
-// asks sends one of the messages, aimed at contract n, and returns an error unless the
-// answer has the status.
+// asks sends one of the messages to contract n and returns an error unless the response has
+// the status.
 func (u *user) asks(what string, n, want int) error {
 	p := u.prepare[what]
 	p.aim(n)
@@ -102,7 +103,7 @@ func (u *user) asks(what string, n, want int) error {
 	return nil
 }
 
-// step makes a request at random, and checks its answer by what it knows.
+// step sends a random request and checks its response.
 func (u *user) step() error {
 	i := u.random.IntN(contractsOfLine)
 	n, there := u.first+i, u.live[i] != nil
@@ -158,7 +159,7 @@ func (u *user) step() error {
 	}
 }
 
-// postAndDelete makes a contract under an id that the service chooses, and deletes it.
+// postAndDelete creates a contract with POST and deletes it.
 func (u *user) postAndDelete(n int) error {
 	if err := u.asks("post", n, 200); err != nil {
 		return err

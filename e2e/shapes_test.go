@@ -2,9 +2,9 @@
 
 package e2e
 
-// Every JSON shape at every member, and as the whole of every body: what a generator of
-// wrong requests would try first. Which members there are, and what each may be, is
-// openapi.json's to say; the answers are compared as a whole.
+// Every JSON shape as the value of every member and as the whole of every body, as a generator
+// of invalid requests would try first. The members and their types come from openapi.json. The
+// whole responses are compared.
 
 import (
 	"bytes"
@@ -26,7 +26,7 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 )
 
-// form is a form of body that has a contract in it.
+// form is a form of body that contains a contract.
 type form int
 
 const (
@@ -35,12 +35,12 @@ const (
 	exported                  // a line of an export
 )
 
-// fault is one thing that is wrong with a body, and where.
+// fault is one fault of a body, with its place.
 type fault struct{ Pointer, Detail string }
 
 func (f fault) String() string { return f.Pointer + " " + f.Detail }
 
-// maxFaults is how many faults an answer lists.
+// maxFaults is the most faults that a response lists.
 const maxFaults = 100
 
 var (
@@ -58,7 +58,7 @@ func quoted(v any) string {
 	return fmt.Sprintf("%q", string(r))
 }
 
-// canonical is the one text of a JSON value.
+// canonical returns one text for equal JSON values.
 func canonical(t testing.TB, value any) string {
 	t.Helper()
 	var b bytes.Buffer
@@ -70,28 +70,28 @@ func canonical(t testing.TB, value any) string {
 	return strings.TrimSpace(b.String())
 }
 
-// whereItBelongs is the members that a line must have.
+// whereItBelongs returns the members that a line must have besides a contract.
 func whereItBelongs(i int) string {
 	k := key(i)
 	return fmt.Sprintf(`"org_id":%q,"user_id":%q,"id":%q`, k.Org, k.User, k.Contract)
 }
 
-// shape is what stands in the place of a member's value.
+// shape is a text in place of a member's value.
 type shape struct {
 	name, value string
-	// notJSON is why it is not JSON; at is the byte of the value where that is found.
-	// {after} is what the value itself would be, in what it stands in; {rest} is what
-	// follows, and {end} the first of it.
+	// notJSON is the reason why the shape is not JSON, and at the byte of the value where the
+	// error is found. {after} stands for the context of the value, {rest} for the text after
+	// it, and {end} for its first byte.
 	notJSON string
 	at      int
-	// below is where in the value that is; ".." is in what it stands in.
+	// below is the place of the error in the value; ".." is the place that contains the value.
 	below string
 }
 
-// many is how often a part is repeated in what is huge.
+// many is the number of repetitions in a huge shape.
 const many = 100_000
 
-// deep is a value of n levels.
+// deep returns a value with n levels.
 func deep(open, innermost, end string, n int) string {
 	return strings.Repeat(open, n) + innermost + strings.Repeat(end, n)
 }
@@ -183,22 +183,22 @@ var shapes = []shape{
 	{name: "another bracket", value: `[}`, notJSON: "invalid character '}' at start of value", at: 1, below: "/0"},
 }
 
-// slot is where a shape stands: a member, or an element of an array.
+// slot is a place for a shape: a member or an element of an array.
 type slot struct {
 	pointer string
 	schema  *openapi3.Schema
 	depth   int // how many objects and arrays it stands in
-	// before and after are what of a right contract is around it. The other members of the
-	// contract come in by inForm.
+	// before and after are the parts of a valid contract around the slot. inForm adds the
+	// other members of the contract.
 	before, after string
 }
 
 func (s slot) name() string { return s.pointer[strings.LastIndexByte(s.pointer, '/')+1:] }
 
-// isElement: of an array, and so without a name.
+// isElement reports whether the slot is an element of an array, which has no name.
 func (s slot) isElement() bool { return s.name() == "0" }
 
-// rightValues are those of a right contract, by pointer.
+// rightValues are the values of a valid contract, by pointer.
 var rightValues = map[string]string{
 	"/energy_contract_type":                      `"monthly"`,
 	"/energy_prices":                             `[{"price":0.20,"timestamp":"2023-11-01T00:00:00+00:00"}]`,
@@ -212,7 +212,7 @@ var rightValues = map[string]string{
 	"/energy_price_includes_external_components": `true`,
 }
 
-// slots are all that openapi.json has in a contract, members and elements, in order.
+// slots returns all members and elements of a contract in openapi.json, in order.
 func slots(t testing.TB) (found []slot) {
 	t.Helper()
 	var walk func(s slot)
@@ -246,19 +246,19 @@ func slots(t testing.TB) (found []slot) {
 	return found
 }
 
-// sent is one request, or one line of an import, and what must become of it.
+// sent is one request, or one line of an import, with its expected result.
 type sent struct {
 	name, body string
 	status     int     // of a request
 	faults     []fault // of a 400 or a 422
-	// changed is the member of a right contract that a 200 has otherwise, and to what.
+	// changed is the member that differs from the valid contract in a 200, and its value.
 	changed, to string
 }
 
-// placeMembers are what a line of an import has beside a contract.
+// placeMembers are the members that a line of an import has besides a contract.
 var placeMembers = []string{"org_id", "user_id", "id"}
 
-// inForm is a slot as a form of body has it, with right members around it.
+// inForm returns the slot in a form of body, with valid members around it.
 func (s slot) inForm(f form, line int) slot {
 	top := strings.Split(s.pointer, "/")[1]
 	others := ""
@@ -282,8 +282,8 @@ func (s slot) inForm(f form, line int) slot {
 	return s
 }
 
-// generated is each shape in each slot of a form of body, and each member twice, in
-// another case, and not there. The lines are of contracts that differ.
+// generated returns each shape in each slot of a form of body, and each member twice, in
+// another case, and missing. Each line is of another contract.
 func generated(t testing.TB, f form) (all []sent) {
 	t.Helper()
 	places := slots(t)
@@ -334,7 +334,7 @@ func generated(t testing.TB, f form) (all []sent) {
 	return all
 }
 
-// readShape is what a shape is if it is JSON.
+// readShape returns the value of a shape that is JSON.
 func readShape(text string) (value any) {
 	d := json.NewDecoder(strings.NewReader(text))
 	d.UseNumber()
@@ -342,7 +342,7 @@ func readShape(text string) (value any) {
 	return value
 }
 
-// expect is what must become of a shape here.
+// expect returns a shape in this slot with its expected result.
 func (s slot) expect(t testing.TB, f form, sh shape, value any) sent {
 	x := sent{name: s.pointer + " is " + sh.name, body: s.before + sh.value + s.after, status: 400}
 	parent := s.pointer[:strings.LastIndexByte(s.pointer, '/')]
@@ -387,8 +387,8 @@ func (s slot) expect(t testing.TB, f form, sh shape, value any) sent {
 	return x
 }
 
-// tooDeep finds where a value has more levels than are left for it: after which byte, and
-// in what. No shape has brackets in a string.
+// tooDeep finds the place where a value has more levels than are allowed for it. No shape has
+// brackets in a string.
 func tooDeep(value string, levels int) (at int, below string, is bool) {
 	for i, c := range []byte(value) {
 		switch c {
@@ -406,7 +406,7 @@ func tooDeep(value string, levels int) (at int, below string, is bool) {
 	return 0, "", false
 }
 
-// wrong is what is wrong with JSON here, in the words of an answer.
+// wrong returns the faults of a JSON value in this slot, in the words of a response.
 func (s slot) wrong(f form, value any) (faults []fault) {
 	say := func(format string, args ...any) {
 		faults = append(faults, fault{Pointer: "#" + s.pointer, Detail: fmt.Sprintf(format, args...)})
@@ -511,13 +511,13 @@ func (s slot) required() fault {
 	return fault{Pointer: "#" + s.pointer, Detail: is}
 }
 
-// members is what comes before the name of a member here.
+// members returns the text before the name of the member in this slot.
 func (s slot) members() string { return strings.TrimSuffix(s.before, strconv.Quote(s.name())+":") }
 
-// mustBe: a contract or a line is wrong without the member.
+// mustBe reports whether a contract or a line without the member is invalid.
 func (s slot) mustBe() bool { return slices.Contains(placeMembers, s.name()) || s.name() == "price" }
 
-// inAnotherCase is a right contract but for the name of a member in another case.
+// inAnotherCase is a valid contract except that the name of a member is in another case.
 func (s slot) inAnotherCase(value string) sent {
 	name := strings.ToUpper(s.name())
 	pointer := "#" + strings.TrimSuffix(s.pointer, s.name()) + name
@@ -531,7 +531,7 @@ func (s slot) inAnotherCase(value string) sent {
 	return x
 }
 
-// missing is a right contract but for a member that is not there.
+// missing is a valid contract except that a member is missing.
 func (s slot) missing(f form) sent {
 	x := sent{name: s.pointer + " is missing", body: strings.TrimSuffix(s.members(), ",") + s.after, status: 200}
 	switch {
@@ -548,13 +548,13 @@ func (s slot) missing(f form) sent {
 	return x
 }
 
-// priceWith is right prices but for one member.
+// priceWith returns prices that are valid except for one member.
 func priceWith(name, value string) string {
 	const p = "/energy_prices/0/"
 	return strings.Replace(rightValues["/energy_prices"], fmt.Sprintf("%q:%s", name, rightValues[p+name]), fmt.Sprintf("%q:%s", name, value), 1)
 }
 
-// contract is a right one, with an id and one member that is otherwise.
+// contract returns a valid contract with an id and one changed member.
 func contract(id, changed, to string) string {
 	var b strings.Builder
 	for i, name := range []string{
@@ -576,7 +576,7 @@ func contract(id, changed, to string) string {
 	return b.String()
 }
 
-// refusal is a problem document that lists faults.
+// refusal returns a problem document with faults.
 func refusal(t testing.TB, status int, faults []fault) failure {
 	t.Helper()
 	detail := "The request breaks rules of the API; see errors."
@@ -590,7 +590,7 @@ func refusal(t testing.TB, status int, faults []fault) failure {
 	return failure{Status: status, Detail: detail, Errors: `,"errors":[` + strings.Join(list, ",") + "]"}
 }
 
-// shapesTimeout is for an answer to whatever is sent, on a machine that others keep busy.
+// shapesTimeout is the limit for any response on a busy machine.
 const shapesTimeout = 20 * time.Second
 
 func TestEachShapeAtEachMember(t *testing.T) {
@@ -609,8 +609,8 @@ func TestEachShapeAtEachMember(t *testing.T) {
 	wantUnharmed(t, p)
 }
 
-// tryShapes sends each shape to a user that has no contracts yet, and sees to it that what
-// was refused changed nothing.
+// tryShapes sends each shape to a user without contracts, and fails the test if a refused
+// request changed something.
 func tryShapes(t *testing.T, method, bearer, collection string) {
 	c := &http.Client{Timeout: shapesTimeout}
 	whole := http.Header{"Authorization": {"Bearer " + bearer}, "Content-Type": {"application/json"}}
@@ -665,7 +665,7 @@ func tryShapes(t *testing.T, method, bearer, collection string) {
 	wantThere(t)
 }
 
-// wantContract compares a whole answer, but for the entity tag.
+// wantContract compares a whole response except its entity tag.
 func wantContract(t testing.TB, resp *http.Response, got, want string, more http.Header) {
 	t.Helper()
 	header := http.Header{
@@ -679,8 +679,8 @@ func wantContract(t testing.TB, resp *http.Response, got, want string, more http
 	}
 }
 
-// wantUnharmed fails unless a process answers on, has found nothing wrong with itself, and
-// keeps no more memory than it may.
+// wantUnharmed fails the test unless the process still responds, has logged no error, and uses
+// no more memory than allowed.
 func wantUnharmed(t testing.TB, p *process) {
 	t.Helper()
 	const limit = 150 // MB; 20 to 52 were seen
@@ -734,7 +734,7 @@ func TestEachShapeAtEachMemberOfALine(t *testing.T) {
 	wantUnharmed(t, p)
 }
 
-// wantLines tells of the lines that differ.
+// wantLines reports the lines that differ.
 func wantLines(t testing.TB, got, want string) {
 	t.Helper()
 	is, wanted := strings.Split(got, "\n"), strings.Split(want, "\n")
@@ -748,7 +748,7 @@ func wantLines(t testing.TB, got, want string) {
 	}
 }
 
-// bodies are shapes of a whole content. at and below are where it is found not to be JSON.
+// bodies are shapes of a whole content. at and below are the place where it is not JSON.
 var bodies = []shape{
 	{name: "nothing", value: ``},
 	{name: "null", value: `null`},
@@ -817,7 +817,7 @@ func answerTo(t testing.TB, c *http.Client, url, bearer string) string {
 	return got
 }
 
-// contractBody is what becomes of a body that is no contract.
+// contractBody returns the expected response to a body that is not a contract.
 func contractBody(t testing.TB, sh shape) failure {
 	t.Helper()
 	f := fault{Pointer: "#", Detail: "the body is empty; send a JSON object"}
@@ -837,7 +837,7 @@ func contractBody(t testing.TB, sh shape) failure {
 	return refusal(t, 400, []fault{f})
 }
 
-// oauthBody is what becomes of a body that asks an OAuth endpoint for nothing.
+// oauthBody returns the expected response of an OAuth endpoint to a body without parameters.
 func oauthBody(o operation, body string) failure {
 	f := failure{Status: 400, Code: "invalid_request", Detail: "the body must be a JSON object whose members are strings"}
 	switch {
@@ -852,8 +852,8 @@ func oauthBody(o operation, body string) failure {
 	return f
 }
 
-// TestEachShapeAtEachOAuthParameter is for the JSON form, of a client that authenticates
-// by its Authorization field.
+// TestEachShapeAtEachOAuthParameter sends JSON, from a client that authenticates in the
+// Authorization field.
 func TestEachShapeAtEachOAuthParameter(t *testing.T) {
 	long(t)
 	t.Parallel()
@@ -882,7 +882,7 @@ func TestEachShapeAtEachOAuthParameter(t *testing.T) {
 	wantUnharmed(t, p)
 }
 
-// oauthParameter is what becomes of a shape of one parameter.
+// oauthParameter returns the expected response to a shape of one parameter.
 func oauthParameter(o operation, name, body string, sh shape) failure {
 	if len(body) > 64<<10 {
 		return failure{Status: 413, Code: "invalid_request", Detail: "the body cannot be read, or has more than 64 KiB"}

@@ -1,6 +1,6 @@
 package e2e
 
-// Which program it is, by the toolchain that built it.
+// The version that the Go toolchain records in the program.
 
 import (
 	"context"
@@ -29,12 +29,12 @@ func TestVersionIsWhatTheToolchainWroteIntoTheBinary(t *testing.T) {
 	if err != nil || m == nil {
 		t.Fatalf("%v, %q, want %s", err, out, want)
 	}
-	// As others read it.
+	// The version as other tools read it.
 	module, err := exec.Command("go", "version", "-m", path).Output()
 	if err != nil || !strings.Contains(string(module), "\tmod\tenergy-contracts\t"+string(m[1])) {
 		t.Errorf("%v, %s, want version %s", err, module, m[1])
 	}
-	// The same in the first line of serve's log, and in the file that it makes.
+	// The first log line of serve and a new database file have the same version.
 	db := newPath(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()

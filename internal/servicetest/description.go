@@ -1,8 +1,8 @@
 package servicetest
 
-// openapi.json is true: a validator that is not ours holds every request of the
-// tests, and every answer to it, to the description, and at the end each operation
-// and each status that it describes must have been seen.
+// The check that openapi.json is true: a library compares every request of the tests and every
+// response with the description. At the end each operation and each status in it must have
+// been seen.
 
 import (
 	"bufio"
@@ -65,7 +65,7 @@ var Described = sync.OnceValue(func() *Description {
 	return &Description{Doc: doc, router: router, services: map[string]bool{}, seen: map[string]bool{}}
 })
 
-// Serves has the requests to a service held to the description until the test ends.
+// Serves makes the requests to a service be compared with the description until the test ends.
 func (d *Description) Serves(t testing.TB, base string) {
 	u, err := url.Parse(base)
 	if err != nil {
@@ -87,10 +87,10 @@ func (d *Description) isService(host string) bool {
 	return d.services[host]
 }
 
-// Validated is a transport whose requests and answers are held to the description.
+// Validated is a transport whose requests and responses are compared with the description.
 type Validated struct{ *http.Transport }
 
-// RoundTrip sends a request. Its error may be that the answer is not as described.
+// RoundTrip sends a request. It returns an error if the response is not as described.
 func (v Validated) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := v.Transport.RoundTrip(r)
 	if err != nil || !Described().isService(r.URL.Host) {
@@ -108,7 +108,7 @@ func (v Validated) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// broken is the end of a content, or what came instead.
+// broken is the rest of a content that ended with an error.
 type broken struct{ err error }
 
 func (b broken) Read([]byte) (int, error) {
@@ -118,8 +118,8 @@ func (b broken) Read([]byte) (int, error) {
 	return 0, b.err
 }
 
-// Hold returns an error if an answer is not as described, which then fails the run of all
-// tests, too.
+// Hold returns an error if a response is not as described. Then the run of all tests fails
+// too.
 func (d *Description) Hold(r *http.Request, resp *http.Response, content []byte) error {
 	operation, err := d.check(r, resp, content)
 	if found := Known.exchanged(r, resp, content); len(found) > 0 {
@@ -136,8 +136,8 @@ func (d *Description) Hold(r *http.Request, resp *http.Response, content []byte)
 	return nil
 }
 
-// Read reads the answer to a request that a test has written to a connection itself, and
-// holds it to the description. The end of sent may be lacking.
+// Read reads the response to a request that a test wrote to a connection directly, and
+// compares it with the description. sent may lack its end.
 func (d *Description) Read(t testing.TB, conn io.Reader, sent string) (*http.Response, string, error) {
 	t.Helper()
 	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(sent)))
@@ -158,7 +158,7 @@ func (d *Description) Read(t testing.TB, conn io.Reader, sent string) (*http.Res
 	return resp, string(content), err
 }
 
-// Undescribed is the requests that are for browsers and no part of the API.
+// Undescribed are the requests of browsers that are not part of the API.
 var Undescribed = []string{
 	"GET /", "HEAD /",
 	"GET /api/partners/v2.0/docs/favicon.png", "HEAD /api/partners/v2.0/docs/favicon.png",
@@ -168,7 +168,7 @@ var Undescribed = []string{
 	"GET /api/partners/v2.0/docs/swagger-ui.css", "HEAD /api/partners/v2.0/docs/swagger-ui.css",
 }
 
-// check returns the operation that was asked for, or "" where there is none.
+// check returns the operation of a request, or "" if there is none.
 func (d *Description) check(r *http.Request, resp *http.Response, content []byte) (operation string, err error) {
 	switch {
 	case resp.Header.Get("X-Request-ID") == "": // net/http answered before the service saw it
@@ -236,7 +236,7 @@ func (d *Description) check(r *http.Request, resp *http.Response, content []byte
 	})
 }
 
-// problem checks an answer that is the same wherever there is no operation.
+// problem checks a response that belongs to no operation.
 func (d *Description) problem(r *http.Request, resp *http.Response, content []byte) error {
 	if r.Method == http.MethodHead {
 		return nil
@@ -251,8 +251,8 @@ func (d *Description) problem(r *http.Request, resp *http.Response, content []by
 	return d.Doc.Components.Schemas["Problem"].Value.VisitJSON(value, openapi3.EnableJSONSchema2020())
 }
 
-// checkHeader is for what the validator passes over: fields that are not described,
-// and answers to HEAD and 304.
+// checkHeader checks header fields that the library ignores: undescribed ones, and those of
+// responses to HEAD and of 304.
 func checkHeader(r *http.Request, resp *http.Response, as *openapi3.Response) error {
 	for name := range resp.Header {
 		switch name {
@@ -294,8 +294,8 @@ func (d *Description) unexercised() (missing []string) {
 	return missing
 }
 
-// verdict returns the exit code of a run of tests: that of the tests, or 1 if an answer was
-// not as described, or if whole and the run of all tests has not exercised all of the
+// verdict returns the exit code of a run of tests: the code of the tests, or 1 if a response
+// was not as described, or if whole is set and a run of all tests has not seen all of the
 // description.
 func (d *Description) verdict(code int, whole bool) int {
 	for _, wrong := range d.wrong {

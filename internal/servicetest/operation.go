@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// Operation is an operation of openapi.json, with what is in a right request.
+// Operation is an operation of openapi.json with the parts of a valid request.
 type Operation struct {
 	ID, Method, Path string // of the demo user's first contract
 	Contract         bool   // for contracts, with a token; else public
@@ -19,7 +19,7 @@ type Operation struct {
 	Body             string
 }
 
-// DemoNames puts the demo user's first contract in the place of a path's names.
+// DemoNames replaces the names in a path by the first contract of the demo user.
 var DemoNames = strings.NewReplacer("{org_id}", DemoOrg, "{user_id}", DemoUser, "{energy_contract_id}", DemoContract)
 
 // Operations returns some of the operations of openapi.json, in the order of their ids.
@@ -52,7 +52,7 @@ func Operations(t testing.TB, some func(*Operation) bool) (found []Operation) {
 	return found
 }
 
-// Header returns the header of a right request.
+// Header returns the header of a valid request.
 func (o *Operation) Header(bearer string) http.Header {
 	h := http.Header{}
 	if o.ContentType != "" {
@@ -67,7 +67,7 @@ func (o *Operation) Header(bearer string) http.Header {
 	return h
 }
 
-// Failure is an answer that is no success: a problem document, or OAuth's.
+// Failure is an error response: a problem document or an OAuth error.
 type Failure struct {
 	Status int
 	Header http.Header // without those that each has
@@ -76,7 +76,7 @@ type Failure struct {
 	Code   string // OAuth's error
 }
 
-// Want compares a whole answer.
+// Want compares a whole response.
 func (f Failure) Want(t testing.TB, resp *http.Response, got string) {
 	t.Helper()
 	request := resp.Header.Get("X-Request-ID")

@@ -39,8 +39,9 @@ func Command(t testing.TB, wrapper []string, program string, args ...string) *ex
 
 var listeningLine = regexp.MustCompile(`"msg":"listening","addr":"([^"]+)","scheme":"([^"]+)"`)
 
-// Launch starts a server and waits until it listens or has ended. Its requests are held to
-// openapi.json. The test ends it, or its cleanup kills it, with all that it was wrapped in.
+// Launch starts a server and waits until it listens or has exited. The requests to it are
+// compared with openapi.json. The cleanup of the test kills the server and its wrapper if they
+// still run.
 func Launch(t testing.TB, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := &Process{Cmd: cmd, Stdout: &LockedBuffer{}, Stderr: &LockedBuffer{}, Ended: make(chan error, 1)}
@@ -85,7 +86,7 @@ func Launch(t testing.TB, cmd *exec.Cmd) *Process {
 	return p
 }
 
-// Start is Launch for a server that must listen.
+// Start is like Launch, for a server that must listen.
 func Start(t testing.TB, cmd *exec.Cmd) *Process {
 	t.Helper()
 	p := Launch(t, cmd)
@@ -95,7 +96,7 @@ func Start(t testing.TB, cmd *exec.Cmd) *Process {
 	return p
 }
 
-// Terminate sends SIGTERM, and returns the error that the process ended with.
+// Terminate sends SIGTERM and returns the error with which the process exited.
 func (p *Process) Terminate(t testing.TB) error {
 	t.Helper()
 	if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -110,7 +111,7 @@ func (p *Process) Terminate(t testing.TB) error {
 	}
 }
 
-// Kill ends the process, and all that it was wrapped in, as a crash does.
+// Kill kills the process and its wrapper, as a crash does.
 func (p *Process) Kill(t testing.TB) {
 	t.Helper()
 	if err := syscall.Kill(-p.Cmd.Process.Pid, syscall.SIGKILL); err != nil {
@@ -132,7 +133,7 @@ func (b *LockedBuffer) Write(p []byte) (int, error) {
 	return b.b.Write(p)
 }
 
-// String returns all that was written so far.
+// String returns everything that was written so far.
 func (b *LockedBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 )
 
-// The demo data that the tests rely on, as clients may.
+// The demo data that tests and clients may rely on.
 const (
 	DemoOrg      = "5f0c2b9e-6f7a-4f0e-9b1d-2a4c8e6d0f11"
 	DemoOtherOrg = "c2a7e5d4-3b1f-4e8a-8f60-7d9b5a1c3e22"
@@ -29,8 +29,8 @@ func ContractsURL(base, org, user string) string {
 	return base + "/api/partners/v2.0/org/" + org + "/users/" + user + "/energy-contracts"
 }
 
-// Client returns a client of an organization, with tokens got by a library that is not part
-// of this project.
+// Client returns an HTTP client of an organization. The library golang.org/x/oauth2 gets its
+// tokens.
 func Client(url, id, secret string, scopes ...string) *http.Client {
 	c := clientcredentials.Config{ClientID: id, ClientSecret: secret, TokenURL: url + "/oauth2/token/", Scopes: scopes}
 	return c.Client(context.Background())
@@ -47,7 +47,7 @@ func Token(t testing.TB, url, id, secret string, scopes ...string) string {
 	return got.AccessToken
 }
 
-// Do sends a request and reads the whole answer.
+// Do sends a request and reads the whole response.
 func Do(t testing.TB, c *http.Client, method, url string, header http.Header, body string) (*http.Response, string) {
 	t.Helper()
 	req, err := http.NewRequest(method, url, strings.NewReader(body))
@@ -65,7 +65,7 @@ func Do(t testing.TB, c *http.Client, method, url string, header http.Header, bo
 	return resp, content
 }
 
-// AnswerOf reads the whole answer to a request. The response is nil if none came.
+// AnswerOf sends a request and reads the whole response, which is nil if none came.
 func AnswerOf(c *http.Client, req *http.Request) (*http.Response, string, error) {
 	resp, err := c.Do(req)
 	if err != nil {
@@ -108,7 +108,7 @@ type Problem struct {
 	Errors                        []struct{ Pointer, Parameter, Detail string }
 }
 
-// WantProblem fails a test unless an answer is a problem document of a status.
+// WantProblem fails the test unless a response is a problem document with a status.
 func WantProblem(t testing.TB, resp *http.Response, body string, status int) Problem {
 	t.Helper()
 	var p Problem
@@ -124,8 +124,8 @@ func WantProblem(t testing.TB, resp *http.Response, body string, status int) Pro
 	return p
 }
 
-// WantUnavailable fails a test unless an answer is a problem document of status 503 that
-// says when to try again.
+// WantUnavailable fails the test unless a response is a problem document with status 503 and
+// has Retry-After.
 func WantUnavailable(t testing.TB, resp *http.Response, body string) {
 	t.Helper()
 	WantProblem(t, resp, body, http.StatusServiceUnavailable)

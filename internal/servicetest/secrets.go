@@ -1,8 +1,8 @@
 package servicetest
 
-// No token, secret or Authorization value stands where it does not belong. Whatever a
-// test runs is looked at when it ends: logs, complaints of commands, answers, metrics,
-// database files.
+// The search for secrets: no token, secret or Authorization value may appear where it does not
+// belong. When a test ends, its logs, the errors of commands, responses, metrics and database
+// files are searched.
 
 import (
 	"encoding/base64"
@@ -15,8 +15,8 @@ import (
 	"testing"
 )
 
-// secretSize is the size of a secret of the service, in characters of base64url. Longer
-// ones are known by their last secretSize characters.
+// secretSize is the size of a secret of the service, in characters of base64url. A longer
+// secret is recognized by its last secretSize characters.
 const secretSize = 43
 
 // Secrets is a set of secrets that tests have seen or sent.
@@ -67,7 +67,7 @@ func (s *Secrets) in(text string) (found []string) {
 	return found
 }
 
-// isBase64 tells whether a byte is a character of either alphabet of base64.
+// isBase64 reports whether a byte is a character of either alphabet of base64.
 var isBase64 = func() (is [256]bool) {
 	for _, c := range []byte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_+/=") {
 		is[c] = true
@@ -75,8 +75,8 @@ var isBase64 = func() (is [256]bool) {
 	return is
 }()
 
-// exchanged adds the secrets of an exchange to the set, and returns those that an answer
-// has in it that is an error.
+// exchanged adds the secrets of a request and its response to the set. It returns those that
+// an error response contains.
 func (s *Secrets) exchanged(r *http.Request, resp *http.Response, content []byte) []string {
 	for _, value := range r.Header["Authorization"] {
 		_, credentials, _ := strings.Cut(value, " ")
@@ -100,7 +100,7 @@ func (s *Secrets) exchanged(r *http.Request, resp *http.Response, content []byte
 	return append(s.in(answer.String()), s.in(string(content))...)
 }
 
-// WantNone fails a test if a text has a secret of the set.
+// WantNone fails the test if a text has a secret of the set.
 func (s *Secrets) WantNone(t testing.TB, what, text string) {
 	t.Helper()
 	if found := s.in(text); len(found) > 0 {
@@ -108,7 +108,7 @@ func (s *Secrets) WantNone(t testing.TB, what, text string) {
 	}
 }
 
-// WantNoneIn is WantNone for the content of a file.
+// WantNoneIn is like WantNone, for the content of a file.
 func (s *Secrets) WantNoneIn(t testing.TB, path string) {
 	t.Helper()
 	if file, err := os.ReadFile(path); err == nil { // else there is none, or the test took its rights

@@ -1,6 +1,6 @@
-// Package servicetest has what the tests beside the program and those in e2e both need: the
-// check of every answer against openapi.json, the watch for secrets, and the start of a
-// server in a process of its own.
+// Package servicetest has the helpers that the tests beside the program and those in e2e both
+// need: the check of every response against openapi.json, the search for secrets, and the
+// start of a server in a process of its own.
 package servicetest
 
 import (
@@ -20,16 +20,16 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// buildDir is where programs are built.
+// buildDir is the directory in which programs are built.
 var buildDir string
 
-// BuildDir returns a directory for what the tests of a package build once. Other users may
-// enter it, as some tests run the program as one of them.
+// BuildDir returns a directory for programs that the tests of a package build once. Other
+// users may enter it, since some tests run the program as another user.
 func BuildDir() string { return buildDir }
 
-// Main runs the tests of a package, with all their requests to a service held to
-// openapi.json, and returns the exit code. Where whole is true, a run of all tests must have
-// exercised all that is described.
+// Main runs the tests of a package, compares all their requests to a service with
+// openapi.json, and returns the exit code. If whole is true, a run of all tests must see
+// everything that is described.
 func Main(m *testing.M, whole bool) int {
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "energy-contracts-test-")
@@ -46,7 +46,7 @@ func Main(m *testing.M, whole bool) int {
 	return Described().verdict(m.Run(), whole)
 }
 
-// module finds the directory of go.mod, in which a test runs or below which.
+// module returns the directory of go.mod, which is the directory of the test or above it.
 var module = sync.OnceValue(func() string {
 	dir, err := os.Getwd()
 	for err == nil {
@@ -74,7 +74,7 @@ func ReadFile(t testing.TB, name string) string {
 	return string(b)
 }
 
-// WriteFile gives a file a content. A new file is its owner's alone.
+// WriteFile writes a file. Only its owner may access a new file.
 func WriteFile(t testing.TB, name string, content []byte) {
 	t.Helper()
 	if err := os.WriteFile(name, content, 0o600); err != nil {
@@ -82,7 +82,7 @@ func WriteFile(t testing.TB, name string, content []byte) {
 	}
 }
 
-// NewFile writes a content to a new file and returns its path.
+// NewFile writes content to a new file and returns its path.
 func NewFile(t testing.TB, content []byte) string {
 	t.Helper()
 	path := NewPath(t)
@@ -90,11 +90,11 @@ func NewFile(t testing.TB, content []byte) string {
 	return path
 }
 
-// NewPath returns the path of a database file that is not there yet.
+// NewPath returns the path of a database file that does not exist yet.
 func NewPath(t testing.TB) string { return filepath.Join(t.TempDir(), "test.db") }
 
-// ShortPath is NewPath for a database that a server's control socket is to stand beside. A
-// socket's path may not be long, and t.TempDir has the name of the test in it.
+// ShortPath is like NewPath, but short enough for the control socket beside the database. The
+// path of a socket is limited, and t.TempDir contains the name of the test.
 func ShortPath(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ec-")
@@ -122,8 +122,8 @@ func CheckFileSound(t testing.TB, path string) {
 	})
 }
 
-// WaitUntil calls ask again and again until it returns no error, and fails the test if there
-// still is one when the time is over.
+// WaitUntil calls ask until it returns no error. It fails the test if there still is one when
+// the time is over.
 func WaitUntil(t testing.TB, limit time.Duration, what string, ask func() error) {
 	t.Helper()
 	for deadline := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) {
@@ -137,7 +137,7 @@ func WaitUntil(t testing.TB, limit time.Duration, what string, ask func() error)
 	}
 }
 
-// WaitFor calls done again and again until it returns true, for some seconds at most.
+// WaitFor calls done until it returns true. It fails the test after some seconds.
 func WaitFor(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	WaitUntil(t, 20*time.Second, what, func() error {
@@ -148,11 +148,11 @@ func WaitFor(t testing.TB, what string, done func() bool) {
 	})
 }
 
-// LongEnv is the variable that has the tests of faults and attackers take as long as they
-// can be of use.
+// LongEnv is the variable that selects the long form of the tests of faults and attackers,
+// which takes hours.
 const LongEnv = "LONG"
 
-// Amount returns how much a test does: long where LongEnv is set, else usual.
+// Amount returns long if LongEnv is set, else usual.
 func Amount[N any](usual, long N) N {
 	if os.Getenv(LongEnv) != "" {
 		return long
@@ -160,7 +160,7 @@ func Amount[N any](usual, long N) N {
 	return usual
 }
 
-// NeedTool skips a test without a program in the path. Where CI=true it fails the test.
+// NeedTool skips a test if a program is not in the path. With CI=true it fails the test.
 func NeedTool(t testing.TB, name string) {
 	t.Helper()
 	if _, err := exec.LookPath(name); err != nil {
@@ -168,7 +168,7 @@ func NeedTool(t testing.TB, name string) {
 	}
 }
 
-// Lacking skips a test for want of something. Where CI=true it fails the test.
+// Lacking skips a test that cannot run on this machine. With CI=true it fails the test.
 func Lacking(t testing.TB, format string, args ...any) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
@@ -192,8 +192,8 @@ func NestedProgram(name string) func() (string, error) {
 	})
 }
 
-// NeedNested returns the path of a nested program. It skips a test whose program's modules
-// cannot be downloaded. Where CI=true it fails the test.
+// NeedNested returns the path of a nested program. It skips a test if the modules of the
+// program cannot be downloaded. With CI=true it fails the test.
 func NeedNested(t testing.TB, program func() (string, error)) (path string) {
 	t.Helper()
 	path, err := program()

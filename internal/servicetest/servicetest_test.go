@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// What is not as described is found: each of these is a right answer but for one thing.
+// Each of these responses is valid except for one fault, which must be found.
 func TestAnswerThatIsNotAsDescribedIsFound(t *testing.T) {
 	contract := ContractsURL("", DemoOrg, DemoUser) + "/" + DemoContract
 	const right = `{"energy_contract_type":null,"energy_prices":[],"id":"3c90c3cc-0d44-4b50-8888-8dd25736052a","building":null,"meter_id":null,"supplier":null,"currency_energy_price":null,"energy_price_includes_external_components":null}`
