@@ -290,14 +290,14 @@ func TestServerHasItsLimits(t *testing.T) {
 	}
 }
 
-func TestEveryOAuthEndpointLimitsGuesses(t *testing.T) {
+func TestEveryOAuthEndpointLimitsFailedLogins(t *testing.T) {
 	for _, o := range operations(t, ofOAuth) {
 		t.Run(o.ID, func(t *testing.T) {
 			s := start(t, "--demo")
 			s.clock.stop(time.Now())
 			h := o.Header("")
 			h.Set("Authorization", "Basic ZGVtbzp3cm9uZw==") // demo:wrong
-			for range freeGuesses {
+			for range freeFailures {
 				resp, got := do(t, http.DefaultClient, o.Method, s.url+o.Path, h, o.Body)
 				refusedClient.Want(t, resp, got)
 			}

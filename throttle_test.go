@@ -41,23 +41,23 @@ func limitedClient(seconds string) failure {
 
 // The limits that docs/operating.md documents.
 const (
-	freeGuesses = 10
-	freeAgain   = 6 * time.Second
+	freeFailures = 10
+	freeAgain    = 6 * time.Second
 )
 
-// guessed is a service with two clients and a stopped clock, so that the test decides when
+// throttled is a service with two clients and a stopped clock, so that the test decides when
 // a client may fail once more.
-type guessed struct {
+type throttled struct {
 	*service
 	known, other credentials
 }
 
-func startGuessed(t testing.TB) *guessed {
+func startThrottled(t testing.TB) *throttled {
 	t.Helper()
 	if runtime.GOOS != "linux" {
 		t.Skip("only Linux has all of 127.0.0.0/8 without being told to")
 	}
-	s := &guessed{service: startOn(t, shortPath(t))}
+	s := &throttled{service: startOn(t, shortPath(t))}
 	s.clock.stop(time.Now())
 	c, err := dialControl(s.db)
 	if err != nil {
@@ -106,7 +106,7 @@ var ways = []way{
 }
 
 // raw sends a POST from an address and returns the response byte for byte.
-func (s *guessed) raw(t testing.TB, from, path, header, body string) string {
+func (s *throttled) raw(t testing.TB, from, path, header, body string) string {
 	t.Helper()
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
 	conn, err := dialer.DialContext(context.Background(), "tcp", strings.TrimPrefix(s.url, "http://"))
@@ -128,14 +128,14 @@ func (s *guessed) raw(t testing.TB, from, path, header, body string) string {
 	return string(b)
 }
 
-func (s *guessed) attempt(t testing.TB, w way, from string, c credentials) string {
+func (s *throttled) attempt(t testing.TB, w way, from string, c credentials) string {
 	t.Helper()
 	header, body := w.request(c.ID, c.Secret)
 	return s.raw(t, from, w.path, header, body)
 }
 
 // wantIn fails the test unless the client authenticates.
-func (s *guessed) wantIn(t testing.TB, w way, from string, c credentials) {
+func (s *throttled) wantIn(t testing.TB, w way, from string, c credentials) {
 	t.Helper()
 	if got := s.attempt(t, w, from, c); !strings.HasPrefix(got, "HTTP/1.1 200 OK\r\n") {
 		t.Errorf("right secret from %s: %s", from, got)
@@ -143,13 +143,13 @@ func (s *guessed) wantIn(t testing.TB, w way, from string, c credentials) {
 }
 
 // wantRefused fails the test unless the whole response is refusedClient.
-func (s *guessed) wantRefused(t testing.TB, w way, from string, c credentials) {
+func (s *throttled) wantRefused(t testing.TB, w way, from string, c credentials) {
 	t.Helper()
 	wantFailure(t, s.attempt(t, w, from, c), refusedClient)
 }
 
 // wantLimited fails the test unless the whole response is limitedClient.
-func (s *guessed) wantLimited(t testing.TB, w way, from string, c credentials, seconds string) {
+func (s *throttled) wantLimited(t testing.TB, w way, from string, c credentials, seconds string) {
 	t.Helper()
 	wantFailure(t, s.attempt(t, w, from, c), limitedClient(seconds))
 }
@@ -171,12 +171,12 @@ func wrong(c credentials) credentials { return credentials{c.ID, "wrong"} }
 // address returns a loopback address.
 func address(n int) string { return fmt.Sprintf("127.0.0.%d", n) }
 
-func TestGuessesOfASecretAreLimitedWhereTheyComeFrom(t *testing.T) {
+func TestFailedLoginsAreLimitedByClientAndAddress(t *testing.T) {
 	for _, w := range ways {
 		t.Run(w.name, func(t *testing.T) {
-			s := startGuessed(t)
+			s := startThrottled(t)
 			here, elsewhere := address(1), address(2)
-			for range freeGuesses {
+			for range freeFailures {
 				s.wantRefused(t, w, here, wrong(s.known))
 			}
 			for range 3 { // which are not counted, else there would be no end
@@ -197,10 +197,10 @@ func TestGuessesOfASecretAreLimitedWhereTheyComeFrom(t *testing.T) {
 	}
 }
 
-func TestGuessIsFreeAfterTheWaitAndTenAfterTenOfThem(t *testing.T) {
-	s := startGuessed(t)
+func TestFailedLoginIsAllowedAgainAfterTheWait(t *testing.T) {
+	s := startThrottled(t)
 	w, here := ways[0], address(1)
-	for range freeGuesses {
+	for range freeFailures {
 		s.wantRefused(t, w, here, wrong(s.known))
 	}
 	for range 3 {
@@ -211,7 +211,7 @@ func TestGuessIsFreeAfterTheWaitAndTenAfterTenOfThem(t *testing.T) {
 		s.wantRefused(t, w, here, wrong(s.known))
 	}
 	s.clock.move(1000 * freeAgain) // no more than ten, however long it was
-	for range freeGuesses {
+	for range freeFailures {
 		s.wantRefused(t, w, here, wrong(s.known))
 	}
 	s.wantLimited(t, w, here, wrong(s.known), "6")
@@ -219,15 +219,15 @@ func TestGuessIsFreeAfterTheWaitAndTenAfterTenOfThem(t *testing.T) {
 
 // Behind a proxy, a NAT or a container bridge all clients come from one address.
 func TestClientThatFailsMakesNoOtherClientOfItsAddressWait(t *testing.T) {
-	s := startGuessed(t)
+	s := startThrottled(t)
 	w, proxy := ways[0], address(1)
-	for range freeGuesses {
+	for range freeFailures {
 		s.wantRefused(t, w, proxy, wrong(s.other))
 	}
 	for range 3 {
 		s.wantLimited(t, w, proxy, wrong(s.other), "6")
 	}
-	for i := range 2 * freeGuesses {
+	for i := range 2 * freeFailures {
 		s.wantRefused(t, w, proxy, credentials{fmt.Sprint("somebody", i), "wrong"})
 		s.wantIn(t, w, proxy, s.known)
 	}
@@ -237,9 +237,9 @@ func TestClientThatFailsMakesNoOtherClientOfItsAddressWait(t *testing.T) {
 
 // Otherwise a client could try secrets without end, with a right one in between.
 func TestClientThatIsRightInBetweenHasFailedAllTheSame(t *testing.T) {
-	s := startGuessed(t)
+	s := startThrottled(t)
 	w, here := ways[0], address(1)
-	for range freeGuesses {
+	for range freeFailures {
 		s.wantIn(t, w, here, s.known)
 		s.wantRefused(t, w, here, wrong(s.known))
 	}
@@ -248,12 +248,12 @@ func TestClientThatIsRightInBetweenHasFailedAllTheSame(t *testing.T) {
 
 // Otherwise anybody who knows the id of a client could lock it out.
 func TestFailuresElsewhereMakeNoClientWait(t *testing.T) {
-	s := startGuessed(t)
+	s := startThrottled(t)
 	w := ways[0]
-	for i := range 3 * freeGuesses {
+	for i := range 3 * freeFailures {
 		s.wantRefused(t, w, address(10+i), wrong(s.known))
 	}
-	for _, from := range []int{10, 10 + 3*freeGuesses - 1, 50} {
+	for _, from := range []int{10, 10 + 3*freeFailures - 1, 50} {
 		s.wantIn(t, w, address(from), s.known)
 	}
 }
@@ -261,11 +261,11 @@ func TestFailuresElsewhereMakeNoClientWait(t *testing.T) {
 var perRequest = regexp.MustCompile(`(?m)^(X-Request-Id|Date): .*$`)
 
 // Two services differ only in whether the client exists.
-func TestGuessTellsNothingOfWhichClientsThereAre(t *testing.T) {
+func TestRefusalDoesNotRevealWhichClientsExist(t *testing.T) {
 	const id = "0b6e5a9c-7d43-4c1e-9d55-2f1b1d3c7a10"
 	for _, w := range ways {
 		t.Run(w.name, func(t *testing.T) {
-			with, without := startGuessed(t), startGuessed(t)
+			with, without := startThrottled(t), startThrottled(t)
 			at := time.Now()
 			with.clock.stop(at)
 			without.clock.stop(at)
@@ -281,8 +281,8 @@ func TestGuessTellsNothingOfWhichClientsThereAre(t *testing.T) {
 				seen[strings.Fields(one)[1]]++
 			}
 			move := func(d time.Duration) { with.clock.move(d); without.clock.move(d) }
-			for i := range freeGuesses + 2 {
-				step(fmt.Sprint("guess ", i), address(1))
+			for i := range freeFailures + 2 {
+				step(fmt.Sprint("failed login ", i), address(1))
 			}
 			for _, d := range []time.Duration{time.Second, 2500 * time.Millisecond, freeAgain, 30 * time.Second} {
 				move(d)
@@ -290,7 +290,7 @@ func TestGuessTellsNothingOfWhichClientsThereAre(t *testing.T) {
 					step("after "+d.String(), address(1))
 				}
 			}
-			for i := range freeGuesses + 2 {
+			for i := range freeFailures + 2 {
 				step("from many addresses", address(10+i))
 			}
 			move(time.Hour)
@@ -302,8 +302,8 @@ func TestGuessTellsNothingOfWhichClientsThereAre(t *testing.T) {
 	}
 }
 
-func TestRequestThatNamesNoCredentialsIsNoGuess(t *testing.T) {
-	s := startGuessed(t)
+func TestRequestWithoutCredentialsIsNoFailedLogin(t *testing.T) {
+	s := startThrottled(t)
 	here := address(1)
 	const form = "Content-Type: application/x-www-form-urlencoded\r\n"
 	basic, _ := ways[1].request(s.known.ID, "wrong")
@@ -330,20 +330,20 @@ func TestRequestThatNamesNoCredentialsIsNoGuess(t *testing.T) {
 		{"another scope", form, formBody(s.known.ID, s.known.Secret, "grant_type=client_credentials&scope=admin"), 400},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			for range freeGuesses + 1 {
+			for range freeFailures + 1 {
 				if got := s.raw(t, here, "/oauth2/token/", tt.header, tt.body); !strings.HasPrefix(got, fmt.Sprintf("HTTP/1.1 %d ", tt.status)) {
 					t.Fatalf("want %d\n%s", tt.status, got)
 				}
 			}
 		})
 	}
-	for range freeGuesses {
+	for range freeFailures {
 		s.wantRefused(t, ways[0], here, wrong(s.known))
 	}
 	s.wantLimited(t, ways[0], here, wrong(s.known), "6")
 }
 
-func TestGuesserIsWhoCanChangeItsAddress(t *testing.T) {
+func TestAddressesOfOneNetworkAreOneSource(t *testing.T) {
 	for _, tt := range []struct {
 		name, one, other string
 		same             bool
@@ -363,7 +363,7 @@ func TestGuesserIsWhoCanChangeItsAddress(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			one, other := addressOf(&http.Request{RemoteAddr: tt.one}), addressOf(&http.Request{RemoteAddr: tt.other})
 			throttle, now := newLoginThrottle(), time.Now()
-			for i := range freeGuesses {
+			for i := range freeFailures {
 				if wait := throttle.failed("a", one, now); wait != 0 {
 					t.Fatalf("failure %d: wait %s", i, wait)
 				}
@@ -404,16 +404,16 @@ func TestFailuresAreForgottenSoonerThanMemoryRunsOut(t *testing.T) {
 }
 
 // A source that keeps failing is not forgotten in favor of sources that fail once each.
-func TestGuesserThatGoesOnIsNotForgotten(t *testing.T) {
+func TestSourceThatKeepsFailingIsNotForgotten(t *testing.T) {
 	throttle, now := newLoginThrottle(), time.Now()
-	guesser := netip.MustParseAddr("192.0.2.1")
+	source := netip.MustParseAddr("192.0.2.1")
 	for i := range 3 * maxLoginSources {
 		throttle.failed(fmt.Sprint(i), netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), now)
 		if i%1000 == 0 {
-			throttle.failed("a", guesser, now)
+			throttle.failed("a", source, now)
 		}
 	}
-	if wait := throttle.wait("a", guesser, now); wait != freeAgain {
+	if wait := throttle.wait("a", source, now); wait != freeAgain {
 		t.Errorf("wait %s", wait)
 	}
 }

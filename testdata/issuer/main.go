@@ -1,7 +1,7 @@
-// Issuer is an authorization server that is not ours, for issuer_test.go: the
-// certified library github.com/zitadel/oidc with the storage and the login form of
-// its example. Here are the clients whose tokens are wrong in one way each, and keys
-// that change while it runs and outlive it.
+// Issuer is an independent authorization server for issuer_test.go: the certified library
+// github.com/zitadel/oidc with the storage and the login form of its example. It adds
+// clients whose tokens are each invalid in one way, and keys that can change while it
+// runs and survive a restart.
 package main
 
 import (
@@ -39,23 +39,24 @@ const (
 	otherOrg = "c2a7e5d4-3b1f-4e8a-8f60-7d9b5a1c3e22"
 )
 
-// redirectURI is where the code of "web" goes. Nothing need listen there.
+// redirectURI is the redirect URI of the client "web". Nothing needs to listen there.
 const redirectURI = "http://127.0.0.1:9999/callback"
 
-// clients is all of them, by id. The secret of each is its id and "-secret".
+// clients are all clients, by id. The secret of each is its id and "-secret".
 var clients = byID(
 	client{id: "good", org: org},
 	client{id: "reader", org: org, scopes: []string{"read"}},
 	client{id: "other-org", org: otherOrg},
 	client{id: "no-org"},
 	client{id: "elsewhere", org: org, audience: "another-service"},
-	// A token from two hours ago that was good for one, and one that is good in an hour.
+	// A token that was valid two hours ago for one hour, and one that will be valid in an
+	// hour.
 	client{id: "expired", org: org, skew: 2 * time.Hour, lifetime: -time.Hour},
 	client{id: "early", org: org, skew: -time.Hour, lifetime: 2 * time.Hour},
 	client{id: "web", org: org, audience: "web"}, // of users who log in
 )
 
-// client is an op.Client: as the library's example has it, but for what is here.
+// client is an op.Client. It changes some methods of the library's example.
 type client struct {
 	*storage.Client
 	id, org, audience string
@@ -90,7 +91,7 @@ func (c *client) GrantTypes() []oidc.GrantType {
 	return []oidc.GrantType{oidc.GrantTypeClientCredentials, oidc.GrantTypeCode}
 }
 
-// store is the example's storage with these clients and keys.
+// store is the storage of the library's example with these clients and keys.
 type store struct {
 	*storage.Storage
 	file string
@@ -134,8 +135,8 @@ func (s *store) CreateAccessToken(ctx context.Context, req op.TokenRequest) (id 
 	return id, expires, err
 }
 
-// GetPrivateClaimsFromScopes adds what RFC 9068 and the service want to an access
-// token.
+// GetPrivateClaimsFromScopes adds the claims to an access token that RFC 9068 and the service
+// require.
 func (s *store) GetPrivateClaimsFromScopes(_ context.Context, _, id string, scopes []string) (map[string]any, error) {
 	claims := map[string]any{"scope": strings.Join(scopes, " ")}
 	if org := clients[id].org; org != "" {
@@ -144,8 +145,8 @@ func (s *store) GetPrivateClaimsFromScopes(_ context.Context, _, id string, scop
 	return claims, nil
 }
 
-// SetUserinfoFromRequest gives an ID token the organization too, so that nothing but
-// its kind is wrong where an access token belongs.
+// SetUserinfoFromRequest adds the organization to an ID token too, so that only its type is
+// wrong in place of an access token.
 func (s *store) SetUserinfoFromRequest(ctx context.Context, info *oidc.UserInfo, req op.IDTokenRequest, scopes []string) error {
 	info.AppendClaims("org_id", clients[req.GetClientID()].org)
 	return s.Storage.SetUserinfoFromRequest(ctx, info, req, scopes)
@@ -187,7 +188,7 @@ func (s *store) KeySet(context.Context) (set []op.Key, err error) {
 	return set, nil
 }
 
-// rotate signs with a new key from now on, and goes on to publish the others.
+// rotate signs with a new key from now on and still publishes the others.
 func (s *store) rotate(algorithm jose.SignatureAlgorithm) error {
 	var key crypto.Signer
 	var err error
@@ -205,7 +206,7 @@ func (s *store) rotate(algorithm jose.SignatureAlgorithm) error {
 	return s.save()
 }
 
-// withdraw publishes the key that signs, and no other.
+// withdraw publishes only the key that signs.
 func (s *store) withdraw() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

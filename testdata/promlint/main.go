@@ -1,5 +1,5 @@
-// Promlint reads metrics as Prometheus does, from standard input, and prints what its
-// own linter has against those whose names begin with the argument.
+// Promlint reads metrics from standard input as Prometheus does, and prints the objections of
+// Prometheus's linter to those whose names begin with the argument.
 package main
 
 import (
