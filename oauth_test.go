@@ -21,7 +21,7 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 )
 
-func TestMetadataNameTheOriginThatWasAsked(t *testing.T) {
+func TestMetadataNamesTheOriginOfTheRequest(t *testing.T) {
 	const public = "https://energy.example"
 	own := start(t, "--demo")
 	configured := start(t, "--demo", "--public-url", public)
@@ -29,7 +29,7 @@ func TestMetadataNameTheOriginThatWasAsked(t *testing.T) {
 		name   string
 		s      *service
 		host   string
-		origin string // "": 400
+		origin string // expected in the metadata; "" if the response is a 400
 	}{
 		{"its address", own, "", own.url},
 		{"a name", own, "energy.test", "http://energy.test"},
@@ -39,8 +39,8 @@ func TestMetadataNameTheOriginThatWasAsked(t *testing.T) {
 		{"a host with a user", own, "user@energy.test", ""},
 		{"a host with a query", own, "energy.test?x", ""},
 		{"a port only", own, ":81", ""},
-		{"the public URL whatever was asked", configured, "energy.test", public},
-		{"the public URL whatever nonsense was asked", configured, "energy.test/evil", public},
+		{"the public URL for any Host", configured, "energy.test", public},
+		{"the public URL even for an invalid Host", configured, "energy.test/evil", public},
 	} {
 		for _, method := range []string{"GET", "HEAD"} {
 			t.Run(method+" "+tt.name, func(t *testing.T) {
@@ -102,7 +102,7 @@ func TestMetadataLeadToATokenAndItsRevocation(t *testing.T) {
 	}
 }
 
-func TestTokensLastAsLongAsIsSaidAndOverARestart(t *testing.T) {
+func TestTokensLastForTheirLifetimeAndOverARestart(t *testing.T) {
 	for _, tt := range []struct {
 		flag     string
 		lifetime time.Duration
@@ -128,12 +128,12 @@ func TestTokensLastAsLongAsIsSaidAndOverARestart(t *testing.T) {
 			for range 2 {
 				s.clock.move(tt.lifetime - time.Nanosecond)
 				if resp, got := do(t, http.DefaultClient, "GET", contractsURL(s.url, demoOrg, demoUser), header, ""); resp.StatusCode != 200 {
-					t.Errorf("just before its end: %s\n%s", resp.Status, got)
+					t.Errorf("just before the token expires: %s\n%s", resp.Status, got)
 				}
 				s.clock.move(time.Nanosecond)
 				resp, got := do(t, http.DefaultClient, "GET", contractsURL(s.url, demoOrg, demoUser), header, "")
 				if p := wantProblem(t, resp, got, 401); p.Detail != "The token is expired; POST /oauth2/token/ issues another." {
-					t.Errorf("at its end: %s", p.Detail)
+					t.Errorf("when the token expires: %s", p.Detail)
 				}
 				s.clock.move(-tt.lifetime)
 				s.stop()
@@ -162,12 +162,12 @@ func FuzzOAuthRequest(f *testing.F) {
 		req, err := parseOAuthRequest(contentType, body)
 		sent, good := oauthParameters(form, body)
 		if good != (err == nil) {
-			t.Fatalf("refused with %v, but it can be read: %v", err, good)
+			t.Fatalf("error %v, want the body accepted: %t", err, good)
 		}
 		if err != nil {
 			var bad *oauthError
 			if !errors.As(err, &bad) || bad.status != 400 || bad.Code != "invalid_request" || req != (oauthRequest{}) {
-				t.Fatalf("refused with %v and %+v", err, req)
+				t.Fatalf("error %v with the request %+v", err, req)
 			}
 			return
 		}
@@ -178,7 +178,7 @@ func FuzzOAuthRequest(f *testing.F) {
 			if is := sent[name]; (value != nil) != (is != "") || value != nil && *value != is {
 				t.Fatalf("%s is %v, want %q", name, value, is)
 			}
-			if value != nil && utf8.ValidString(*value) { // JSON can say no other
+			if value != nil && utf8.ValidString(*value) { // JSON cannot encode other strings
 				values.Set(name, *value)
 				members[name] = *value
 			} else if value != nil {
@@ -219,7 +219,7 @@ func oauthParameters(form bool, body []byte) (sent map[string]string, good bool)
 		return nil, false
 	}
 	for _, name := range []string{"client_id", "client_secret", "grant_type", "scope", "token"} {
-		if member, there := members[name]; there {
+		if member, ok := members[name]; ok {
 			if sent[name], ok = member.(string); !ok {
 				return nil, false
 			}

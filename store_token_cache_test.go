@@ -26,6 +26,7 @@ func tokenStore(t testing.TB, texts ...string) (*Store, *clock, Client) {
 	return s, clock, c
 }
 
+// addToken stores a token of client c that expires after tokenLifetime.
 func addToken(t testing.TB, s *Store, clock *clock, c Client, text string) {
 	t.Helper()
 	token := Token{Client: c.ID, ClientCreated: c.Created, Org: c.Org, Scopes: c.Scopes, Expires: clock.now().Add(tokenLifetime)}
@@ -44,7 +45,7 @@ func wantToken(t testing.TB, s *Store, text string, want error) {
 	}
 }
 
-func TestTokenIsGoodUntil(t *testing.T) {
+func TestTokenIsValidUntil(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		end  func(t *testing.T, s *Store, clock *clock, c Client)
@@ -56,7 +57,7 @@ func TestTokenIsGoodUntil(t *testing.T) {
 				t.Error(err)
 			}
 		}, ErrNotFound},
-		{"another client would revoke it, which is refused", func(t *testing.T, s *Store, _ *clock, c Client) {
+		{"another client fails to revoke it", func(t *testing.T, s *Store, _ *clock, c Client) {
 			if err := s.RevokeToken(hashOf("t"), "b"); !errors.Is(err, ErrForeign) {
 				t.Error(err)
 			}
@@ -66,13 +67,13 @@ func TestTokenIsGoodUntil(t *testing.T) {
 				t.Error(err)
 			}
 		}, ErrNotFound},
-		{"its client is removed, and another one has the id", func(t *testing.T, s *Store, _ *clock, c Client) {
+		{"its client is removed, and another is added with the same id", func(t *testing.T, s *Store, _ *clock, c Client) {
 			c.Created = c.Created.Add(time.Nanosecond)
 			if err := errors.Join(s.RemoveClient(c.ID), s.AddClient(c)); err != nil {
 				t.Error(err)
 			}
 		}, ErrNotFound},
-		{"another client takes its client's place", func(t *testing.T, s *Store, _ *clock, c Client) {
+		{"its client is replaced by another with the same id", func(t *testing.T, s *Store, _ *clock, c Client) {
 			c.Created = c.Created.Add(time.Nanosecond)
 			if err := s.AddClient(c); err != nil {
 				t.Error(err)
@@ -84,7 +85,7 @@ func TestTokenIsGoodUntil(t *testing.T) {
 			}
 		}, nil},
 		{"it expires", func(_ *testing.T, _ *Store, clock *clock, _ Client) { clock.move(tokenLifetime) }, ErrExpired},
-		{"it has expired for as long as that is known, and there are writes", func(t *testing.T, s *Store, clock *clock, c Client) {
+		{"it has expired, but is kept, and there are writes", func(t *testing.T, s *Store, clock *clock, c Client) {
 			clock.move(tokenLifetime + expiredKept - time.Minute)
 			addToken(t, s, clock, c, "another")
 		}, ErrExpired},
@@ -112,7 +113,7 @@ func TestTokenIsGoodUntil(t *testing.T) {
 }
 
 // A token that is read just before it is revoked must not be cached after that.
-func TestRevokedTokenIsNeverGoodAgain(t *testing.T) {
+func TestRevokedTokenIsNeverValidAgain(t *testing.T) {
 	var texts []string
 	for i := range 200 {
 		texts = append(texts, fmt.Sprint(i))
@@ -147,13 +148,13 @@ func TestRevokedTokenIsNeverGoodAgain(t *testing.T) {
 	}
 }
 
-func TestRevokedTokenLeavesTheFileAtOnce(t *testing.T) {
+func TestRevokedTokenIsDeletedFromTheFileAtOnce(t *testing.T) {
 	s, _, c := tokenStore(t, "t")
 	if err := s.RevokeToken(hashOf("t"), c.ID); err != nil {
 		t.Error(err)
 	}
 	if err := s.RevokeToken(hashOf("t"), c.ID); !errors.Is(err, ErrNotFound) {
-		t.Errorf("again: %v", err)
+		t.Errorf("revoked again: %v", err)
 	}
 	_ = s.view(func(r *reader) error {
 		for _, name := range [][]byte{bucketTokens, bucketExpiry} {
@@ -165,17 +166,17 @@ func TestRevokedTokenLeavesTheFileAtOnce(t *testing.T) {
 	})
 }
 
-func TestRememberedTokensAreBounded(t *testing.T) {
+func TestTokenCacheIsBounded(t *testing.T) {
 	m := newTokenCache()
 	now := time.Now()
 	for i := range 3 * maxCachedTokens {
 		m.add(hashOf(fmt.Sprint(i)), Token{Client: "a", Expires: now.Add(time.Hour)}, 0, now)
 	}
 	if n := m.tokens.Len(); n != maxCachedTokens {
-		t.Errorf("%d are remembered, want %d", n, maxCachedTokens)
+		t.Errorf("%d tokens are cached, want %d", n, maxCachedTokens)
 	}
 	if _, ok, _ := m.get(hashOf(fmt.Sprint(3*maxCachedTokens-1)), now); !ok {
-		t.Error("the last one is not")
+		t.Error("the last token is not cached")
 	}
 }
 
@@ -196,7 +197,7 @@ func TestLastUseIsWrittenAtMostOnceAMinute(t *testing.T) {
 		}
 		opened := transaction(t, s)
 		first := time.Now()
-		for range 590 { // of 100 ms
+		for range 590 { // 59 s
 			wantToken(t, s, "t", nil)
 			time.Sleep(100 * time.Millisecond)
 		}
@@ -205,7 +206,7 @@ func TestLastUseIsWrittenAtMostOnceAMinute(t *testing.T) {
 			t.Errorf("within a minute: %v, after %d transactions", at, n)
 		}
 		if list, err := s.Clients(); err != nil || list[0].LastUsed.Sub(first).Round(time.Minute) != time.Minute {
-			t.Errorf("the list does not have the last use: %+v, %v", list, err)
+			t.Errorf("Clients does not return the last use: %+v, %v", list, err)
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
@@ -220,7 +221,7 @@ func TestLastUseIsWrittenAtMostOnceAMinute(t *testing.T) {
 	})
 }
 
-func TestLastUseIsWrittenAtTheEndIfItWasNotJustBefore(t *testing.T) {
+func TestCloseWritesTheLastUseUnlessItWasWrittenJustBefore(t *testing.T) {
 	path := newPath(t)
 	var first, second time.Time
 	c := Client{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}, Created: time.Unix(1700000000, 0).UTC()}
@@ -238,7 +239,7 @@ func TestLastUseIsWrittenAtTheEndIfItWasNotJustBefore(t *testing.T) {
 			s.MarkUsed(c.ID)
 			at, transactions = clock.now(), before
 		})
-		t.Run("look", func(t *testing.T) {
+		t.Run("count transactions", func(t *testing.T) {
 			s, _ := openStore(t, path)
 			transactions = transaction(t, s) - transactions
 		})
