@@ -658,3 +658,32 @@ func FuzzMediaType(f *testing.F) {
 		}
 	})
 }
+
+// The checksum of the document is right, so that only its content is at fault, and not the
+// client's request.
+func TestPatchOfAStoredDocumentThatIsNoContractIsA500(t *testing.T) {
+	for name, doc := range map[string]string{
+		"not JSON":        `{"supplier":`,
+		"an unknown name": `{"price_zone":"SE3"}`,
+		"a wrong type":    `{"supplier":5}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := newPath(t)
+			start := startOn(t, db, "--demo")
+			start.stop()
+			k := Key{Owner{demoOrg, demoUser}, demoContract}
+			edit(t, db, func(tx *bbolt.Tx) error {
+				return tx.Bucket(bucketContracts).Put(k.bytes(), withChecksum(k.bytes(), []byte(doc)))
+			})
+			s := startOn(t, db)
+			header := http.Header{
+				"Authorization": {"Bearer " + token(t, s.url, "demo", "demo-secret")},
+				"Content-Type":  {"application/merge-patch+json"},
+			}
+			resp, got := do(t, http.DefaultClient, http.MethodPatch, contractsURL(s.url, demoOrg, demoUser)+"/"+demoContract, header, `{"supplier":"Jämtkraft"}`)
+			if p := wantProblem(t, resp, got, 500); p.Detail != wentWrong || strings.Contains(got, `"errors"`) {
+				t.Errorf("got %s, want the detail %q and no faults", got, wentWrong)
+			}
+		})
+	}
+}

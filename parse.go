@@ -74,12 +74,13 @@ func parseOver(c *Contract, body []byte, f form) (invalid, error) {
 }
 
 // parseDocument returns the contract that a document was encoded from. The contract keeps
-// slices of the document.
+// slices of the document. The error is not a *malformed or an *invalid, since the fault is
+// not in the request.
 func parseDocument(doc []byte) (*Contract, error) {
 	c := &Contract{}
 	faults, err := parseOver(c, doc, exported)
 	if err := errors.Join(err, faults.err()); err != nil {
-		return nil, fmt.Errorf("decode stored contract: %w", err)
+		return nil, fmt.Errorf("decode stored contract: %v", faultsOf(err))
 	}
 	return c, nil
 }
