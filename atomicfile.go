@@ -1,8 +1,8 @@
 package main
 
 // Atomic files: a file is written under a temporary name in the directory of its destination,
-// synced, and then moved to the destination, so that a crash leaves there either the whole
-// file or what was there before.
+// synced, and then moved to the destination, so that after a crash the destination has either
+// the whole new file or the old one.
 
 import (
 	"errors"

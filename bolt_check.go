@@ -95,7 +95,7 @@ func checkPages(f *os.File, m meta, report func(string), progress func(bytes int
 		return err
 	}
 	for id, use := range c.uses {
-		// What is below a broken page is not read, and then its pages look lost.
+		// The checker does not read the pages below a broken page, so they look lost.
 		if use == pageLost && !broken {
 			report(fmt.Sprintf("page %d is neither in use nor free", id))
 		}

@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -365,19 +366,6 @@ func servedFile(t testing.TB) (file []byte, bearer string) {
 	return trimmed(t, served.db), bearer
 }
 
-// breakFile overwrites a part of a file, which may be served meanwhile.
-func breakFile(t testing.TB, path string, at int, with []byte) {
-	t.Helper()
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteAt(with, int64(at)); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // A search below a branch page that leads to itself never ends. In a file that is too large to
 // be checked as a whole before it is served, such a page is found soon after the start.
 func TestLargeFileWithABranchBelowItself(t *testing.T) {
@@ -429,7 +417,7 @@ func TestLargeFileWithABranchBelowItself(t *testing.T) {
 	if binary.NativeEndian.Uint16(page[8:]) != branchPageFlag || last < 1 {
 		t.Fatalf("the root of the contracts is no branch: %x", page)
 	}
-	breakFile(t, db, root*pageSize+pageHeaderSize+last*elementSize+8, binary.NativeEndian.AppendUint64(nil, uint64(root)))
+	servicetest.BreakFile(t, db, root*pageSize+pageHeaderSize+last*elementSize+8, binary.NativeEndian.AppendUint64(nil, uint64(root)))
 	found := fmt.Sprintf("page %d is used twice", root)
 	p, said := serveBroken(t, db)
 	if p == nil { // it was found before anybody could ask

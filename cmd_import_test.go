@@ -7,6 +7,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"io"
@@ -178,27 +179,6 @@ func TestImportOfAnEmptyFile(t *testing.T) {
 	})
 }
 
-// manyLines writes a file of n lines of about size bytes each, and returns its path.
-func manyLines(t testing.TB, n, size int) (path string) {
-	t.Helper()
-	path = filepath.Join(t.TempDir(), "many.jsonl")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	w := bufio.NewWriter(f)
-	prices := strings.TrimSuffix(strings.Split(year(size/55), `"energy_prices":`)[1], "}")
-	for i := range n {
-		fmt.Fprintf(w, `{"org_id":%q,"user_id":%q,"energy_contract_type":"spot_hourly","energy_prices":%s,"id":%q,"building":null,"meter_id":"%d","supplier":null,"currency_energy_price":"EUR","energy_price_includes_external_components":null}`+"\n",
-			demoOrg, demoUser, prices, key(i).Contract, i)
-	}
-	if err := w.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 // feeding is a running import that reads from a pipe, to which the test writes lines.
 type feeding struct {
 	io.WriteCloser
@@ -326,7 +306,7 @@ func TestInterruptedImportLeavesNothing(t *testing.T) {
 func TestImportIsAllOrNothingWhenTheServerIsKilled(t *testing.T) {
 	slow(t)
 	t.Parallel()
-	file := manyLines(t, 4000, 500)
+	file := servicetest.ManyLines(t, 4000, 500)
 	var none, all int
 	for round := range 12 {
 		db := shortPath(t)

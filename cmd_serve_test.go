@@ -323,7 +323,7 @@ func TestLogLevel(t *testing.T) {
 func TestProgressIsForTerminalsOnly(t *testing.T) {
 	slow(t)
 	t.Parallel()
-	file := manyLines(t, 20_000, 500)
+	file := servicetest.ManyLines(t, 20_000, 500)
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		for _, tt := range []struct {
 			args []string
@@ -372,7 +372,7 @@ func TestExportToATerminalHasNoProgress(t *testing.T) {
 
 func TestCompactShowsProgress(t *testing.T) {
 	db := shortPath(t)
-	ok(t, db, "import", manyLines(t, 5000, 500))
+	ok(t, db, "import", servicetest.ManyLines(t, 5000, 500))
 	seen, stdout := onTerminal(t, nil, "compact", "--db", db)
 	if !strings.Contains(seen, "checking") || !strings.Contains(seen, "rewriting") || strings.Count(stdout, "\n") != 1 {
 		t.Errorf("shows %q, prints %q", seen, stdout)

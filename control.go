@@ -32,10 +32,9 @@ func readControl(x *exchange, out any) error {
 	return nil
 }
 
-// withDetail returns a problem whose detail is the text of err. A response of the API would
-// leave that text to the log; here anyone who may use the socket may read the log. The
-// errors of a canceled request and of a closed store are returned unchanged: they end the
-// connection without a response.
+// withDetail returns a problem whose detail is the text of err. The API would keep this text
+// for the log, but every user of the socket may read the log. The errors of a canceled request
+// and of a closed store are returned unchanged: they end the connection without a response.
 func withDetail(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
 		return err

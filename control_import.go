@@ -78,8 +78,8 @@ func (c importControl) post(x *exchange) (response, error) {
 // importReadBytes is the size of the buffer for reading lines from the connection, in bytes.
 const importReadBytes = 64 << 10
 
-// importRun is the state of one import. Each step either stages some lines or, once all
-// lines are staged and the import is committed, applies some of what is staged.
+// importRun is the state of one import. Each step stages some lines. Once all lines
+// are staged and the import is committed, each step moves some of the staged contracts.
 type importRun struct {
 	x         *exchange
 	validator *Validator

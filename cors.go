@@ -15,8 +15,8 @@ import (
 // withCORS lets web pages of the origins read the responses of next. It does not allow
 // credentials in the sense of the standard, which would be cookies: the service has none,
 // and a page sends its token in the Authorization field. A preflight request succeeds for
-// every path, even for one that does not exist. The page then learns from the response to
-// its actual request what is wrong; a browser does not show a page why a preflight failed.
+// every path, even for one that does not exist. The response to the actual request then tells
+// the page about the fault; a browser hides from the page why a preflight failed.
 func withCORS(origins []string, next http.Handler) http.Handler {
 	return cors.New(cors.Options{
 		AllowedOrigins: origins,

@@ -1,7 +1,7 @@
 package main
 
-// Faults: what is wrong with a request, each with a pointer to its place and a text
-// that a person can act on.
+// Faults: the errors in a request, each with a pointer to its place and a text that a
+// person can act on.
 
 import (
 	"errors"
@@ -22,7 +22,7 @@ type fault struct {
 	Pointer string `json:"pointer,omitzero"`
 	// Parameter is the name of a path or query parameter, or of a header field.
 	Parameter string `json:"parameter,omitzero"`
-	// Detail says what is wrong and what would be right.
+	// Detail describes the error and the values that are allowed.
 	Detail string `json:"detail"`
 }
 

@@ -328,7 +328,7 @@ func TestEveryOperationOnABrokenPage(t *testing.T) {
 			db := writeFile(t, file)
 			p := startProcess(t, nil, "--db", db)
 			for _, at := range pages {
-				breakFile(t, db, at, make([]byte, pageSize))
+				servicetest.BreakFile(t, db, at, make([]byte, pageSize))
 			}
 			resp, got := do(t, http.DefaultClient, o.Method, p.URL+o.Path, o.Header(bearer), o.Body)
 			failure{Status: 500, Detail: wentWrong}.Want(t, resp, got)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/tools/go/packages"
@@ -95,19 +96,28 @@ var libraries = map[string][]string{
 // withoutHTTP are the files that know nothing of HTTP.
 var withoutHTTP = []string{"validate.go", "parse.go", "store*.go", "bolt*.go", "atomicfile.go", "model.go", "fault.go", "version.go"}
 
-// production returns the package as the compiler sees it, without its tests.
-func production(t *testing.T) *packages.Package {
-	t.Helper()
+// loadProduction loads the package without its tests, once.
+var loadProduction = sync.OnceValues(func() (*packages.Package, error) {
 	loaded, err := packages.Load(&packages.Config{
 		Mode: packages.NeedName | packages.NeedFiles | packages.NeedImports | packages.NeedSyntax | packages.NeedTypes | packages.NeedTypesInfo,
 	}, ".")
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	for _, err := range loaded[0].Errors {
+		return nil, err
+	}
+	return loaded[0], nil
+})
+
+// production returns the package as the compiler sees it, without its tests.
+func production(t *testing.T) *packages.Package {
+	t.Helper()
+	p, err := loadProduction()
+	if err != nil {
 		t.Fatal(err)
 	}
-	return loaded[0]
+	return p
 }
 
 func TestEachFileUsesOnlyFilesBelowIt(t *testing.T) {

@@ -139,7 +139,7 @@ type rule struct {
 	check func(c *Contract, member string, set bool) bool
 	// whenNil makes the library call check for null too.
 	whenNil bool
-	// text returns what is wrong and what would be right.
+	// text returns the detail of the fault: the error and the values that are allowed.
 	text func(fe validator.FieldError) string
 }
 

@@ -159,19 +159,6 @@ func (a *rightResponses) wantRightOrError(t testing.TB, p *process, db string) (
 	return failed
 }
 
-// breakFile overwrites a part of a file, which may be served meanwhile.
-func breakFile(t testing.TB, path string, at int, with []byte) {
-	t.Helper()
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := f.WriteAt(with, int64(at)); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestBrokenFileIsRefusedOrServedCorrectly(t *testing.T) {
 	long(t)
 	t.Parallel()
@@ -251,7 +238,7 @@ func TestPageThatBreaksWhileItIsServed(t *testing.T) {
 				t.Parallel()
 				path := writeFile(t, file)
 				p := startProcess(t, nil, "--db", path)
-				breakFile(t, path, at, make([]byte, pageSize))
+				servicetest.BreakFile(t, path, at, make([]byte, pageSize))
 				failed := right.wantRightOrError(t, p, path)
 				if failed > 0 {
 					broken.Add(1)

@@ -250,7 +250,7 @@ func TestResponseAfterFaultInAnImportMatchesTheDatabase(t *testing.T) {
 	long(t)
 	t.Parallel()
 	needTool(t, "strace")
-	file := manyLines(t, 6000, 300)
+	file := servicetest.ManyLines(t, 6000, 300)
 	want := readFile(t, file)
 	var imported, refused int
 	for _, kind := range []string{"fdatasync:error=EIO", "pwrite64:error=ENOSPC"} {

@@ -3,38 +3,15 @@ package e2e
 // The memory that commands need to copy more data than they may hold.
 
 import (
-	"bufio"
 	"crypto/sha256"
+	"energy-contracts/internal/servicetest"
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"testing"
 )
-
-// manyLines writes n lines of about size bytes each.
-func manyLines(t testing.TB, n, size int) (path string) {
-	t.Helper()
-	path = filepath.Join(t.TempDir(), "many.jsonl")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	w := bufio.NewWriter(f)
-	prices := strings.TrimSuffix(strings.Split(year(size/55), `"energy_prices":`)[1], "}")
-	for i := range n {
-		fmt.Fprintf(w, `{"org_id":%q,"user_id":%q,"energy_contract_type":"spot_hourly","energy_prices":%s,"id":%q,"building":null,"meter_id":"%d","supplier":null,"currency_energy_price":"EUR","energy_price_includes_external_components":null}`+"\n",
-			demoOrg, demoUser, prices, key(i).Contract, i)
-	}
-	if err := w.Flush(); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
 
 var heapLine = regexp.MustCompile(`gc \d+ .* (\d+)->(\d+)->\d+ MB`)
 
@@ -54,7 +31,7 @@ func TestExportAndImportTakeNoMoreMemoryForMore(t *testing.T) {
 	long(t)
 	t.Parallel()
 	const limit = 40 // MB
-	file := manyLines(t, 60_000, 1500)
+	file := servicetest.ManyLines(t, 60_000, 1500)
 	if info, err := os.Stat(file); err != nil || info.Size() < 2*limit<<20 {
 		t.Fatalf("%v, %v: too small to tell", info, err)
 	}

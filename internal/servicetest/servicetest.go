@@ -4,6 +4,7 @@
 package servicetest
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"flag"
@@ -227,4 +228,39 @@ func Succeeds(t testing.TB, cmd *exec.Cmd) string {
 		t.Fatalf("%v: %v\n%s%s", cmd.Args, err, out, &stderr)
 	}
 	return string(out)
+}
+
+// ManyLines writes a file of n lines, as export writes them, of about size bytes each, and
+// returns its path. The contracts belong to the demo user.
+func ManyLines(t testing.TB, n, size int) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "many.jsonl")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w := bufio.NewWriter(f)
+	prices := strings.TrimSuffix(strings.Split(Year(size/55), `"energy_prices":`)[1], "}")
+	for i := range n {
+		fmt.Fprintf(w, `{"org_id":%q,"user_id":%q,"energy_contract_type":"spot_hourly","energy_prices":%s,"id":"%08x-0000-4000-8000-000000000000","building":null,"meter_id":"%d","supplier":null,"currency_energy_price":"EUR","energy_price_includes_external_components":null}`+"\n",
+			DemoOrg, DemoUser, prices, i, i)
+	}
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// BreakFile overwrites a part of a file, which may be served meanwhile.
+func BreakFile(t testing.TB, path string, at int, with []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteAt(with, int64(at)); err != nil {
+		t.Fatal(err)
+	}
 }
