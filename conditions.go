@@ -19,6 +19,9 @@ var (
 	// errNoneMatch is returned when If-None-Match is false, since it matches the contract. The
 	// response to a GET or HEAD is a 304 then (RFC 9110 §13.1.2), to other methods a 412.
 	errNoneMatch = fmt.Errorf("%w: If-None-Match", errPreconditionFailed)
+	// errAlteredTag is returned when If-Match is false and has an entity tag that a proxy made of
+	// one of this service. The response is a 412.
+	errAlteredTag = fmt.Errorf("%w: an altered entity tag", errPreconditionFailed)
 )
 
 // preconditions are the If-Match and If-None-Match fields of a request.
@@ -65,7 +68,7 @@ func parseEntityTags(field string, lines []string) (entityTags, error) {
 	if len(lines) == 0 {
 		return entityTags{}, nil
 	}
-	wrong := &malformed{fault{Parameter: field, Detail: `must be * or a list of entity tags such as "5bd1e995c7a3f2e0"`}}
+	wrong := &malformed{fault{Parameter: field, rule: "entity_tags", Detail: `must be * or a list of entity tags such as "5bd1e995c7a3f2e0"`}}
 	rest := trimSpace(strings.Join(lines, ","))
 	if rest == "*" {
 		return entityTags{present: true, any: true}, nil
@@ -107,16 +110,30 @@ func isEtagc(c byte) bool { return c == 0x21 || c >= 0x23 && c != 0x7f }
 func trimSpace(s string) string { return strings.Trim(s, " \t") }
 
 // check evaluates the preconditions against the current version of a contract, in the order of
-// RFC 9110 §13.2.2. It returns errPreconditionFailed, errNoneMatch or nil. If the contract does
+// RFC 9110 §13.2.2. It returns errPreconditionFailed, errAlteredTag, errNoneMatch or nil. If the contract does
 // not exist, If-Match is false with any value, "*" too (§13.1.1), and If-None-Match is true.
 func (p preconditions) check(current Version, exists bool) error {
 	if p.ifMatch.present && !(exists && p.ifMatch.matchStrong(current)) {
+		if exists && slices.ContainsFunc(p.ifMatch.tags, entityTag.altered) {
+			return errAlteredTag
+		}
 		return errPreconditionFailed
 	}
 	if p.ifNoneMatch.present && exists && p.ifNoneMatch.matchWeak(current) {
 		return errNoneMatch
 	}
 	return nil
+}
+
+// altered reports whether a proxy that compresses responses probably made the tag of one of this
+// service: nginx makes it weak, and others add a suffix such as -gzip before the last quote.
+func (t entityTag) altered() bool {
+	ours := etag(0)
+	if t.weak || len(t.opaque) <= len(ours) {
+		return t.weak
+	}
+	_, err := hex.DecodeString(t.opaque[1 : len(ours)-1])
+	return err == nil
 }
 
 // matchStrong reports whether a version matches by the strong comparison (RFC 9110 §8.8.3.2),

@@ -155,7 +155,7 @@ func (r *importRun) stage() error {
 	}
 	for n, first := range before {
 		if first > 0 {
-			r.reportBad(r.staged[n].Line, &malformed{fault{Pointer: "#/id", Detail: fmt.Sprintf("is the same contract as line %d", first)}})
+			r.reportBad(r.staged[n].Line, &malformed{fault{Pointer: "#/id", rule: "unique", Detail: fmt.Sprintf("is the same contract as line %d", first)}})
 		}
 	}
 	slices.SortStableFunc(r.events, func(a, b importEvent) int { return cmp.Compare(a.Line, b.Line) })

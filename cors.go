@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/rs/cors"
@@ -15,20 +16,62 @@ import (
 // withCORS lets web pages of the origins read the responses of next. It does not allow
 // credentials in the sense of the standard, which would be cookies: the service has none,
 // and a page sends its token in the Authorization field. A preflight request succeeds for
-// every path, even for one that does not exist. The response to the actual request then tells
-// the page about the fault; a browser hides from the page why a preflight failed.
+// every path, even for one that does not exist, and for every header field: scripts that
+// measure a page add fields of their own to its requests, such as baggage. The response to the
+// actual request then tells the page about the fault; a browser hides from the page why a
+// preflight failed.
 func withCORS(origins []string, next http.Handler) http.Handler {
+	if len(origins) == 0 {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if isPreflight(r) {
+				exchangeOf(w, r).reason = refusedPreflight(r, origins)
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
 	return cors.New(cors.Options{
 		AllowedOrigins: origins,
 		AllowedMethods: []string{
 			http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
 		},
-		AllowedHeaders: []string{"Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match"},
+		AllowedHeaders: []string{"*"},
 		ExposedHeaders: []string{
 			"Accept-Patch", "Allow", "ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID",
 		},
-		MaxAge: 7200, // seconds; Chromium caches a preflight response for no longer
-	}).Handler(next)
+		MaxAge:             7200, // seconds; Chromium caches a preflight response for no longer
+		OptionsPassthrough: true,
+	}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !isPreflight(r) {
+			next.ServeHTTP(w, r)
+			return
+		}
+		x := exchangeOf(w, r)
+		if w.Header().Get("Access-Control-Allow-Origin") == "" {
+			x.reason = refusedPreflight(r, origins)
+		}
+		x.send(response{status: http.StatusNoContent})
+	}))
+}
+
+// isPreflight reports whether a browser asks with r if a page may send another request (Fetch
+// standard, §3.3.2).
+func isPreflight(r *http.Request) bool {
+	return r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != ""
+}
+
+// refusedPreflight returns why a preflight request is refused if pages of the origins may use
+// the API. The browser shows the page nothing of it, so it is for the log.
+func refusedPreflight(r *http.Request, origins []string) string {
+	origin := r.Header.Get("Origin")
+	named := func(o string) bool { return o == "*" || strings.EqualFold(o, origin) }
+	switch {
+	case len(origins) == 0:
+		return "preflight refused: there is no --cors-origin, so pages of other origins, such as " + quoted(origin) + ", may not use the API"
+	case !slices.ContainsFunc(origins, named):
+		return "preflight refused: no --cors-origin is " + quoted(origin)
+	default:
+		return "preflight refused: the API has no method " + quoted(r.Header.Get("Access-Control-Request-Method"))
+	}
 }
 
 // checkCORSOrigin returns an error unless s is "*", which allows all origins, or an origin

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
@@ -35,9 +36,11 @@ func TestCORSIsForTheOriginsThatAreNamed(t *testing.T) {
 		asks, askFields string // of a preflight
 		status          int
 		want            http.Header
+		reason          string // of a refused preflight, in the log at level debug
 	}{
 		{name: "none is named", method: "GET", path: contract, origin: page, status: 200},
-		{name: "none is named, a preflight", method: "OPTIONS", path: contract, origin: page, asks: "PUT", status: 204},
+		{name: "none is named, a preflight", method: "OPTIONS", path: contract, origin: page, asks: "PUT", status: 204,
+			reason: `preflight refused: there is no --cors-origin, so pages of other origins, such as "https://app.example", may not use the API`},
 		{name: "one that is named", args: named, method: "GET", path: contract, origin: page, status: 200, want: http.Header{
 			"Access-Control-Allow-Origin": {page}, "Access-Control-Expose-Headers": exposed, "Vary": {"Origin"},
 		}},
@@ -70,9 +73,14 @@ func TestCORSIsForTheOriginsThatAreNamed(t *testing.T) {
 		{name: "a preflight of a path that is not there", args: named, method: "OPTIONS", path: "/nothing", origin: page, asks: "GET", status: 204, want: http.Header{
 			"Access-Control-Allow-Origin": {page}, "Access-Control-Allow-Methods": {"GET"}, "Access-Control-Max-Age": {"7200"}, "Vary": preflightVary,
 		}},
-		{name: "a preflight of an origin that is not named", args: named, method: "OPTIONS", path: contract, origin: "https://evil.example", asks: "PUT", status: 204, want: http.Header{"Vary": preflightVary}},
-		{name: "a preflight for a field of no use here", args: named, method: "OPTIONS", path: contract, origin: page, asks: "PUT", askFields: "x-other", status: 204, want: http.Header{"Vary": preflightVary}},
-		{name: "a preflight for a method of no use here", args: named, method: "OPTIONS", path: contract, origin: page, asks: "TRACE", status: 204, want: http.Header{"Vary": preflightVary}},
+		{name: "a preflight of an origin that is not named", args: named, method: "OPTIONS", path: contract, origin: "https://evil.example", asks: "PUT", status: 204, want: http.Header{"Vary": preflightVary},
+			reason: `preflight refused: no --cors-origin is "https://evil.example"`},
+		{name: "a preflight for fields of a script that measures the page", args: named, method: "OPTIONS", path: contract, origin: page, asks: "PUT", askFields: "authorization,baggage,content-type,sentry-trace", status: 204, want: http.Header{
+			"Access-Control-Allow-Origin": {page}, "Access-Control-Allow-Methods": {"PUT"}, "Access-Control-Allow-Headers": {"authorization,baggage,content-type,sentry-trace"},
+			"Access-Control-Max-Age": {"7200"}, "Vary": preflightVary,
+		}},
+		{name: "a preflight for a method of no use here", args: named, method: "OPTIONS", path: contract, origin: page, asks: "LINK", status: 204, want: http.Header{"Vary": preflightVary},
+			reason: `preflight refused: the API has no method "LINK"`},
 		{name: "all, which are told apart by nothing", args: []string{"--cors-origin", "*"}, method: "GET", path: contract, origin: page, status: 200, want: http.Header{
 			"Access-Control-Allow-Origin": {"*"}, "Access-Control-Expose-Headers": exposed, "Vary": {"Origin"},
 		}},
@@ -82,7 +90,7 @@ func TestCORSIsForTheOriginsThatAreNamed(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			s := start(t, append([]string{"--demo"}, tt.args...)...)
+			s := start(t, append([]string{"--demo", "--log-level", "debug"}, tt.args...)...)
 			h := http.Header{}
 			for name, value := range map[string]string{
 				"Origin": tt.origin, "Access-Control-Request-Method": tt.asks, "Access-Control-Request-Headers": tt.askFields,
@@ -98,6 +106,9 @@ func TestCORSIsForTheOriginsThatAreNamed(t *testing.T) {
 			resp, got := do(t, c, tt.method, s.url+tt.path, h, "")
 			if is := crossOrigin(resp.Header); resp.StatusCode != tt.status || !maps.EqualFunc(is, tt.want, slices.Equal) {
 				t.Errorf("got %s\n%v\n%s\nwant %d\n%v", resp.Status, is, got, tt.status, tt.want)
+			}
+			if reason := fmt.Sprintf(" reason=%q\n", tt.reason); tt.method == "OPTIONS" && strings.Contains(s.log.String(), reason) != (tt.reason != "") {
+				t.Errorf("want the reason %q in the log\n%s", tt.reason, s.log)
 			}
 			if tt.method == "OPTIONS" && (got != "" || strings.Count(s.log.String(), `method=OPTIONS route="" status=204`) != 1) {
 				t.Errorf("%q; the log\n%s", got, s.log)

@@ -14,6 +14,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -33,9 +34,15 @@ type exchange struct {
 	pooled *buffer      // holds the content of the response and is freed after it is sent; or nil
 	onEnd  func()       // called when the exchange ends, even if it is aborted; or nil
 
-	sent  statusWriter
-	bytes int64 // of the response's content, written so far
-	err   error // the reason for a 5xx response or an aborted connection, else nil
+	content contentReader
+	sent    statusWriter
+	bytes   int64 // of the response's content, written so far
+	err     error // the reason for a 5xx response or an aborted connection, else nil
+
+	// reason and faults say why a 4xx response or a preflight request was refused, for the log
+	// at level debug. They have no value from a body.
+	reason string
+	faults []fault
 }
 
 // newExchange returns a new exchange for a request. It stores the exchange in the context of
@@ -158,10 +165,15 @@ func (x *exchange) send(resp response) {
 	}
 }
 
-// Content longer than writePiece is written in pieces of that size, in bytes, and a client
-// must accept each within pieceTimeout. A shorter response has only the server's writeTimeout.
+// The time that the content of a request or a response may take.
 const (
-	writePiece   = 64 << 10
+	// readTimeout is for a request, and writeTimeout is for the time from the end of its header
+	// to the end of the response.
+	readTimeout  = 30 * time.Second
+	writeTimeout = 2 * time.Minute
+	// Content longer than pieceSize, in bytes, may take longer: a client must send or accept each
+	// piece of that size within pieceTimeout.
+	pieceSize    = 64 << 10
 	pieceTimeout = 30 * time.Second
 )
 
@@ -170,12 +182,12 @@ const (
 // whole response would cut off a client that reads slowly but steadily. It aborts the
 // connection if the client is gone.
 func (x *exchange) write(b []byte) {
-	long := len(b) > writePiece || x.bytes > 0
+	long := len(b) > pieceSize || x.bytes > 0
 	for len(b) > 0 {
 		if long {
 			_ = http.NewResponseController(x.w).SetWriteDeadline(time.Now().Add(pieceTimeout)) // which net/http supports
 		}
-		n, err := x.w.Write(b[:min(len(b), writePiece)])
+		n, err := x.w.Write(b[:min(len(b), pieceSize)])
 		x.bytes += int64(n)
 		if err != nil {
 			x.abort(fmt.Errorf("%w: %w", errClientGone, err))
@@ -220,10 +232,12 @@ func (x *exchange) fail(err error) {
 	var oerr *oauthError
 	if errors.As(err, &oerr) {
 		resp.status, resp.noStore, resp.header, body = oerr.status, true, oerr.header, oerr
+		x.reason = oerr.Code + ": " + oerr.Description
 	} else {
 		p := *problemOf(err)
 		p.Instance = x.id
 		resp.status, resp.contentType, resp.header, body = p.Status, "application/problem+json", p.header, &p
+		x.reason, x.faults = p.Detail, p.Errors
 	}
 	if resp.status >= 500 {
 		x.err = err
@@ -236,16 +250,50 @@ func (x *exchange) fail(err error) {
 	x.send(resp)
 }
 
+// explanation returns what the log has of a request at level debug beyond its usual line: the
+// path, without the query, which may have a secret, and why the request was refused.
+func (x *exchange) explanation() []slog.Attr {
+	attrs := []slog.Attr{slog.String("path", withoutLongNames(x.r.URL.Path))}
+	if x.err != nil { // the line has it already
+		return attrs
+	}
+	if x.reason != "" {
+		attrs = append(attrs, slog.String("reason", x.reason))
+	}
+	if len(x.faults) > 0 {
+		rules := make([]string, 0, len(x.faults))
+		for _, f := range x.faults {
+			rules = append(rules, withoutLongNames(f.broken()))
+		}
+		attrs = append(attrs, slog.Any("faults", rules))
+	}
+	return attrs
+}
+
+// withoutLongNames returns a path or a pointer with an ellipsis for each name in it that is as
+// long as a token, since a mistaken client may have put a token there. The names of the API are
+// shorter.
+func withoutLongNames(path string) string {
+	names := strings.Split(path, "/")
+	for i, name := range names {
+		if len(name) >= secretLength {
+			names[i] = "…"
+		}
+	}
+	return strings.Join(names, "/")
+}
+
 // body reads the request's content into a buffer from the pool, which the caller must free.
-// It returns a *problem if the content has more than maxBytes bytes or takes longer than
-// readTimeout to arrive, and a *malformed if it cannot be read completely.
+// It returns a *problem if the content has more than maxBytes bytes or arrives too slowly,
+// and a *malformed if it cannot be read completely.
 func (x *exchange) body(maxBytes int64) (*buffer, error) {
 	if x.r.ContentLength > maxBytes {
 		return nil, tooLarge(maxBytes)
 	}
 	b := buffers.Get().(*buffer)
 	w := bytes.NewBuffer(b.b[:0])
-	_, err := w.ReadFrom(http.MaxBytesReader(x.sent.ResponseWriter, x.r.Body, maxBytes))
+	x.content = contentReader{ReadCloser: x.r.Body, w: x.sent.ResponseWriter}
+	_, err := w.ReadFrom(http.MaxBytesReader(x.sent.ResponseWriter, &x.content, maxBytes))
 	b.b = w.Bytes()
 	var exceeded *http.MaxBytesError
 	switch {
@@ -254,14 +302,35 @@ func (x *exchange) body(maxBytes int64) (*buffer, error) {
 	case errors.As(err, &exceeded):
 		err = tooLarge(maxBytes)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = newProblem(http.StatusRequestTimeout, "The content took too long to arrive; send it within 30 seconds.")
+		err = newProblem(http.StatusRequestTimeout, "The content came too slowly; send at least 64 KiB every 30 seconds.")
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		err = &malformed{fault{Pointer: "#", Detail: "the connection ended before all of the content arrived"}}
+		err = &malformed{fault{Pointer: "#", rule: "complete", Detail: "the connection ended before all of the content arrived"}}
 	default:
-		err = &malformed{fault{Pointer: "#", Detail: "the content could not be read completely"}}
+		err = &malformed{fault{Pointer: "#", rule: "complete", Detail: "the content could not be read completely"}}
 	}
 	b.free()
 	return nil, err
+}
+
+// contentReader reads the content of a request. Each pieceSize bytes that arrive give the client
+// pieceTimeout for as many more, and the response the same time as if the request were sent at
+// once. The first bytes have the server's readTimeout, which suffices for most requests.
+type contentReader struct {
+	io.ReadCloser
+	w    http.ResponseWriter
+	read int // bytes since the deadlines were set
+}
+
+// Read reads the next bytes.
+func (c *contentReader) Read(b []byte) (int, error) {
+	n, err := c.ReadCloser.Read(b)
+	if c.read += n; c.read >= pieceSize {
+		c.read = 0
+		now, connection := time.Now(), http.NewResponseController(c.w)
+		_ = connection.SetReadDeadline(now.Add(pieceTimeout)) // which net/http supports
+		_ = connection.SetWriteDeadline(now.Add(pieceTimeout + writeTimeout))
+	}
+	return n, err
 }
 
 // tooLarge returns the problem of a request with more than maxBytes bytes of content.

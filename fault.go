@@ -24,6 +24,9 @@ type fault struct {
 	Parameter string `json:"parameter,omitzero"`
 	// Detail describes the error and the values that are allowed.
 	Detail string `json:"detail"`
+
+	// rule is a name for what the value breaks, for the log, which must not have the value.
+	rule string
 }
 
 // String returns the place and the detail in one line, for commands and logs.
@@ -32,6 +35,11 @@ func (f fault) String() string {
 		return f.Parameter + " " + f.Detail
 	}
 	return f.Pointer + " " + f.Detail
+}
+
+// broken returns the rule and the place, without any value, for the log.
+func (f fault) broken() string {
+	return f.rule + " " + f.Pointer + f.Parameter
 }
 
 // malformed is the error for a request that cannot be parsed (400).
@@ -52,16 +60,16 @@ func (v *invalid) Error() string {
 }
 
 // add adds a fault of the body, or counts it if the list is full.
-func (v *invalid) add(pointer, detail string) {
+func (v *invalid) add(pointer, rule, detail string) {
 	if !v.countIfFull() {
-		v.faults = append(v.faults, fault{Pointer: pointer, Detail: detail})
+		v.faults = append(v.faults, fault{Pointer: pointer, Detail: detail, rule: rule})
 	}
 }
 
 // addParameter adds a fault of a path or query parameter. There are few, so the list
 // cannot overflow.
-func (v *invalid) addParameter(name, detail string) {
-	v.faults = append(v.faults, fault{Parameter: name, Detail: detail})
+func (v *invalid) addParameter(name, rule, detail string) {
+	v.faults = append(v.faults, fault{Parameter: name, Detail: detail, rule: rule})
 }
 
 // countIfFull counts a fault if the list is full, and reports whether it did. Callers ask
@@ -92,7 +100,7 @@ func (v *invalid) list() []fault {
 	if v.more == 0 {
 		return v.faults
 	}
-	return append(v.faults[:len(v.faults):len(v.faults)], fault{Pointer: "#", Detail: fmt.Sprintf("and %d more", v.more)})
+	return append(v.faults[:len(v.faults):len(v.faults)], fault{Pointer: "#", Detail: fmt.Sprintf("and %d more", v.more), rule: "more"})
 }
 
 // faultsOf returns the faults that err, the error of a parser or a validator, stands for.
@@ -117,6 +125,24 @@ func quoted(v any) string {
 		return fmt.Sprintf("%q… (%d characters)", string(r[:longest]), len(r))
 	}
 	return fmt.Sprintf("%q", string(r))
+}
+
+// kindName returns the name of a kind of JSON value in a sentence.
+func kindName(k jsontext.Kind) string {
+	switch k {
+	case jsontext.KindNull:
+		return "null"
+	case jsontext.KindTrue, jsontext.KindFalse:
+		return "a boolean"
+	case jsontext.KindString:
+		return "a string"
+	case jsontext.KindNumber:
+		return "a number"
+	case jsontext.KindBeginObject:
+		return "an object"
+	default:
+		return "an array"
+	}
 }
 
 // pointer returns a JSON Pointer as a URI fragment (RFC 6901 §6).

@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,9 +26,7 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 		apiSettings: settings, store: store, validator: v, now: now, throttle: newLoginThrottle(),
 	}
 	a.metrics = newAPIMetrics()
-	if len(a.origins) > 0 {
-		a.handler = withCORS(a.origins, a.router)
-	}
+	a.handler = withCORS(a.origins, a.router)
 	read, write := Scopes{Read: true}, Scopes{Write: true}
 	a.contract(http.MethodGet, contractsPath, read, a.listContracts)
 	a.contract(http.MethodHead, contractsPath, read, a.listContracts)
@@ -76,7 +75,7 @@ func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange
 		for _, p := range ps {
 			id, err := parseID(p.Value)
 			if err != nil {
-				faults.addParameter(p.Key, err.Error())
+				faults.addParameter(p.Key, "uuid", err.Error())
 			}
 			switch p.Key {
 			case "user_id":
@@ -175,21 +174,21 @@ func (a *api) listContracts(x *exchange, t target) (response, error) {
 func parseRange(query string) (r Range, err error) {
 	values, err := url.ParseQuery(query)
 	if err != nil {
-		return r, &malformed{fault{Parameter: "query", Detail: "is not valid; percent-encode its values"}}
+		return r, &malformed{fault{Parameter: "query", rule: "percent_encoding", Detail: "is not valid; percent-encode its values"}}
 	}
 	var faults invalid
 	for _, name := range []string{"limit", "after"} {
 		switch v := values[name]; {
 		case len(v) == 0:
 		case len(v) > 1:
-			faults.addParameter(name, "appears more than once")
+			faults.addParameter(name, "once", "appears more than once")
 		case name == "limit":
 			if r.Limit, err = strconv.Atoi(v[0]); err != nil || r.Limit < 1 || r.Limit > maxLimit {
-				faults.addParameter(name, "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", is "+quoted(v[0]))
+				faults.addParameter(name, "range", "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", is "+quoted(v[0]))
 			}
 		default:
 			if r.After, err = parseID(v[0]); err != nil {
-				faults.addParameter(name, err.Error())
+				faults.addParameter(name, "uuid", err.Error())
 			}
 		}
 	}
@@ -202,7 +201,7 @@ const maxLimit = 1000
 // postContract stores a new contract. With an Idempotency-Key that the client has used in the last
 // 24 hours, it returns the first response again and stores nothing.
 func (a *api) postContract(x *exchange, t target) (response, error) {
-	if err := checkMediaType(x.r.Header, "application/json"); err != nil {
+	if err := checkMediaType(x.r.Header, jsonType); err != nil {
 		return response{}, err
 	}
 	key, err := parseIdempotencyKey(x.r.Header)
@@ -246,7 +245,7 @@ func (a *api) postContract(x *exchange, t target) (response, error) {
 // putContract replaces a contract. With If-None-Match: * it creates the contract under the id in
 // the path, and responds with a 201. Without it, a contract that does not exist is a 404.
 func (a *api) putContract(x *exchange, t target) (response, error) {
-	body, err := a.content(x, "application/json")
+	body, err := a.content(x, jsonType)
 	if err != nil {
 		return response{}, err
 	}
@@ -291,7 +290,7 @@ var errChanged = errors.New("changed meanwhile")
 // document outside of the store's transaction, and starts again with a fresh copy if another
 // request changed the contract in between. The preconditions are checked against each copy.
 func (a *api) patchContract(x *exchange, t target) (response, error) {
-	body, err := a.content(x, mergePatchType)
+	body, err := a.content(x, mergePatchType, jsonType)
 	if err != nil {
 		return response{}, err
 	}
@@ -365,26 +364,32 @@ func (a *api) getReady(x *exchange) (response, error) {
 }
 
 // content checks the media type of a request and reads its body, which the caller must free.
-func (a *api) content(x *exchange, mediaType string) (*buffer, error) {
-	if err := checkMediaType(x.r.Header, mediaType); err != nil {
+func (a *api) content(x *exchange, mediaTypes ...string) (*buffer, error) {
+	if err := checkMediaType(x.r.Header, mediaTypes...); err != nil {
 		return nil, err
 	}
 	return x.body(a.maxBody)
 }
 
-// checkMediaType returns a 415 unless the content is of the media type want, in UTF-8 and without
-// a content coding.
-func checkMediaType(h http.Header, want string) error {
+// jsonType is the media type of JSON (RFC 8259 §11).
+const jsonType = "application/json"
+
+// charsets are the values of the parameter charset that stand for UTF-8, or for a part of it. The
+// parameter has no meaning for JSON (RFC 8259 §11), but many clients send it.
+var charsets = []string{"", "utf-8", "utf8", "us-ascii"}
+
+// checkMediaType returns a 415 unless the content is of one of the media types in want, in UTF-8
+// and without a content coding.
+func checkMediaType(h http.Header, want ...string) error {
 	got := h.Get("Content-Type")
 	media, params, err := mime.ParseMediaType(got)
-	charset := params["charset"]
-	if err != nil || media != want || charset != "" && !strings.EqualFold(charset, "utf-8") {
+	if err != nil || !slices.Contains(want, media) || !slices.Contains(charsets, strings.ToLower(params["charset"])) {
 		sent := "missing"
 		if got != "" {
 			sent = quoted(got)
 		}
-		p := newProblem(http.StatusUnsupportedMediaType, "Content-Type must be "+want+" in UTF-8, is "+sent+".")
-		if want == mergePatchType {
+		p := newProblem(http.StatusUnsupportedMediaType, "Content-Type must be "+strings.Join(want, " or ")+" in UTF-8, is "+sent+".")
+		if want[0] == mergePatchType {
 			return p.with("Accept-Patch", mergePatchType) // RFC 5789 §2.2
 		}
 		return p

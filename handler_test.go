@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
@@ -443,6 +444,67 @@ func TestLogHasOneLinePerRequestAndNoSecret(t *testing.T) {
 		if strings.Contains(file, secret) {
 			t.Errorf("the database contains %q", secret)
 		}
+	}
+}
+
+// The level debug is for those who develop a client. At level info a line has nothing of this.
+func TestLogAtDebugSaysWhyARequestWasRefused(t *testing.T) {
+	contract := contractsURL("", demoOrg, demoUser) + "/" + demoContract
+	const form = "application/x-www-form-urlencoded"
+	for _, tt := range []struct {
+		name, method, path string
+		header             http.Header
+		body               string
+		status             int
+		want               string // at the end of the line
+	}{
+		{"a path that is not there", "GET", "/energy-contracts/Secret?q=Secret", nil, "", 404,
+			`path=/energy-contracts/Secret reason="There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and /api/partners/v2.0/docs describes the API."`},
+		{"a token in the path", "GET", "/4bQ1yY6pUfLk7dW0nXvJc3sZt8rHa5mEoGi2wKqBz9N/x", nil, "", 404,
+			`path=/…/x reason="There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and /api/partners/v2.0/docs describes the API."`},
+		{"a contract that is not there", "DELETE", strings.Replace(contract, "3c90c3cc", "00000000", 1), nil, "", 404,
+			`path=` + strings.Replace(contract, "3c90c3cc", "00000000", 1) + ` reason="This user has no energy contract with this id."`},
+		{"several faults", "PUT", contract, jsonBody, `{"supplier":7,"meter_id":"Secret-Secret-Secret","energy_prices":[{"price":"Secret"},{"timestamp":"Secret"}],"building":"Secret"}`, 422,
+			`path=` + contract + ` reason="The request breaks rules of the API; see errors." faults="[type #/supplier unknown_member #/building max #/meter_id price_number #/energy_prices/0/price timestamp_required #/energy_prices/0/timestamp price_required #/energy_prices/1/price timestamp_rfc3339 #/energy_prices/1/timestamp]"`},
+		{"a token as a member", "PUT", contract, jsonBody, `{"4bQ1yY6pUfLk7dW0nXvJc3sZt8rHa5mEoGi2wKqBz9N":1}`, 422,
+			`path=` + contract + ` reason="The request breaks rules of the API; see errors." faults="[unknown_member #/…]"`},
+		{"ids and parameters", "GET", "/api/partners/v2.0/org/" + demoOrg + "/users/Secret/energy-contracts?limit=Secret", nil, "", 422,
+			`path=/api/partners/v2.0/org/` + demoOrg + `/users/Secret/energy-contracts reason="The request breaks rules of the API; see errors." faults="[uuid user_id]"`},
+		{"no JSON", "PUT", contract, jsonBody, `{"meter_id":Secret}`, 400,
+			`path=` + contract + ` reason="The request cannot be parsed; see errors." faults="[json #/meter_id]"`},
+		{"JSON that is cut off", "PUT", contract, jsonBody, `{"meter_id":"Secret`, 400,
+			`path=` + contract + ` reason="The request cannot be parsed; see errors." faults="[cut_off #/meter_id]"`},
+		{"no token", "GET", contract, http.Header{"Authorization": {""}}, "", 401,
+			`path=` + contract + ` reason="Send a token as Authorization: Bearer …; POST /oauth2/token/ issues one."`},
+		{"another organization", "GET", strings.Replace(contract, demoOrg, demoOtherOrg, 1), nil, "", 403,
+			`path=` + strings.Replace(contract, demoOrg, demoOtherOrg, 1) + ` reason="The token does not belong to the organization in the path."`},
+		{"a wrong secret", "POST", "/oauth2/token/", http.Header{"Content-Type": {form}}, "client_id=demo&client_secret=Secret", 401,
+			`path=/oauth2/token/ reason="invalid_client: the client is unknown, or its secret is wrong"`},
+		{"a success", "GET", contract, nil, "", 200, `path=` + contract},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for _, level := range []string{"debug", "info"} {
+				s := start(t, "--demo", "--log-level", level)
+				header := http.Header{"Authorization": {"Bearer " + token(t, s.url, "demo", "demo-secret")}}
+				if strings.HasPrefix(tt.path, "/oauth2/") {
+					delete(header, "Authorization")
+				}
+				maps.Copy(header, tt.header)
+				resp, got := do(t, http.DefaultClient, tt.method, s.url+tt.path, header, tt.body)
+				if resp.StatusCode != tt.status {
+					t.Errorf("got %s\n%s", resp.Status, got)
+				}
+				s.stop()
+				line := regexp.MustCompile(`(?m)^.* request=` + resp.Header.Get("X-Request-ID") + `.*$`).FindString(s.log.String())
+				_, rest, _ := strings.Cut(line, " path=")
+				if level == "debug" && "path="+rest != tt.want || level == "info" && (line == "" || rest != "") {
+					t.Errorf("at level %s the line is\n%s\nwant at level debug\n%s", level, line, tt.want)
+				}
+				if strings.Contains(strings.ReplaceAll(s.log.String(), "path="+strings.Split(tt.path, "?")[0], ""), "Secret") {
+					t.Errorf("the log has a value of the request\n%s", s.log)
+				}
+			}
+		})
 	}
 }
 

@@ -364,10 +364,11 @@ func startOn(t testing.TB, db string, args ...string) *service {
 	s := &service{db: db, clock: &clock{}, log: &lockedBuffer{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	addr, ended := make(chan net.Addr, 1), make(chan error, 1)
+	level := new(slog.LevelVar)
 	a := &app{
 		stdout:    io.Discard,
-		log:       slog.New(slog.NewTextHandler(s.log, nil)),
-		logLevel:  new(slog.LevelVar),
+		log:       slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: level})),
+		logLevel:  level,
 		now:       s.clock.now,
 		listening: func(a net.Addr) { addr <- a },
 	}

@@ -21,8 +21,8 @@ func parseIdempotencyKey(h http.Header) (string, error) {
 		return "", nil
 	}
 	wrong := &malformed{fault{
-		Parameter: "Idempotency-Key",
-		Detail:    `must be one string of 1 to 255 printable ASCII characters, such as "8e03978e-40d5-43e8-bc93-6894a57f9324"`,
+		Parameter: "Idempotency-Key", rule: "string",
+		Detail: `must be one string of 1 to 255 printable ASCII characters, such as "8e03978e-40d5-43e8-bc93-6894a57f9324"`,
 	}}
 	key := lines[0]
 	if quoted, ok := strings.CutPrefix(key, `"`); ok {

@@ -328,8 +328,11 @@ func unquoted(s jsontext.Value) string {
 	return string(b)
 }
 
-// newSecret returns a token or a client's secret: 256 random bits as 43 characters of
-// base64url.
+// secretLength is the length of a token or a client's secret in characters.
+const secretLength = 43
+
+// newSecret returns a token or a client's secret: 256 random bits as secretLength characters
+// of base64url.
 func newSecret() string {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails

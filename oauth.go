@@ -4,14 +4,17 @@ package main
 // revokes them (RFC 7009) and serves its metadata document (RFC 8414).
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"mime"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -30,14 +33,40 @@ const maxTokenRequest = 64 << 10
 
 // oauthRequest holds the parameters of a token request (RFC 6749 §4.4.2) or a revocation
 // request (RFC 7009 §2.1), and the credentials of the client (RFC 6749 §2.3.1). A field is
-// nil if its parameter was not sent. The json tags are there because the vendor's examples
-// send the parameters as JSON, although the RFCs require a form.
+// empty if its parameter was not sent or has no value, which RFC 6749 §3.2 treats alike.
 type oauthRequest struct {
-	ClientID     *string `json:"client_id"`
-	ClientSecret *string `json:"client_secret"`
-	GrantType    *string `json:"grant_type"`
-	Scope        *string `json:"scope"`
-	Token        *string `json:"token"`
+	ClientID, ClientSecret, GrantType, Scope, Token string
+}
+
+// parameter returns the field for the parameter called name, or nil for an unknown one.
+func (r *oauthRequest) parameter(name string) *string {
+	switch name {
+	case "client_id":
+		return &r.ClientID
+	case "client_secret":
+		return &r.ClientSecret
+	case "grant_type":
+		return &r.GrantType
+	case "scope":
+		return &r.Scope
+	case "token":
+		return &r.Token
+	}
+	return nil
+}
+
+// set sets a parameter. Unknown parameters are ignored, even if they are repeated, as resource
+// may be (RFC 8707 §2). A known one may be repeated with the same value only.
+func (r *oauthRequest) set(name, value string) error {
+	field := r.parameter(name)
+	if field == nil || value == "" {
+		return nil
+	}
+	if *field != "" && *field != value {
+		return invalidRequest(name + " appears twice, with different values")
+	}
+	*field = value
+	return nil
 }
 
 // tokenResponse is a successful response of the token endpoint (RFC 6749 §5.1).
@@ -61,14 +90,14 @@ func (a *api) postToken(x *exchange) (_ response, err error) {
 		return response{}, err
 	}
 	switch {
-	case req.GrantType == nil:
-		return response{}, invalidRequest("grant_type is missing; it must be client_credentials")
-	case *req.GrantType != "client_credentials":
+	case req.GrantType == "":
+		return response{}, invalidRequest("grant_type is missing; send grant_type=client_credentials as a form, or as a JSON object")
+	case req.GrantType != "client_credentials":
 		return response{}, newOAuthError(http.StatusBadRequest, "unsupported_grant_type", "grant_type must be client_credentials")
 	}
 	scopes := client.Scopes
-	if req.Scope != nil {
-		if err := scopes.UnmarshalText([]byte(*req.Scope)); err != nil || !scopes.Within(client.Scopes) {
+	if req.Scope != "" {
+		if err := scopes.UnmarshalText([]byte(req.Scope)); err != nil || !scopes.Within(client.Scopes) {
 			return response{}, newOAuthError(http.StatusBadRequest, "invalid_scope", "this client may ask for: "+client.Scopes.String())
 		}
 	}
@@ -93,10 +122,10 @@ func (a *api) postRevocation(x *exchange) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	if req.Token == nil {
+	if req.Token == "" {
 		return response{}, invalidRequest("token is missing; send the access token to revoke")
 	}
-	err = a.store.RevokeToken(hashOf(*req.Token), client.ID)
+	err = a.store.RevokeToken(hashOf(req.Token), client.ID)
 	switch {
 	case errors.Is(err, ErrForeign): // invalid_grant covers a grant "issued to another client" (RFC 6749 §5.2)
 		return response{}, newOAuthError(http.StatusBadRequest, "invalid_grant", "the token was issued to another client, so it was not revoked")
@@ -130,7 +159,7 @@ func (a *api) getMetadata(x *exchange) (response, error) {
 			origin = "https://" + x.r.Host
 		}
 		if _, err := parseOrigin(origin); err != nil {
-			return response{}, &malformed{fault{Parameter: "Host", Detail: "must be a host name or address, with an optional port"}}
+			return response{}, &malformed{fault{Parameter: "Host", rule: "host", Detail: "must be a host name or address, with an optional port"}}
 		}
 	}
 	methods := []string{"client_secret_basic", "client_secret_post"}
@@ -163,15 +192,15 @@ func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
 	return req, client, err
 }
 
-// authenticate returns the client whose id and secret the request carries, either in the
-// Authorization field or in the body, but not in both (RFC 6749 §2.3.1).
+// authenticate returns the client whose id and secret the request carries in the Authorization
+// field or in the body (RFC 6749 §2.3.1). Many libraries send the id in both, and some the
+// secret too. What is in both must be equal.
 func (a *api) authenticate(x *exchange, req oauthRequest) (Client, error) {
 	refused := newOAuthError(http.StatusUnauthorized, "invalid_client", "the client is unknown, or its secret is wrong")
 	refused.header = [2]string{"WWW-Authenticate", "Basic " + realm + `, charset="UTF-8"`}
 	id, secret, basic := x.r.BasicAuth()
+	scheme, _, _ := strings.Cut(x.r.Header.Get("Authorization"), " ")
 	switch {
-	case basic && (req.ClientID != nil || req.ClientSecret != nil):
-		return Client{}, invalidRequest("the client authenticates twice; send its id and secret in the Authorization field or in the body")
 	case basic:
 		var err1, err2 error
 		id, err1 = url.QueryUnescape(id)
@@ -179,8 +208,11 @@ func (a *api) authenticate(x *exchange, req oauthRequest) (Client, error) {
 		if err1 != nil || err2 != nil {
 			return Client{}, invalidRequest("client id and secret must be percent-encoded in Authorization: Basic")
 		}
-	case x.r.Header.Get("Authorization") == "" && req.ClientID != nil && req.ClientSecret != nil:
-		id, secret = *req.ClientID, *req.ClientSecret
+		if req.ClientID != "" && req.ClientID != id || req.ClientSecret != "" && req.ClientSecret != secret {
+			return Client{}, invalidRequest("the client authenticates twice, and differently; send its id and secret in the Authorization field or in the body")
+		}
+	case !strings.EqualFold(scheme, "Basic") && req.ClientID != "" && req.ClientSecret != "":
+		id, secret = req.ClientID, req.ClientSecret
 	default:
 		refused.Description = "send client id and secret as Authorization: Basic, or as client_id and client_secret in the body"
 		return Client{}, refused
@@ -231,57 +263,81 @@ func invalidRequest(description string) *oauthError {
 	return newOAuthError(http.StatusBadRequest, "invalid_request", description)
 }
 
-// refuseNull makes a JSON null for a parameter an error. A form cannot express null, and
-// package json would treat it like a parameter that is missing.
-var refuseNull = json.WithUnmarshalers(json.UnmarshalFromFunc(func(d *jsontext.Decoder, _ **string) error {
-	if d.PeekKind() == jsontext.KindNull {
-		return errors.New("null is not a string")
-	}
-	return errors.ErrUnsupported // let package json unmarshal the string
-}))
-
-// parseOAuthRequest parses a body that is a form or a JSON object. It treats a parameter
-// with an empty value as missing, ignores unknown parameters, and returns an error if a
-// parameter appears twice (RFC 6749 §3.2).
-func parseOAuthRequest(contentType string, body []byte) (req oauthRequest, err error) {
-	media, _, err := mime.ParseMediaType(contentType)
-	if err != nil && len(body) > 0 {
-		return req, invalidRequest("Content-Type must be application/x-www-form-urlencoded or application/json")
-	}
-	fields := map[string]**string{
-		"client_id": &req.ClientID, "client_secret": &req.ClientSecret,
-		"grant_type": &req.GrantType, "scope": &req.Scope, "token": &req.Token,
-	}
+// parseOAuthRequest parses a body that is a form (RFC 6749 §4.4.2) or a JSON object, as the
+// vendor's examples have it. Clients also send either under the media type of the other, as
+// text/plain or without a type, so the first character decides: no form begins with a brace.
+func parseOAuthRequest(contentType string, body []byte) (oauthRequest, error) {
+	body = withoutBOM(body)
+	text := bytes.TrimLeft(body, " \t\r\n")
+	media, _, _ := mime.ParseMediaType(contentType)
+	inJSON := bytes.HasPrefix(text, []byte("{")) || media == "application/json" && len(text) > 0 && bytes.IndexByte(text, '=') < 0
+	var (
+		req oauthRequest
+		err error
+	)
 	switch {
-	case len(body) == 0:
-	case media == "application/json":
-		if err := json.Unmarshal(body, &req, refuseNull); err != nil {
-			description := "the body must be a JSON object whose members are strings"
-			if errors.Is(err, jsontext.ErrDuplicateName) {
-				description = "a parameter appears twice"
-			}
-			return oauthRequest{}, invalidRequest(description)
-		}
-	case media == "application/x-www-form-urlencoded":
-		form, err := url.ParseQuery(string(body))
-		if err != nil {
-			return req, invalidRequest("the body is not application/x-www-form-urlencoded")
-		}
-		for name, values := range form {
-			if len(values) > 1 {
-				return oauthRequest{}, invalidRequest("a parameter appears twice")
-			}
-			if field := fields[name]; field != nil {
-				*field = &values[0]
-			}
-		}
+	case isUTF16(body):
+		err = invalidRequest("the body is in UTF-16; send it in UTF-8")
+	case inJSON:
+		err = req.parseJSON(body)
 	default:
-		return req, invalidRequest("Content-Type must be application/x-www-form-urlencoded or application/json")
+		err = req.parseForm(string(body))
 	}
-	for _, field := range fields {
-		if *field != nil && **field == "" {
-			*field = nil
-		}
+	if err != nil {
+		return oauthRequest{}, err
 	}
 	return req, nil
+}
+
+// parseForm sets the parameters of a form.
+func (r *oauthRequest) parseForm(body string) error {
+	form, err := url.ParseQuery(body)
+	if err != nil {
+		return invalidRequest("the body is not application/x-www-form-urlencoded")
+	}
+	for name, values := range form {
+		for _, value := range values {
+			if err := r.set(name, value); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// parseJSON sets the parameters of a JSON object. A null for a parameter is refused: a form
+// cannot express it.
+func (r *oauthRequest) parseJSON(body []byte) error {
+	wrong := invalidRequest("the body must be a JSON object whose members are strings")
+	d := jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true))
+	if begin, err := d.ReadToken(); err != nil || begin.Kind() != jsontext.KindBeginObject {
+		return wrong
+	}
+	for d.PeekKind() == jsontext.KindString {
+		token, err := d.ReadToken()
+		if err != nil {
+			return wrong
+		}
+		name := token.String()
+		if r.parameter(name) == nil {
+			if d.SkipValue() != nil {
+				return wrong
+			}
+			continue
+		}
+		value, err := d.ReadToken()
+		if err != nil || value.Kind() != jsontext.KindString {
+			return wrong
+		}
+		if err := r.set(name, value.String()); err != nil {
+			return err
+		}
+	}
+	if _, err := d.ReadToken(); err != nil { // the end of the object
+		return wrong
+	}
+	if _, err := d.ReadToken(); !errors.Is(err, io.EOF) {
+		return wrong
+	}
+	return nil
 }

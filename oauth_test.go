@@ -4,14 +4,16 @@ package main
 // other settings, and an OAuth library.
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -144,8 +146,9 @@ func TestTokensLastForTheirLifetimeAndOverARestart(t *testing.T) {
 	}
 }
 
-// FuzzOAuthRequest checks that an accepted request is parsed to the same parameters when it
-// is encoded again, as a form and as JSON.
+// FuzzOAuthRequest checks that a request is read as an independent parser reads it, and that an
+// accepted one is parsed to the same parameters when it is encoded again, as a form and as JSON,
+// under any media type.
 func FuzzOAuthRequest(f *testing.F) {
 	heads, bodies := storyRequests(f)
 	for i, head := range heads {
@@ -154,7 +157,7 @@ func FuzzOAuthRequest(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, form bool, body []byte) {
-		const formType, jsonType = "application/x-www-form-urlencoded", "application/json"
+		const formType = "application/x-www-form-urlencoded"
 		contentType := jsonType
 		if form {
 			contentType = formType
@@ -172,58 +175,76 @@ func FuzzOAuthRequest(f *testing.F) {
 			return
 		}
 		values, members := url.Values{}, map[string]string{}
-		for name, value := range map[string]*string{
+		for name, value := range map[string]string{
 			"client_id": req.ClientID, "client_secret": req.ClientSecret, "grant_type": req.GrantType, "scope": req.Scope, "token": req.Token,
 		} {
-			if is := sent[name]; (value != nil) != (is != "") || value != nil && *value != is {
-				t.Fatalf("%s is %v, want %q", name, value, is)
+			if is := sent[name]; value != is {
+				t.Fatalf("%s is %q, want %q", name, value, is)
 			}
-			if value != nil && utf8.ValidString(*value) { // JSON cannot encode other strings
-				values.Set(name, *value)
-				members[name] = *value
-			} else if value != nil {
+			if !utf8.ValidString(value) { // JSON cannot encode other strings
 				return
+			}
+			if value != "" {
+				values.Set(name, value)
+				members[name] = value
 			}
 		}
 		inJSON, err := json.Marshal(members)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for contentType, body := range map[string]string{formType: values.Encode(), jsonType: string(inJSON)} {
-			if again, err := parseOAuthRequest(contentType, []byte(body)); err != nil || !reflect.DeepEqual(again, req) {
-				t.Fatalf("%s is %+v, %v, want %+v", body, again, err, req)
+		for _, body := range []string{values.Encode(), string(inJSON)} {
+			for _, contentType := range []string{formType, jsonType, "text/plain", ""} {
+				if again, err := parseOAuthRequest(contentType, []byte(body)); err != nil || again != req {
+					t.Fatalf("%s as %q is %+v, %v, want %+v", body, contentType, again, err, req)
+				}
 			}
 		}
 	})
 }
 
-// oauthParameters is an independent parser of a form or of JSON.
+// oauthParameters is an independent parser of a form or of JSON, whose media type is the form's
+// or JSON's.
 func oauthParameters(form bool, body []byte) (sent map[string]string, good bool) {
 	sent = map[string]string{}
-	if len(body) == 0 {
-		return sent, true
+	body = bytes.TrimPrefix(body, []byte{0xEF, 0xBB, 0xBF})
+	if len(body) >= 2 && (string(body[:2]) == "\xFF\xFE" || string(body[:2]) == "\xFE\xFF" || (body[0] == 0) != (body[1] == 0)) {
+		return nil, false // UTF-16
 	}
-	if form {
+	start := strings.TrimLeft(string(body), " \t\r\n")
+	if !strings.HasPrefix(start, "{") && (form || start == "" || strings.Contains(start, "=")) {
 		values, err := url.ParseQuery(string(body))
-		for name, v := range values {
-			if len(v) > 1 {
-				return nil, false
+		for _, name := range []string{"client_id", "client_secret", "grant_type", "scope", "token"} {
+			for _, v := range values[name] {
+				if v != "" && sent[name] != "" && v != sent[name] {
+					return nil, false
+				}
+				sent[name] = cmp.Or(v, sent[name])
 			}
-			sent[name] = v[0]
 		}
 		return sent, err == nil
 	}
-	value, ok := readJSON(body, 10_000)
-	members, isObject := value.(map[string]any)
-	if !ok || !isObject && value != nil {
+	if !utf8.Valid(body) || !json.Valid(body) || surrogate.Match(surrogatePairs.ReplaceAll(body, []byte(" "))) {
 		return nil, false
 	}
-	for _, name := range []string{"client_id", "client_secret", "grant_type", "scope", "token"} {
-		if member, ok := members[name]; ok {
-			if sent[name], ok = member.(string); !ok {
-				return nil, false
-			}
+	d := json.NewDecoder(bytes.NewReader(body))
+	if begin, err := d.Token(); err != nil || begin != json.Delim('{') {
+		return nil, false
+	}
+	for d.More() {
+		name, err := d.Token()
+		var value any
+		if err != nil || d.Decode(&value) != nil {
+			return nil, false
 		}
+		if !slices.Contains([]string{"client_id", "client_secret", "grant_type", "scope", "token"}, name.(string)) {
+			continue
+		}
+		v, ok := value.(string)
+		if is := sent[name.(string)]; !ok || v != "" && is != "" && v != is {
+			return nil, false
+		}
+		sent[name.(string)] = cmp.Or(v, sent[name.(string)])
 	}
 	return sent, true
 }

@@ -10,7 +10,6 @@ import (
 	"io"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/agnivade/levenshtein"
 	"github.com/go-json-experiment/json/jsontext"
@@ -87,7 +86,23 @@ func parseDocument(doc []byte) (*Contract, error) {
 
 // newParser returns a parser of a body in form f.
 func newParser(body []byte, f form) parser {
+	body = withoutBOM(body)
 	return parser{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), body: body, form: f}
+}
+
+// withoutBOM returns a text without the byte order mark of UTF-8 that some editors and
+// libraries write before it. A parser may ignore the mark (RFC 8259 §8.1).
+func withoutBOM(text []byte) []byte { return bytes.TrimPrefix(text, []byte("\uFEFF")) }
+
+// isUTF16 reports whether a text that should be JSON or a form in UTF-8 looks like UTF-16: it
+// begins with that encoding's byte order mark, or one of its first two bytes is zero, which
+// is never the case in UTF-8.
+func isUTF16(text []byte) bool {
+	if len(text) < 2 {
+		return false
+	}
+	first := string(text[:2])
+	return first == "\xff\xfe" || first == "\xfe\xff" || (first[0] == 0) != (first[1] == 0)
 }
 
 // all parses the whole body. It returns a *malformed.
@@ -179,7 +194,7 @@ func (p *parser) prices(into *[]Price) error {
 	case k == jsontext.KindNull && p.form == mergePatch:
 		return p.skip()
 	case k == jsontext.KindNull:
-		p.faults.add(pointer(p.dec.StackPointer()), "must be an array, is null; leave it out or send []")
+		p.faults.add(pointer(p.dec.StackPointer()), "type", "must be an array, is null; leave it out or send []")
 		return p.skip()
 	case k != jsontext.KindBeginArray:
 		return p.wrong(p.dec.StackPointer(), k, "an array")
@@ -226,6 +241,7 @@ func (p *parser) price(i int) (price Price, err error) {
 			price.Price, err = p.raw()
 		case "timestamp":
 			price.Timestamp, err = p.raw()
+			price.Timestamp = completed(price.Timestamp)
 		default:
 			err = p.unknown(string(name), func() []string { return []string{"price", "timestamp"} })
 		}
@@ -332,7 +348,7 @@ func (p *parser) skip() error {
 // wrong reports a value of the wrong type and skips it.
 func (p *parser) wrong(at jsontext.Pointer, is jsontext.Kind, want string) error {
 	if is != jsontext.KindInvalid && !p.faults.countIfFull() { // an invalid kind is no JSON, which skip reports
-		p.faults.add(pointer(at), "must be "+want+", is "+kindName(is))
+		p.faults.add(pointer(at), "type", "must be "+want+", is "+kindName(is))
 	}
 	return p.skip()
 }
@@ -345,7 +361,7 @@ func (p *parser) unknown(name string, names func() []string) error {
 	known := names()
 	at := p.dec.StackPointer()
 	if len(name) > maxNameShown {
-		p.faults.add(pointer(at.Parent()), fmt.Sprintf("unknown member, with a name of %d bytes; known are %s", len(name), strings.Join(known, ", ")))
+		p.faults.add(pointer(at.Parent()), "unknown_member", fmt.Sprintf("unknown member, with a name of %d bytes; known are %s", len(name), strings.Join(known, ", ")))
 		return p.skip()
 	}
 	detail := "unknown member; known are " + strings.Join(known, ", ")
@@ -354,7 +370,7 @@ func (p *parser) unknown(name string, names func() []string) error {
 	} else if name == "id" {
 		detail = "unknown member; the id is in the path, or given by the server"
 	}
-	p.faults.add(pointer(at), detail)
+	p.faults.add(pointer(at), "unknown_member", detail)
 	return p.skip()
 }
 
@@ -380,36 +396,20 @@ func (p *parser) malformed(err error) error {
 	if len(at) > maxNameShown {
 		at = ""
 	}
-	var detail string
+	rule, detail := "json", err.Error()
 	switch {
+	case isUTF16(p.body):
+		return &malformed{fault{Pointer: "#", Detail: "the text is in UTF-16; save it as UTF-8", rule: "utf8"}}
 	case errors.Is(err, io.EOF):
-		return &malformed{fault{Pointer: "#", Detail: "the body is empty; send a JSON object"}}
+		return &malformed{fault{Pointer: "#", Detail: "the body is empty; send a JSON object", rule: "empty"}}
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		detail = "the JSON is cut off"
+		rule, detail = "cut_off", "the JSON is cut off"
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		detail = "this member appears twice; send it once"
-	default:
-		detail = err.Error()
+		rule, detail = "duplicate_member", "this member appears twice; send it once"
+	case errors.Is(err, errTooDeep):
+		rule = "depth"
 	}
-	return &malformed{fault{Pointer: pointer(at), Detail: fmt.Sprintf("at byte %d: %s", offset, detail)}}
-}
-
-// kindName returns the name of a kind of JSON value in a sentence.
-func kindName(k jsontext.Kind) string {
-	switch k {
-	case jsontext.KindNull:
-		return "null"
-	case jsontext.KindTrue, jsontext.KindFalse:
-		return "a boolean"
-	case jsontext.KindString:
-		return "a string"
-	case jsontext.KindNumber:
-		return "a number"
-	case jsontext.KindBeginObject:
-		return "an object"
-	default:
-		return "an array"
-	}
+	return &malformed{fault{Pointer: pointer(at), Detail: fmt.Sprintf("at byte %d: %s", offset, detail), rule: rule}}
 }
 
 // nearest returns the known name that name probably misspells, or "".
@@ -422,74 +422,4 @@ func nearest(name string, known []string) string {
 		}
 	}
 	return best
-}
-
-// checkPrice checks one entry and calls report for each rule that it breaks. A timestamp is
-// required if there are several entries. It returns the instant of the entry, if it has one.
-func checkPrice(p Price, several bool, report func(member, tag, param string)) (t time.Time, ok bool) {
-	if p.notObject {
-		return t, false
-	}
-	switch k := p.Price.Kind(); {
-	case k == jsontext.KindInvalid:
-		report("price", "price_required", "")
-	case k != jsontext.KindNumber:
-		report("price", "price_number", kindName(k))
-	case !finite(p.Price):
-		report("price", "price_finite", quoted(string(p.Price)))
-	}
-	switch k := p.Timestamp.Kind(); k {
-	case jsontext.KindInvalid, jsontext.KindNull:
-		if several {
-			report("timestamp", "timestamp_required", "")
-		}
-	case jsontext.KindString:
-		if t, ok = instant(p.Timestamp); !ok {
-			report("timestamp", "timestamp_rfc3339", quoted(unquoted(p.Timestamp)))
-		}
-	default:
-		report("timestamp", "timestamp_string", kindName(k))
-	}
-	return t, ok
-}
-
-// finite reports whether a JSON number is finite as an IEEE 754 double.
-func finite(number jsontext.Value) bool {
-	if len(number) < 300 && !bytes.ContainsAny(number, "eE") {
-		return true // below 1e300
-	}
-	_, err := strconv.ParseFloat(string(number), 64)
-	return err == nil
-}
-
-// instant parses a JSON string as an RFC 3339 time. The result is in UTC, so that equal
-// instants are equal values.
-func instant(timestamp jsontext.Value) (time.Time, bool) {
-	if timestamp.Kind() != jsontext.KindString {
-		return time.Time{}, false
-	}
-	text := []byte(timestamp[1 : len(timestamp)-1])
-	if bytes.ContainsAny(text, `\tz`) { // rare: an escape, or lower case (RFC 3339 §5.6)
-		text = bytes.ToUpper([]byte(unquoted(timestamp)))
-	}
-	var t time.Time
-	if err := t.UnmarshalText(text); err != nil || !isRFC3339(text) {
-		return time.Time{}, false
-	}
-	return t.UTC(), true
-}
-
-// isRFC3339 reports whether a text that package time accepts is valid under RFC 3339 §5.6.
-// Package time also accepts an hour of one digit, a comma before the fraction, and an
-// offset of 24 hours or 60 minutes (go.dev/issue/54580).
-func isRFC3339(text []byte) bool {
-	const seconds = len("2006-01-02T15:04:05")
-	if len(text) <= seconds || text[13] != ':' || text[16] != ':' || text[seconds] == ',' {
-		return false
-	}
-	if text[len(text)-1] == 'Z' {
-		return true
-	}
-	offset := text[len(text)-len("+24:00"):]
-	return (offset[1] != '2' || offset[2] < '4') && offset[4] < '6'
 }

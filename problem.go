@@ -62,6 +62,8 @@ func problemOf(err error) *problem {
 		return p
 	case errors.Is(err, errNoneMatch):
 		return newProblem(http.StatusPreconditionFailed, "If-None-Match matches the existing contract; nothing was changed. Use another id, or send no If-None-Match to change the contract.")
+	case errors.Is(err, errAlteredTag):
+		return newProblem(http.StatusPreconditionFailed, "If-Match has an entity tag that a compressing proxy has changed: it is weak (W/…) or has a suffix such as -gzip, and so never matches; nothing was changed. Send the tag without W/ and the suffix, or configure the proxy not to compress the responses of this service.")
 	case errors.Is(err, errPreconditionFailed):
 		return newProblem(http.StatusPreconditionFailed, "If-Match does not name the current version of the contract; nothing was changed. Get the contract and decide again.")
 	case errors.Is(err, errIssuerDown):
@@ -70,7 +72,7 @@ func problemOf(err error) *problem {
 		return newProblem(http.StatusNotFound, "This user has no energy contract with this id.")
 	case errors.Is(err, ErrKeyReused):
 		p := newProblem(http.StatusUnprocessableEntity, "The Idempotency-Key was used for another request; use a new key for a new body.")
-		p.Errors = []fault{{Parameter: "Idempotency-Key", Detail: "was used with another body in the last 24 hours"}}
+		p.Errors = []fault{{Parameter: "Idempotency-Key", rule: "once", Detail: "was used with another body in the last 24 hours"}}
 		return p
 	case errors.Is(err, ErrBusy):
 		return newProblem(http.StatusServiceUnavailable, "Too many writes are waiting; nothing was changed. Send the request again.").with("Retry-After", retryAfter)

@@ -54,6 +54,7 @@ var rooms = []string{
 	"conditions.go",
 	"validate.go",
 	"parse.go",
+	"parse_price.go",
 	"store_open.go",
 	"store_check.go",
 	"store_copy.go",
@@ -94,7 +95,7 @@ var libraries = map[string][]string{
 }
 
 // withoutHTTP are the files that know nothing of HTTP.
-var withoutHTTP = []string{"validate.go", "parse.go", "store*.go", "bolt*.go", "atomicfile.go", "model.go", "fault.go", "version.go"}
+var withoutHTTP = []string{"validate.go", "parse*.go", "store*.go", "bolt*.go", "atomicfile.go", "model.go", "fault.go", "version.go"}
 
 // loadProduction loads the package without its tests, once.
 var loadProduction = sync.OnceValues(func() (*packages.Package, error) {

@@ -112,7 +112,7 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header()["Connection"] = connectionClose
 	}
 	if n := len(r.Header["Authorization"]); n > 1 {
-		x.fail(&malformed{fault{Parameter: "Authorization", Detail: fmt.Sprintf("appears %d times; send it once", n)}})
+		x.fail(&malformed{fault{Parameter: "Authorization", rule: "once", Detail: fmt.Sprintf("appears %d times; send it once", n)}})
 		return
 	}
 	keepEncodedSlash(r.URL)
@@ -154,6 +154,9 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 		if x.err != nil {
 			line.AddAttrs(slog.Any("err", x.err))
 		}
+		if x.log.Enabled(context.Background(), slog.LevelDebug) {
+			line.AddAttrs(x.explanation()...)
+		}
 		_ = x.log.Handle(context.Background(), line) // there is no other place to report that logging failed
 	}
 	if e.metrics != nil {
@@ -164,11 +167,7 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 // Limits of an HTTP server.
 const (
 	readHeaderTimeout = 5 * time.Second
-	readTimeout       = 30 * time.Second // for a whole request
 	idleTimeout       = 2 * time.Minute
-	// writeTimeout is the time from the end of a request's header to the end of the response.
-	// A response longer than writePiece may take longer, as long as its client keeps reading.
-	writeTimeout = 2 * time.Minute
 	// maxHeaderBytes makes the limit of a request's header 16 KiB, since net/http allows 4 KiB
 	// more than its setting. It may accept up to 4 KiB more, if it had read that much of the
 	// header along with the request before.

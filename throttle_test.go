@@ -319,11 +319,10 @@ func TestRequestWithoutCredentialsIsNoFailedLogin(t *testing.T) {
 		{"Basic that is not base64", form + "Authorization: Basic !\r\n", "", 401},
 		{"Basic without a colon", form + "Authorization: Basic d3Jvbmc=\r\n", "", 401},
 		{"Basic with half of a percent-encoding", form + "Authorization: Basic JTo=\r\n", "", 400},
-		{"two places", basic, formBody(s.known.ID, "wrong", ""), 400},
+		{"two places that differ", basic, formBody(s.known.ID, "another", ""), 400},
 		{"two Authorization fields", basic + "Authorization: Basic eDp5\r\n", "", 400},
 		{"a parameter twice", form, formBody(s.known.ID, "wrong", "client_id=x"), 400},
 		{"JSON that is broken", "Content-Type: application/json\r\n", `{"client_id":"` + s.known.ID + `","client_secret":"wrong"`, 400},
-		{"another media type", "Content-Type: text/plain\r\n", formBody(s.known.ID, "wrong", ""), 400},
 		// The credentials are right, but the request is refused for another reason.
 		{"no grant type", form, formBody(s.known.ID, s.known.Secret, ""), 400},
 		{"another grant type", form, formBody(s.known.ID, s.known.Secret, "grant_type=password"), 400},
@@ -442,7 +441,7 @@ func refusals(t testing.TB) (a *api, ids map[string]oauthRequest) {
 	ids = make(map[string]oauthRequest)
 	for i, name := range []string{"unknown", "wrong-secret", rotated} {
 		id := fmt.Sprintf("0b6e5a9c-7d43-4c1e-9d55-%012d", i) // all of one length
-		ids[name] = oauthRequest{ClientID: &id, ClientSecret: &secret}
+		ids[name] = oauthRequest{ClientID: id, ClientSecret: secret}
 		if name == "unknown" {
 			continue
 		}

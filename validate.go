@@ -91,10 +91,10 @@ func (v *Validator) Line(line []byte) (k Key, c *Contract, err error) {
 		switch pointer := "#/" + m.name; {
 		case m.is != nil:
 			if *m.id, err = parseID(*m.is); err != nil {
-				p.faults.add(pointer, err.Error())
+				p.faults.add(pointer, "uuid", err.Error())
 			}
 		case !p.faults.has("#") && !p.faults.has(pointer):
-			p.faults.add(pointer, "is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a")
+			p.faults.add(pointer, "required", "is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a")
 		}
 	}
 	shape := len(p.faults.faults)
@@ -126,7 +126,7 @@ func (v *Validator) rules(c *Contract, faults invalid) error {
 				faults.more += n
 				continue
 			}
-			faults.add("#/"+fe.Field(), rules[fe.Tag()].text(fe))
+			faults.add("#/"+fe.Field(), fe.Tag(), rules[fe.Tag()].text(fe))
 		}
 	}
 	return faults.err()

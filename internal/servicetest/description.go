@@ -221,7 +221,7 @@ func (d *Description) check(r *http.Request, resp *http.Response, content []byte
 	}
 	if resp.StatusCode < 400 { // then the request was right, too
 		if r.GetBody != nil {
-			if asked.Body, err = r.GetBody(); err != nil {
+			if err := setContent(asked, r); err != nil {
 				return "", err
 			}
 		}
@@ -234,6 +234,29 @@ func (d *Description) check(r *http.Request, resp *http.Response, content []byte
 		Body:    io.NopCloser(bytes.NewReader(content)),
 		Options: &openapi3filter.Options{IncludeResponseStatus: true, MultiError: true},
 	})
+}
+
+// setContent gives asked the content of r, in the form that the description has. The byte order
+// mark that may precede JSON is no part of it, and in OAuth requests the media type is not what
+// tells a form from JSON.
+func setContent(asked, r *http.Request) error {
+	body, err := r.GetBody()
+	if err != nil {
+		return err
+	}
+	content, err := io.ReadAll(body)
+	if err != nil {
+		return err
+	}
+	content = bytes.TrimPrefix(content, []byte("\uFEFF"))
+	asked.Body, asked.GetBody = io.NopCloser(bytes.NewReader(content)), nil
+	if strings.HasPrefix(asked.URL.Path, "/oauth2/") {
+		asked.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		if bytes.HasPrefix(bytes.TrimSpace(content), []byte("{")) {
+			asked.Header.Set("Content-Type", "application/json")
+		}
+	}
+	return nil
 }
 
 // problem checks a response that belongs to no operation.
