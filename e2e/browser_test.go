@@ -1,15 +1,21 @@
 package e2e
 
-// The docs page in a browser.
+// The docs page in a browser, and a web page of a partner that uses the API.
 
 import (
 	"encoding/json"
 	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"energy-contracts/internal/servicetest"
 )
@@ -59,5 +65,58 @@ func TestDocsPageInABrowser(t *testing.T) {
 		if pixels > 0 {
 			t.Errorf("%s is %d pixels wider than the window", name, pixels)
 		}
+	}
+}
+
+// The page is of another origin than the service, and a script of a third party adds fields to
+// its requests. The browser asks the service whether the page may send them.
+func TestWebPageOfAPartnerUsesTheAPI(t *testing.T) {
+	long(t)
+	t.Parallel() // most of it is to wait for Chromium
+	needTool(t, "chromium")
+	results := make(chan string, 1)
+	page := http.NewServeMux()
+	page.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		http.ServeFile(w, r, "testdata/clients/web/page.html")
+	})
+	page.HandleFunc("POST /result", func(w http.ResponseWriter, r *http.Request) {
+		result, err := io.ReadAll(r.Body)
+		if err != nil {
+			result = []byte(err.Error())
+		}
+		results <- string(result)
+	})
+	partner := httptest.NewServer(page)
+	defer partner.Close()
+	contract := contractsURL("", demoOrg, demoUser) + "/" + demoContract
+	for _, tt := range []struct{ name, origin, want, log string }{
+		{"whose origin is named", partner.URL, `{"status":200,"supplier":"Of the page"}`, ""},
+		{"whose origin is not named", "https://app.example", `{"error":"TypeError: Failed to fetch"}`,
+			`"path":"/oauth2/token/","reason":"preflight refused: no --cors-origin is \"` + partner.URL + `\""`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := startProcess(t, nil, "--demo", "--log-level", "debug", "--cors-origin", tt.origin)
+			chromium := exec.Command("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-component-update",
+				"--user-data-dir="+t.TempDir(), "--remote-debugging-port=0",
+				partner.URL+"/?"+url.Values{"service": {p.URL}, "contract": {contract}}.Encode())
+			if err := chromium.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				_ = chromium.Process.Signal(syscall.SIGTERM) // it removes its files from the directory first
+				_ = chromium.Wait()
+			}()
+			select {
+			case got := <-results:
+				if got != tt.want {
+					t.Errorf("got %s, want %s", got, tt.want)
+				}
+			case <-time.After(time.Minute):
+				t.Errorf("the page reports nothing\n%s", p.Stderr)
+			}
+			if !strings.Contains(p.Stderr.String(), tt.log) {
+				t.Errorf("the log has no\n%s\nbut\n%s", tt.log, p.Stderr)
+			}
+		})
 	}
 }

@@ -211,6 +211,19 @@ func startPrism(t testing.TB, node string, port int, service string) *prism {
 	return p
 }
 
+// pythonWith returns a Python that has a module. Without one it skips the test, or fails it with
+// CI=true.
+func pythonWith(t testing.TB, module string) (python string) {
+	t.Helper()
+	for _, python := range []string{"python3", "/usr/bin/python3"} { // the system's packages are the system's Python's
+		if exec.Command(python, "-c", "import "+module).Run() == nil {
+			return python
+		}
+	}
+	lacking(t, "no python3 has the module %s", module)
+	return ""
+}
+
 // freePort returns a port that no process listens on.
 func freePort(t testing.TB) int {
 	t.Helper()
@@ -258,6 +271,12 @@ func TestClientsThatNobodyHereWrote(t *testing.T) {
 			t.Error(got)
 		}
 	})
+	t.Run("Python's requests, with requests-oauthlib's tokens", func(t *testing.T) {
+		got := succeeds(t, exec.Command(pythonWith(t, "requests_oauthlib"), "testdata/clients/python/client.py", prism.url))
+		if got != "ok\n" {
+			t.Error(got)
+		}
+	})
 	t.Run("curl, with the vendor's requests", func(t *testing.T) {
 		needTool(t, "curl")
 		var want bytes.Buffer
@@ -266,6 +285,12 @@ func TestClientsThatNobodyHereWrote(t *testing.T) {
 		}
 		if got := succeeds(t, exec.Command("sh", "testdata/clients/curl/requests.sh", prism.url)); got != want.String() {
 			t.Errorf("got\n%s\nwant\n%s", got, &want)
+		}
+		// Without a header, curl sends JSON under the media type of a form, which Prism refuses.
+		got := succeeds(t, exec.Command("curl", "--silent", "--show-error", "--fail-with-body", "--user", "demo:demo-secret",
+			"--data", `{"grant_type":"client_credentials"}`, p.URL+tokenPath+"/"))
+		if !strings.Contains(got, `"access_token":"`) {
+			t.Error(got)
 		}
 	})
 

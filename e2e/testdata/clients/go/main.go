@@ -9,7 +9,6 @@ import (
 	"log"
 	"net/http"
 	"os"
-	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/oauth2/clientcredentials"
@@ -44,16 +43,12 @@ func use(ctx context.Context, service string) error {
 		return fmt.Errorf("list: %s", list.Body)
 	}
 
-	price := func(price float64, at string) Price {
-		start, err := time.Parse(time.RFC3339, at)
-		if err != nil {
-			panic(err)
-		}
-		return Price{Price: price, Timestamp: &start}
+	price := func(price float64, at string) PriceRequest {
+		return PriceRequest{Price: price, Timestamp: &at}
 	}
 	wanted := EnergyContractRequest{
 		EnergyContractType:  new(SpotHourly),
-		EnergyPrices:        &[]Price{price(0.2134, "2026-11-23T17:00:00+01:00"), price(-0.0021, "2026-11-23T18:00:00+01:00")},
+		EnergyPrices:        &[]PriceRequest{price(0.2134, "2026-11-23T17:00:00+01:00"), price(-0.0021, "2026-11-23T18:00:00+01:00")},
 		CurrencyEnergyPrice: new("EUR"),
 		Supplier:            new("Nordlys Energi AB"),
 	}
@@ -100,7 +95,7 @@ func use(ctx context.Context, service string) error {
 
 	// What the description cannot say: two prices for one instant.
 	twice := EnergyContractRequest{
-		EnergyPrices:        &[]Price{price(1, "2026-11-23T17:00:00+01:00"), price(2, "2026-11-23T16:00:00Z")},
+		EnergyPrices:        &[]PriceRequest{price(1, "2026-11-23T17:00:00+01:00"), price(2, "2026-11-23T16:00:00Z")},
 		CurrencyEnergyPrice: new("EUR"),
 	}
 	refused, err := api.UpdateEnergyContractWithResponse(ctx, org, user, contract, nil, twice)

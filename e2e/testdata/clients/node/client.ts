@@ -1,6 +1,7 @@
 // Does with energy contracts what a partner does: openid-client finds the token
 // endpoint and gets a token, openapi-fetch asks, typed by openapi-typescript from the
 // service's openapi.json (as api.d.ts, by the test). The argument is the service.
+import { OffsetDateTime } from "@js-joda/core";
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import createClient from "openapi-fetch";
@@ -69,6 +70,20 @@ assert.equal(updated.data?.meter_id, "735999102100010234");
 const stale = await update();
 assert.equal(stale.response.status, 412);
 assert.equal(stale.error?.instance, stale.response.headers.get("X-Request-ID"));
+
+// Java's times, whose text has no seconds if they are zero.
+const [at, next] = ["2026-11-23T17:00+01:00", "2026-11-23T18:00Z"].map((text) => OffsetDateTime.parse(text));
+const inJava = await api.PUT(contract, {
+  params: { path },
+  body: {
+    currency_energy_price: "EUR",
+    energy_prices: [{ price: 1, timestamp: at!.toString() }, { price: 2, timestamp: next!.toString() }],
+  },
+});
+assert.deepEqual(inJava.data?.energy_prices, [
+  { price: 1, timestamp: "2026-11-23T17:00:00+01:00" },
+  { price: 2, timestamp: "2026-11-23T18:00:00Z" },
+]);
 
 const patched = await api.PATCH(contract, {
   params: { path },
