@@ -5,6 +5,7 @@ package main
 import (
 	"net/http"
 	"time"
+	"unicode/utf8"
 )
 
 // api is the http.Handler that serves the endpoints of openapi.json. Its methods are the handlers
@@ -39,7 +40,8 @@ func (a *api) baseURL(r *http.Request) (string, error) {
 	if r.TLS != nil {
 		origin = "https://" + r.Host
 	}
-	if _, err := parseOrigin(origin); err != nil {
+	// In HTTP/2, the host may be any bytes.
+	if _, err := parseOrigin(origin); err != nil || !utf8.ValidString(origin) {
 		return "", &malformed{fault{Parameter: "Host", Detail: "must be a host name or address, with an optional port"}}
 	}
 	return origin, nil

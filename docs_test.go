@@ -4,9 +4,12 @@ package main
 
 import (
 	"fmt"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestFilesOfTheDocsAreThoseOfTheBinary(t *testing.T) {
@@ -86,10 +89,28 @@ func TestDescriptionNamesTheOriginOfTheRequest(t *testing.T) {
 	}
 	every(t, own.url, "", func(o *operation) bool { return o.Path == openAPIPath && o.Method != "OPTIONS" }, func(_ *operation, h http.Header) {
 		h.Set("Host", "energy.test/evil")
-	}, func(*operation) failure {
-		return failure{
-			Status: 400, Detail: "The request cannot be parsed; see errors.",
-			Errors: `,"errors":[{"parameter":"Host","detail":"must be a host name or address, with an optional port"}]`,
-		}
-	})
+	}, func(*operation) failure { return invalidHost })
+}
+
+// invalidHost is the response to a request whose URLs would have no valid host.
+var invalidHost = failure{
+	Status: 400, Detail: "The request cannot be parsed; see errors.",
+	Errors: `,"errors":[{"parameter":"Host","detail":"must be a host name or address, with an optional port"}]`,
+}
+
+// In HTTP/2, net/http accepts bytes in :authority that it refuses in the Host field.
+func TestDescriptionAndMetadataRefuseAnAuthorityThatIsNotText(t *testing.T) {
+	a, err := newAPI(nil, time.Now, slog.New(slog.DiscardHandler), apiSettings{builtInTokens: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{openAPIPath, metadataPath} {
+		r := httptest.NewRequest("GET", path, nil)
+		r.Host = "energy\xff.test"
+		w := httptest.NewRecorder()
+		a.ServeHTTP(w, r)
+		resp := w.Result()
+		resp.Request = r
+		invalidHost.Want(t, resp, w.Body.String())
+	}
 }

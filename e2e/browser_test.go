@@ -27,6 +27,7 @@ func TestDocsPageInABrowser(t *testing.T) {
 	path := servicetest.NeedNested(t, browserProgram)
 	t.Run("directly", func(t *testing.T) {
 		t.Parallel() // most of it is to wait for Chromium
+
 		shots := os.Getenv("SCREENSHOTS") // where to leave them for a person to look at
 		if shots == "" {
 			shots = t.TempDir()
