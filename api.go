@@ -3,7 +3,9 @@ package main
 // The state that the handlers of the API share, and its settings.
 
 import (
+	"net/http"
 	"time"
+	"unicode/utf8"
 )
 
 // api is the http.Handler that serves the endpoints of openapi.json. Its methods are the handlers
@@ -23,7 +25,24 @@ type apiSettings struct {
 	maxBody       int64         // maximum size of a request body, in bytes
 	builtInTokens bool          // clients get tokens at the token endpoint of this service
 	tokenLifetime time.Duration // of these tokens
-	publicURL     string        // origin in the OAuth metadata; "" means the origin of the request
+	publicURL     string        // see baseURL; "" means the origin of the request
 	issuer        *issuer       // authorization server whose tokens are accepted too; or nil
 	origins       []string      // whose web pages may use the API from a browser; see cors.go
+}
+
+// baseURL returns the URL that the paths of the service follow, for its clients: that of
+// --public-url or, without that flag, the origin that the request was sent to.
+func (a *api) baseURL(r *http.Request) (string, error) {
+	if a.publicURL != "" {
+		return a.publicURL, nil
+	}
+	origin := "http://" + r.Host
+	if r.TLS != nil {
+		origin = "https://" + r.Host
+	}
+	// In HTTP/2, the host may be any bytes.
+	if _, err := parseOrigin(origin); err != nil || !utf8.ValidString(origin) {
+		return "", &malformed{fault{Parameter: "Host", rule: "host", Detail: "must be a host name or address, with an optional port"}}
+	}
+	return origin, nil
 }

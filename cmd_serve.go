@@ -30,7 +30,7 @@ type serveCmd struct {
 	LogLevel string `default:"info" enum:"debug,info,warn,error" placeholder:"LEVEL" help:"Log messages of this level and above: debug, info, warn or error (default: ${default}). Requests are logged at info."`
 
 	TokenLifetime   time.Duration `default:"10h" placeholder:"DURATION" help:"Issue tokens that are valid for this long (default: ${default})."`
-	PublicURL       string        `name:"public-url" placeholder:"ORIGIN" help:"Name this origin in the OAuth metadata, such as https://energy.example (default: the origin of the request)."`
+	PublicURL       string        `name:"public-url" placeholder:"ORIGIN" help:"Name this origin in the OAuth metadata and in openapi.json, such as https://energy.example (default: the origin of the request)."`
 	Issuer          string        `placeholder:"URL" help:"Also accept JWT access tokens issued by this authorization server."`
 	Audience        string        `placeholder:"NAME" help:"Require this audience in tokens of --issuer."`
 	OrgClaim        string        `default:"org_id" placeholder:"NAME" help:"Read the organization from this claim in tokens of --issuer (default: ${default})."`

@@ -4,12 +4,14 @@ package main
 // files are embedded in the binary; the page loads nothing from other sites.
 
 import (
+	"bytes"
 	"embed"
 	"errors"
 	"io/fs"
 	"net/http"
 	"sync"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/swaggest/swgui/v5/static"
 )
 
@@ -19,10 +21,19 @@ const (
 	docsPath    = "/api/partners/v2.0/docs"
 )
 
+// openAPI is the description of a service at describedURL.
+//
+//go:embed openapi.json
+var openAPI []byte
+
+// describedURL is where openapi.json has the service: at the default address. Nothing else in
+// the file may contain this text, since getOpenAPI replaces it.
+const describedURL = "http://127.0.0.1:8080"
+
 // docsFS holds the files of this repository that docsFiles serves; those of Swagger UI come
 // from its package.
 //
-//go:embed openapi.json docspage
+//go:embed docspage
 var docsFS embed.FS
 
 // pagePolicy is the Content-Security-Policy of the page: the browser loads scripts, styles
@@ -41,7 +52,7 @@ type docsFile struct {
 	read func() ([]byte, Version)
 }
 
-// docsFiles returns the description, the page, and the files that the page loads.
+// docsFiles returns the page and the files that it loads.
 func docsFiles() []*docsFile {
 	page := [2]string{"Content-Security-Policy", pagePolicy}
 	// Swagger UI is stored compressed and sent like that, whatever Accept-Encoding has:
@@ -57,7 +68,6 @@ func docsFiles() []*docsFile {
 		contentType string
 		header      [2]string
 	}{
-		{openAPIPath, docsFS, "openapi.json", "application/json", [2]string{}},
 		{docsPath, docsFS, "docspage/page.html", "text/html; charset=utf-8", page},
 		{docsPath + "/page.js", docsFS, "docspage/page.js", script, [2]string{}},
 		{docsPath + "/page.css", docsFS, "docspage/page.css", style, [2]string{}},
@@ -73,20 +83,42 @@ func docsFiles() []*docsFile {
 	return files
 }
 
-// get responds with the file, subject to the preconditions of the request (RFC 9110 §13).
+// get responds with the file.
 func (f *docsFile) get(x *exchange) (response, error) {
+	content, version := f.read()
+	return ifPreconditions(x, version, response{status: http.StatusOK, contentType: f.contentType, header: f.header, content: content})
+}
+
+// getOpenAPI responds with the description. Its URLs are absolute, since many programs that
+// import a description cannot resolve others, and begin with the base URL of the service.
+func (a *api) getOpenAPI(x *exchange) (response, error) {
+	base, err := a.baseURL(x.r)
+	if err != nil {
+		return response{}, err
+	}
+	inJSON, err := jsontext.AppendQuote(nil, base)
+	if err != nil {
+		return response{}, err
+	}
+	content := bytes.ReplaceAll(openAPI, []byte(describedURL), inJSON[1:len(inJSON)-1])
+	return ifPreconditions(x, Version(checksum(nil, content)), response{status: http.StatusOK, content: content})
+}
+
+// ifPreconditions returns resp, the response with a version of a file, subject to the
+// preconditions of the request (RFC 9110 §13).
+func ifPreconditions(x *exchange, version Version, resp response) (response, error) {
 	pre, err := parsePreconditions(x.r.Header)
 	if err != nil {
 		return response{}, err
 	}
-	content, version := f.read()
+	resp.etag = etag(version)
 	switch err := pre.check(version, true); {
 	case errors.Is(err, errNoneMatch):
-		return response{status: http.StatusNotModified, etag: etag(version)}, nil
+		return response{status: http.StatusNotModified, etag: resp.etag}, nil
 	case err != nil:
 		return response{}, newProblem(http.StatusPreconditionFailed, "The file does not have the version that If-Match names; send the request without If-Match.")
 	}
-	return response{status: http.StatusOK, contentType: f.contentType, etag: etag(version), header: f.header, content: content}, nil
+	return resp, nil
 }
 
 // getRoot redirects a person who opens the root of the service in a browser to the page.

@@ -40,6 +40,7 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 		a.public(method, "/healthz", a.getHealth)
 		a.public(method, "/readyz", a.getReady)
 		a.public(method, "/", getRoot)
+		a.public(method, openAPIPath, a.getOpenAPI)
 		for _, f := range docsFiles() {
 			a.public(method, f.path, f.get)
 		}

@@ -149,24 +149,18 @@ type metadata struct {
 	Scopes        []string `json:"scopes_supported"`
 }
 
-// getMetadata responds with the metadata document. Its URLs begin with the origin of
-// --public-url or, without that flag, with the origin that the request was sent to.
+// getMetadata responds with the metadata document. Its URLs begin with the base URL of the
+// service.
 func (a *api) getMetadata(x *exchange) (response, error) {
-	origin := a.publicURL
-	if origin == "" {
-		origin = "http://" + x.r.Host
-		if x.r.TLS != nil {
-			origin = "https://" + x.r.Host
-		}
-		if _, err := parseOrigin(origin); err != nil {
-			return response{}, &malformed{fault{Parameter: "Host", rule: "host", Detail: "must be a host name or address, with an optional port"}}
-		}
+	base, err := a.baseURL(x.r)
+	if err != nil {
+		return response{}, err
 	}
 	methods := []string{"client_secret_basic", "client_secret_post"}
 	content, err := json.Marshal(metadata{
-		Issuer:        origin,
-		TokenEndpoint: origin + tokenPath + "/", TokenAuthMethods: methods,
-		RevocationEndpoint: origin + revocationPath + "/", RevocationAuthMethods: methods,
+		Issuer:        base,
+		TokenEndpoint: base + tokenPath + "/", TokenAuthMethods: methods,
+		RevocationEndpoint: base + revocationPath + "/", RevocationAuthMethods: methods,
 		GrantTypes: []string{"client_credentials"}, ResponseTypes: []string{}, Scopes: []string{"read", "write"},
 	})
 	return response{status: http.StatusOK, content: content}, err

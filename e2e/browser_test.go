@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
@@ -25,15 +26,54 @@ var browserProgram = servicetest.NestedProgram("browser")
 // Headless Chromium uses the page as a person would.
 func TestDocsPageInABrowser(t *testing.T) {
 	long(t)
-	t.Parallel() // most of it is to wait for Chromium
 	needTool(t, "chromium")
 	path := servicetest.NeedNested(t, browserProgram)
-	shots := os.Getenv("SCREENSHOTS") // where to leave them for a person to look at
-	if shots == "" {
-		shots = t.TempDir()
+	t.Run("directly", func(t *testing.T) {
+		t.Parallel() // most of it is to wait for Chromium
+
+		shots := os.Getenv("SCREENSHOTS") // where to leave them for a person to look at
+		if shots == "" {
+			shots = t.TempDir()
+		}
+		visitDocs(t, path, startProcess(t, nil, "--demo").URL, shots)
+	})
+	t.Run("behind a proxy", func(t *testing.T) {
+		t.Parallel()
+		visitDocs(t, path, behindProxy(t, startProcess(t, nil, "--demo").URL), t.TempDir())
+	})
+}
+
+// behindProxy returns the URL of a service behind a proxy that strips a prefix of the path and
+// does not tell the service its own host.
+func behindProxy(t testing.TB, service string) string {
+	t.Helper()
+	const prefix = "/behind"
+	to, err := url.Parse(service)
+	if err != nil {
+		t.Fatal(err)
 	}
-	p := startProcess(t, nil, "--demo")
-	out := servicetest.Succeeds(t, exec.Command(path, "-url", p.URL, "-shots", shots))
+	proxy := httptest.NewServer(http.StripPrefix(prefix, &httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(to) // and the Host
+			if r.In.Header.Get("If-Match") != "" {
+				t.Errorf("the page sends the example of If-Match: %s", r.In.Header["If-Match"])
+			}
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			if at := resp.Header.Get("Location"); strings.HasPrefix(at, "/") {
+				resp.Header.Set("Location", prefix+at)
+			}
+			return nil
+		},
+	}))
+	t.Cleanup(proxy.Close)
+	return proxy.URL + prefix
+}
+
+// visitDocs runs the browser on the page of a service, and leaves its screenshots in shots.
+func visitDocs(t *testing.T, browser, service, shots string) {
+	t.Helper()
+	out := servicetest.Succeeds(t, exec.Command(browser, "-url", service, "-shots", shots))
 	var saw struct {
 		Page, Status, Content string
 		Console, Failed       []string
@@ -42,7 +82,7 @@ func TestDocsPageInABrowser(t *testing.T) {
 	if err := json.Unmarshal([]byte(out), &saw); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	if saw.Page != p.URL+docsPath {
+	if saw.Page != service+docsPath {
 		t.Errorf("/ leads to %s", saw.Page)
 	}
 	var shown, want any
@@ -55,7 +95,7 @@ func TestDocsPageInABrowser(t *testing.T) {
 			t.Errorf("in the console: %s", message)
 		}
 	}
-	if len(saw.Hosts) != 1 || saw.Hosts[p.URL] == 0 || len(saw.Failed) > 0 {
+	if len(saw.Hosts) != 1 || saw.Hosts[strings.TrimSuffix(service, "/behind")] == 0 || len(saw.Failed) > 0 {
 		t.Errorf("the page asked %v; failed: %q", saw.Hosts, saw.Failed)
 	}
 	if len(saw.Overflow) < 5 {
