@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf16"
 
 	"go.etcd.io/bbolt"
 	"golang.org/x/oauth2/clientcredentials"
@@ -352,6 +354,72 @@ func TestHeaderOfMoreThan16KiBIsRefused(t *testing.T) {
 		if resp.StatusCode != status {
 			t.Errorf("a field of %d bytes: %s, want %d", size, resp.Status, status)
 		}
+	}
+}
+
+// PowerShell and some editors write UTF-16.
+func TestTextInUTF16IsToldToBeSavedAsUTF8(t *testing.T) {
+	s := start(t, "--demo")
+	c := client(s.url, "demo", "demo-secret")
+	contract := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+	for name, order := range map[string]binary.AppendByteOrder{"little": binary.LittleEndian, "big": binary.BigEndian} {
+		for _, mark := range []string{"", "\uFEFF"} {
+			encoded := func(text string) string {
+				var b []byte
+				for _, unit := range utf16.Encode([]rune(mark + text)) {
+					b = order.AppendUint16(b, unit)
+				}
+				return string(b)
+			}
+			t.Run(fmt.Sprintf("%s endian, %d bytes of mark", name, 2*len([]rune(mark))), func(t *testing.T) {
+				for _, method := range []string{"PUT", "PATCH"} {
+					resp, got := do(t, c, method, contract, jsonBody, encoded(`{"supplier":"Helios Sähkö Oy"}`))
+					failure{
+						Status: 400, Detail: "The request cannot be parsed; see errors.",
+						Errors: `,"errors":[{"pointer":"#","detail":"the text is in UTF-16; save it as UTF-8"}]`,
+					}.Want(t, resp, got)
+				}
+				form := http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}
+				for _, body := range []string{"grant_type=client_credentials", `{"grant_type":"client_credentials"}`} {
+					resp, got := do(t, http.DefaultClient, "POST", s.url+"/oauth2/token/", form, encoded(body))
+					failure{Status: 400, Code: "invalid_request", Detail: "the body is in UTF-16; save it as UTF-8"}.Want(t, resp, got)
+				}
+			})
+		}
+	}
+}
+
+// The usual advice, to get the contract and decide again, would never end behind such a proxy.
+func TestIfMatchThatACompressingProxyChangedIsNamed(t *testing.T) {
+	s := start(t, "--demo")
+	c := client(s.url, "demo", "demo-secret")
+	contract := contractsURL(s.url, demoOrg, demoUser) + "/" + demoContract
+	resp, _ := do(t, c, "GET", contract, nil, "")
+	tag := strings.Trim(resp.Header.Get("ETag"), `"`)
+	const (
+		changed = "If-Match does not name the current version of the contract; nothing was changed. Get the contract and decide again."
+		altered = "If-Match has an entity tag that a compressing proxy has changed: it is weak (W/…) or has a suffix such as -gzip, and so never matches; nothing was changed. " +
+			"Send the tag without W/ and the suffix, or configure the proxy not to compress the responses of this service."
+	)
+	for _, tt := range []struct{ ifMatch, detail string }{
+		{`W/"` + tag + `"`, altered},    // nginx
+		{`"` + tag + `-gzip"`, altered}, // Apache
+		{`"` + tag + `-br"`, altered},
+		{`"` + tag + `--gzip"`, altered}, // Jetty
+		{`"` + tag + `;gzip"`, altered},
+		{`W/"0000000000000000"`, altered}, // it would not match either
+		{`"0000000000000000", "0000000000000000-gzip"`, altered},
+		{`"0000000000000000"`, changed},
+		{`"of-another-service"`, changed},
+		{`"-gzip"`, changed},
+	} {
+		for _, method := range []string{"PUT", "PATCH", "DELETE", "GET"} {
+			resp, got := do(t, c, method, contract, with(jsonBody, "If-Match", tt.ifMatch), "{}")
+			failure{Status: 412, Detail: tt.detail}.Want(t, resp, got)
+		}
+	}
+	if resp, got := do(t, c, "PUT", contract, with(jsonBody, "If-Match", `W/"`+tag+`", "`+tag+`"`), "{}"); resp.StatusCode != 200 {
+		t.Errorf("with the unchanged tag beside it: %s\n%s", resp.Status, got)
 	}
 }
 

@@ -271,7 +271,7 @@ func parseOAuthRequest(contentType string, body []byte) (oauthRequest, error) {
 	)
 	switch {
 	case isUTF16(body):
-		err = invalidRequest("the body is in UTF-16; send it in UTF-8")
+		err = invalidRequest("the body is in UTF-16; save it as UTF-8")
 	case inJSON:
 		err = req.parseJSON(body)
 	default:

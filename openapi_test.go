@@ -274,7 +274,7 @@ func TestEveryOperationRefusesContentThatTakesTooLong(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f := failure{Status: 408, Detail: "The content took too long to arrive; send it within 30 seconds."}
+			f := failure{Status: 408, Detail: "The content came too slowly; send at least 64 KiB every 30 seconds."}
 			if o.OAuth {
 				f = failure{Status: 408, Code: "invalid_request", Detail: "the body cannot be read, or has more than 64 KiB"}
 			}
