@@ -385,6 +385,9 @@ func TestVersionBesideAServerAndWithoutOne(t *testing.T) {
 		if got.status != 0 || got.stderr != "" || !regexp.MustCompile(`^energy-contracts \S+, commit \S+, go\S+\n$`).MatchString(got.stdout) {
 			t.Errorf("%+v", got)
 		}
+		if flag := run(t, nil, "--version"); flag != got {
+			t.Errorf("--version: %+v\nversion: %+v", flag, got)
+		}
 	})
 }
 
