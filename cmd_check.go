@@ -39,6 +39,12 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 		faults++
 		fmt.Fprintln(a.stdout, fault)
 	})
+	if errors.Is(err, ErrInUse) {
+		if _, err := dialHolder(c.DB); err != nil {
+			return err
+		}
+		return c.Run(ctx, a) // with the server, which has just started
+	}
 	if err != nil {
 		return err
 	}

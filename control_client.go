@@ -15,7 +15,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/go-json-experiment/json"
 )
@@ -66,10 +65,8 @@ func (a *app) connect(db string, mayCreate bool) (*controlClient, error) {
 		return nil, noDatabase(db)
 	}
 	store, err := Open(db, a.now, a.log)
-	if errors.Is(err, ErrInUse) { // perhaps by a server that has just started
-		if c, dialErr := dialControl(db); dialErr == nil {
-			return c, nil
-		}
+	if errors.Is(err, ErrInUse) {
+		return dialHolder(db)
 	}
 	if err != nil {
 		return nil, err
@@ -87,25 +84,40 @@ func noDatabase(path string) error {
 
 // errNoServer is returned by dialControl when no process listens on the control socket. A
 // server may still have the database open, if it could not create the socket.
-var errNoServer = errors.New("no server listens")
+var errNoServer = errors.New("no server listens on the control socket")
 
 // dialControl returns a client of the server that has the database open. It returns
 // errNoServer if there is none.
 func dialControl(db string) (*controlClient, error) {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", controlPath(db))
+	dial := func(ctx context.Context, _, _ string) (conn net.Conn, err error) {
+		err = atSocket(controlPath(db), func(address string) (err error) {
+			conn, err = new(net.Dialer).DialContext(ctx, "unix", address)
+			return err
+		})
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			err = fmt.Errorf("control socket %s; use the account that the server runs under", err.Error())
+		case err != nil:
+			err = fmt.Errorf("%w %s", errNoServer, err.Error())
+		}
+		return conn, err
 	}
 	conn, err := dial(context.Background(), "", "")
-	switch {
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EINVAL): // EINVAL: the path is too long for a socket
-		return nil, fmt.Errorf("%w: %w", errNoServer, err)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%w; use the account that the server runs under", err)
-	case err != nil:
+	if err != nil {
 		return nil, err
 	}
 	conn.Close()
 	return newControlClient(dial, func() error { return nil }), nil
+}
+
+// dialHolder is dialControl for a database that another process has open, perhaps a server
+// that has just started. Its error says why the process cannot be reached.
+func dialHolder(db string) (*controlClient, error) {
+	c, err := dialControl(db)
+	if errors.Is(err, errNoServer) {
+		err = fmt.Errorf("database %s: another process has it open, but %w; if that process is a server, its log says why; otherwise try again when it has ended", db, err)
+	}
+	return c, err
 }
 
 // newControlClient returns a client that connects with dial and is closed with closeFunc.
