@@ -88,21 +88,9 @@ func openFile(path string, check func(*os.File, meta) error, resync bool, log *s
 	return f, m, nil
 }
 
-// errNotFile is returned when a path leads to something other than a regular file, such as
-// a directory.
-var errNotFile = errors.New("is not a file")
-
-// ofDatabase adds the path of the database to an error. To an error that does not say what
-// to do about it, it adds that too.
+// ofDatabase adds the path of the database to an error, and what to do about it.
 func ofDatabase(path string, err error) error {
-	advice := ""
-	switch {
-	case errors.Is(err, fs.ErrPermission):
-		advice = "; use the account that owns it, or name another file with --db"
-	case errors.Is(err, errNotFile):
-		advice = "; name a file with --db"
-	}
-	return fmt.Errorf("database %s: %w%s", path, err, advice)
+	return fmt.Errorf("database %s: %w", path, advise(err, "name another file with --db"))
 }
 
 // openLocked opens and locks an existing regular file. With the flag os.O_RDWR the lock is

@@ -36,13 +36,14 @@ const standardStream = "-"
 // output calls fill to write the named file, or standard output. A file appears under
 // its name only when it is complete and synced and verify has found no fault in it; it
 // replaces the file that was there. verify may be nil; standard output is not verified.
-func (a *app) output(name string, fill func(io.Writer) error, verify func(path string) error) error {
+func (a *app) output(name string, fill func(io.Writer) error, verify func(path string) error) (err error) {
 	if name == standardStream {
 		if f, ok := a.stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 			a.terminal = false // a bar would mix with the output
 		}
 		return fill(a.stdout)
 	}
+	defer func() { err = advise(err, "name another file") }()
 	release, err := lockTarget(name)
 	if err != nil {
 		return err
@@ -87,12 +88,24 @@ func (a *app) input(name string) (f *os.File, size int64, err error) {
 	if name == standardStream {
 		return os.Stdin, -1, nil
 	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w; name a file that this account may read, or - for standard input", err)
+		}
+	}()
 	if f, err = os.Open(name); err != nil {
 		return nil, 0, err
 	}
 	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
-		return f, -1, err
+	if err == nil && info.IsDir() {
+		err = fmt.Errorf("%s %w", name, errNotFile)
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return f, -1, nil
 	}
 	return f, info.Size(), nil
 }
@@ -154,7 +167,7 @@ func (p progress) interrupt() { _ = p.bar.Clear() }
 func (a *app) checkDatabase(ctx context.Context, path, name string, report func(fault string)) (c Contents, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("database %s: %w", name, err)
+			err = ofDatabase(name, err)
 		}
 	}()
 	v, err := newValidator()

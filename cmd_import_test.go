@@ -174,7 +174,7 @@ func TestImportOfAnEmptyFile(t *testing.T) {
 		if got := ok(t, db, "import", file); got != "imported 0 contracts\n" {
 			t.Errorf("import printed %q", got)
 		}
-		refusedCommand(t, db, "open "+file+"x: no such file or directory", "import", file+"x")
+		refusedCommand(t, db, "open "+file+"x: no such file or directory; name a file that this account may read, or - for standard input", "import", file+"x")
 		wantExport(t, db, "")
 	})
 }

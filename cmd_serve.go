@@ -70,10 +70,6 @@ func (c *serveCmd) Validate() error {
 	return nil
 }
 
-// defaultDB is the database file of serve without --db. The other commands have the same
-// default, in the tag of database.
-const defaultDB = "energy-contracts.db"
-
 // Run serves the API until ctx is done. Then it stops in this order: it accepts no more
 // connections, waits for the requests in flight, closes the control socket, commits the
 // waiting writes and closes the database.

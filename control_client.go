@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,9 +20,18 @@ import (
 	"github.com/go-json-experiment/json"
 )
 
+// defaultDB is the database file of a command without --db.
+const defaultDB = "energy-contracts.db"
+
 // database is the flag of all commands but serve that names the database.
 type database struct {
-	DB string `name:"db" default:"energy-contracts.db" placeholder:"FILE" help:"Use this database file (default: ${default})."`
+	DB string `name:"db" placeholder:"FILE" help:"Use this database file (default: energy-contracts.db)."`
+}
+
+// AfterApply sets the default, also for a variable that is empty. Kong calls it before Run.
+func (d *database) AfterApply() error {
+	d.DB = cmp.Or(d.DB, defaultDB)
+	return nil
 }
 
 // controlRequest is a request with a JSON body and a JSON response.
@@ -79,7 +89,11 @@ func (a *app) connect(db string, mayCreate bool) (*controlClient, error) {
 
 // noDatabase returns the error of a command that needs an existing database.
 func noDatabase(path string) error {
-	return fmt.Errorf("there is no database %s; name an existing one with --db", path)
+	leads := ""
+	if real := withoutLinks(path); real != path {
+		leads = ", which is a link to " + real
+	}
+	return fmt.Errorf("there is no database %s%s; name an existing one with --db", path, leads)
 }
 
 // errNoServer is returned by dialControl when no process listens on the control socket. A
