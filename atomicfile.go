@@ -113,10 +113,18 @@ func (f *atomicFile) replace() error { return f.put(os.Rename) }
 
 // link syncs the file and puts it at its destination. It returns fs.ErrExist if something is
 // there already.
-func (f *atomicFile) link() error { return f.put(os.Link) }
+func (f *atomicFile) link() error {
+	return f.put(func(from, to string) error {
+		err := os.Link(from, to)
+		if errors.Is(err, syscall.EPERM) || errors.Is(err, errors.ErrUnsupported) {
+			return lacking(to, "hard links", errors.Unwrap(err))
+		}
+		return err
+	})
+}
 
 // put syncs the file, moves it with move and syncs the directory, so that the new name
-// survives a crash too.
+// survives a crash too, if the file system can do that.
 func (f *atomicFile) put(move func(from, to string) error) error {
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync: %w", err)
@@ -128,7 +136,21 @@ func (f *atomicFile) put(move func(from, to string) error) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	err = dir.Sync()
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
+		err = nil // the file system has no sync of directories
+	}
+	return errors.Join(err, dir.Close())
+}
+
+// errLacking is returned when the file system of a file lacks something that a database needs.
+// Some network file systems do.
+var errLacking = errors.New("use a directory on a local file system")
+
+// lacking returns errLacking for what the file system of a file lacks. It does not wrap err,
+// which may be one that means something else for another call, such as EPERM.
+func lacking(file, what string, err error) error {
+	return fmt.Errorf("the file system of %s has no %s (%s); %w", filepath.Dir(file), what, err.Error(), errLacking)
 }
 
 // discard closes the file and removes its temporary name. A file that was moved to its

@@ -150,6 +150,8 @@ func lock(f *os.File, how int) error {
 		switch {
 		case err == nil:
 			return nil
+		case errors.Is(err, syscall.ENOLCK), errors.Is(err, errors.ErrUnsupported):
+			return lacking(f.Name(), "file locks", err)
 		case !errors.Is(err, syscall.EWOULDBLOCK):
 			return fmt.Errorf("lock: %w", err)
 		case time.Now().After(deadline):

@@ -67,16 +67,19 @@ func (a *app) output(name string, fill func(io.Writer) error, verify func(path s
 
 // lockTarget locks a file that is about to be replaced. It returns an error if the file
 // is a database that a process has open. No process can open it until release is called.
-// A file that does not exist needs no lock.
+// A file that does not exist needs no lock, nor does one on a file system without locks, where
+// no database can be open.
 func lockTarget(path string) (release func(), err error) {
 	if !exists(path) {
 		return func() {}, nil
 	}
 	f, err := openLocked(path, os.O_RDONLY)
-	if errors.Is(err, ErrInUse) {
+	switch {
+	case errors.Is(err, errLacking):
+		return func() {}, nil
+	case errors.Is(err, ErrInUse):
 		return nil, fmt.Errorf("%s is a database in use, so it was not replaced; name another file, or stop the process that uses it", path)
-	}
-	if err != nil {
+	case err != nil:
 		return nil, err
 	}
 	return func() { f.Close() }, nil
