@@ -167,7 +167,7 @@ func readMetas(f *os.File) (metas [2]meta, err error) {
 		return metas, err
 	}
 	if info.Size() == 0 {
-		return metas, errors.New("is empty, so it is not a database; remove it, or name another file with --db")
+		return metas, errors.New("is empty, so it is not a database; remove it, or name another file")
 	}
 	var pageSize int64
 	if first := readMeta(f, 0, minPageSize); first.valid {
@@ -181,7 +181,7 @@ func readMetas(f *os.File) (metas [2]meta, err error) {
 		}
 	}
 	if pageSize == 0 {
-		return metas, errors.New("is not a database, or both its meta pages are broken; restore a backup, or name another file with --db")
+		return metas, errors.New("is not a database, or both its meta pages are broken; restore a backup, or name another file")
 	}
 	for i := range metas {
 		metas[i] = readMeta(f, int64(i)*pageSize, pageSize)

@@ -356,7 +356,7 @@ func TestRestoreIsRefused(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "none.db")
 	for _, tt := range []struct{ name, file, want string }{
 		{"of half a file", half, fmt.Sprintf("nothing was restored: database %s: is truncated: it has %d bytes, but its meta page requires %d; restore a backup", half, len(sound)/2, len(sound))},
-		{"of no database", none, "nothing was restored: database " + none + ": is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
+		{"of no database", none, "nothing was restored: database " + none + ": is not a database, or both its meta pages are broken; restore a backup, or name another file"},
 		{"of a database with a fault", faulty, "nothing was restored: database " + faulty + " has 1 fault, which the check command lists; the first is: contracts \"a/b\": the key is not three UUIDs in lower case, separated by slashes"},
 		{"of nothing", missing, "open " + missing + ": no such file or directory; name a file that this account may read, or - for standard input"},
 	} {

@@ -52,7 +52,7 @@ func checkFile(f *os.File, m meta) error {
 	n, err := strconv.Atoi(version)
 	switch {
 	case name != programName || err != nil:
-		return errors.New("is a bbolt database, but not one of this program, or its root page is broken; name another file with --db, or restore a backup")
+		return errors.New("is a bbolt database, but not one of this program, or its root page is broken; name another file, or restore a backup")
 	case n != formatVersion:
 		reader := "the program that wrote it"
 		if program != nil {
