@@ -112,7 +112,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 		if c.Demo {
 			dir, err := os.MkdirTemp("", "energy-contracts-demo-")
 			if err != nil {
-				return fmt.Errorf("create a directory for the demo database: %w", err)
+				return fmt.Errorf("create a directory for the demo database: %w; name a file with --db, or a directory for temporary files with the variable TMPDIR", err)
 			}
 			defer os.RemoveAll(dir)
 			c.DB = filepath.Join(dir, defaultDB)

@@ -138,8 +138,8 @@ func TestTLSFilesThatAreWrongAreRefusedAtTheStart(t *testing.T) {
 	}{
 		{"no key", "--tls-cert and --tls-key must be used together", []string{"--tls-cert", cert}},
 		{"no certificate", "--tls-cert and --tls-key must be used together", []string{"--tls-key", key}},
-		{"another key", "--tls-cert and --tls-key: tls: private key does not match public key", []string{"--tls-cert", cert, "--tls-key", otherKey}},
-		{"a file that is not there", "--tls-cert and --tls-key: open " + cert + "x: no such file or directory", []string{"--tls-cert", cert + "x", "--tls-key", key}},
+		{"another key", "--tls-cert and --tls-key: tls: private key does not match public key; name a certificate and its key, in PEM files that this account may read\n", []string{"--tls-cert", cert, "--tls-key", otherKey}},
+		{"a file that is not there", "--tls-cert and --tls-key: open " + cert + "x: no such file or directory; name a certificate and its key, in PEM files that this account may read\n", []string{"--tls-cert", cert + "x", "--tls-key", key}},
 		{"a key for a certificate", "--tls-cert and --tls-key: tls: failed to find", []string{"--tls-cert", key, "--tls-key", key}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

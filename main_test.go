@@ -117,6 +117,14 @@ func TestDemo(t *testing.T) {
 			t.Errorf("left behind: %v", files)
 		}
 	})
+	t.Run("says what to do without a directory for temporary files", func(t *testing.T) {
+		none := filepath.Join(t.TempDir(), "none")
+		t.Setenv("TMPDIR", none)
+		want := "energy-contracts: create a directory for the demo database: stat " + none + ": no such file or directory; name a file with --db, or a directory for temporary files with the variable TMPDIR\n"
+		if got := sentence(fails(t, "serve", "--demo", "--addr", "127.0.0.1:0")); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
 	t.Run("loads its data into a file once", func(t *testing.T) {
 		db := filepath.Join(t.TempDir(), "demo.db")
 		for round := range 2 {
