@@ -251,14 +251,15 @@ func TestServerWithoutAControlSocketIsNamedByEachCommand(t *testing.T) {
 			"%[1]s: the path has more than the %[2]d bytes of a socket's address, and a shorter link cannot be made: stat " + none + ": no such file or directory", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			dir := filepath.Join(filepath.Dir(shortPath(t)), tt.dir)
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
 			db := filepath.Join(dir, tt.file)
 			before := addClient(t, db)
-			t.Setenv("TMPDIR", tt.tmp)
-			p := startProcess(t, nil, "--db", db)
+			wrapper := []string{"env", "TMPDIR=" + tt.tmp}
+			p := startProcess(t, wrapper, "--db", db)
 			_ = os.Remove(db + ".sock")
 			cause := fmt.Sprintf(tt.cause, db+".sock", maxSocketPath)
 			if warning := fmt.Sprintf(`"msg":"there is no control socket, so commands cannot use the database while this server runs; fix the cause, or move the database to another directory","err":"%s`, cause); strings.Contains(p.Stderr.String(), warning) != tt.warned {
@@ -266,11 +267,22 @@ func TestServerWithoutAControlSocketIsNamedByEachCommand(t *testing.T) {
 			}
 			wantSecret(t, p.URL, before, true)
 			unreachable := "database " + db + ": another process has it open, but no server listens on the control socket " + cause + "; if that process is a server, its log says why; otherwise try again when it has ended"
-			for _, args := range [][]string{{"client", "list"}, {"client", "add", "--org", demoOrg}, {"backup", "-"}, {"export"}, {"import", absolute(t, contractLines)}, {"check"}} {
-				refusedCommand(t, db, unreachable, args...)
-			}
-			refusedCommand(t, db, db+" is a database in use, so it was not replaced; name another file, or stop the process that uses it", "restore", "--force", absolute(t, contractLines))
-			refusedCommand(t, db, "database "+db+": another process has it open; stop that one (a running server?) or name another file with --db; nothing was changed", "compact")
+			t.Run("command", func(t *testing.T) {
+				for args, want := range map[string]string{
+					"client list": unreachable, "client add --org " + demoOrg: unreachable, "check": unreachable,
+					"backup -": unreachable, "export": unreachable, "import " + absolute(t, contractLines): unreachable,
+					"restore --force " + absolute(t, contractLines): db + " is a database in use, so it was not replaced; name another file, or stop the process that uses it",
+					"compact": "database " + db + ": another process has it open; stop that one (a running server?) or name another file with --db; nothing was changed",
+				} {
+					t.Run(args, func(t *testing.T) {
+						t.Parallel() // most of it waits for a file that is in use
+						got := run(t, wrapper, append(strings.Fields(args), "--db", db)...)
+						if got != (ran{"", "energy-contracts: " + want + "\n", 1}) {
+							t.Errorf("%+v\nwant %q", got, want)
+						}
+					})
+				}
+			})
 			wantFiles(t, dir, tt.file)
 			if err := p.Terminate(t); err != nil {
 				t.Error(err)
