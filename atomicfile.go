@@ -89,19 +89,20 @@ func withoutLinks(path string) string {
 // advise adds to an error of the file system what to do about it. other is the way out that
 // is always open, such as "name another file".
 func advise(err error, other string) error {
-	way := func(first string) error { return fmt.Errorf("%w; %s%s", err, first, other) }
+	first := ""
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return way("use the account that owns it, or ")
+		first = "use the account that owns it, or "
 	case errors.Is(err, fs.ErrNotExist):
-		return way("make the directory, or ")
+		first = "make the directory, or "
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return way("free some space, or ")
+		first = "free some space, or "
 	case errors.Is(err, errNotFile), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP),
 		errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, syscall.EROFS):
-		return way("")
+	default:
+		return err
 	}
-	return err
+	return fmt.Errorf("%w; %s%s", err, first, other)
 }
 
 // errNotFile is returned when a path leads to something other than a regular file, such as

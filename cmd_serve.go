@@ -85,7 +85,7 @@ func ofAddress(flag string, err error) error {
 	case errors.Is(err, syscall.EADDRINUSE):
 		advice = "stop the process that listens there, or name another address"
 	case errors.Is(err, fs.ErrPermission):
-		advice = "this account may not listen there; name a port from 1024 to 65535"
+		advice = "name a port from 1024 on, since lower ones need root"
 	}
 	return fmt.Errorf("%s: %w; %s", flag, err, advice)
 }

@@ -192,7 +192,7 @@ func TestAddressThatCannotBeUsedIsRefusedWithASentence(t *testing.T) {
 		{"an unknown port", "127.0.0.1:none", "lookup tcp/none: unknown port" + use},
 		{"another machine's", "192.0.2.1:0", "listen tcp 192.0.2.1:0: bind: cannot assign requested address" + use},
 		{"one in use", taken.Addr().String(), "listen tcp " + taken.Addr().String() + ": bind: address already in use; stop the process that listens there, or name another address"},
-		{"root's", "127.0.0.1:80", "listen tcp 127.0.0.1:80: bind: permission denied; this account may not listen there; name a port from 1024 to 65535"},
+		{"root's", "127.0.0.1:80", "listen tcp 127.0.0.1:80: bind: permission denied; name a port from 1024 on, since lower ones need root"},
 	} {
 		for _, flag := range []string{"--addr", "--metrics-addr"} {
 			t.Run(tt.name+" as "+flag, func(t *testing.T) {
