@@ -23,14 +23,17 @@ type atomicFile struct {
 // is replaced and not followed, since in a shared directory anybody may have put it there.
 // The caller must call discard, also after replace or link.
 func createAtomic(path string) (*atomicFile, error) {
-	dir := filepath.Dir(path)
-	// The error of CreateTemp would name the temporary file instead of the directory.
-	if _, err := os.Stat(dir); err != nil {
-		return nil, err
+	if path == "" {
+		return nil, errors.New("the name of the file is empty; name a file")
 	}
+	dir := filepath.Dir(path)
 	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
-		return nil, err
+		var named *fs.PathError
+		if errors.As(err, &named) { // it names the temporary file
+			err = named.Err
+		}
+		return nil, fmt.Errorf("create a file in %s: %w", dir, err)
 	}
 	return &atomicFile{tmp, path}, nil
 }
@@ -41,15 +44,16 @@ func createAtomic(path string) (*atomicFile, error) {
 // another user.
 func createAtomicDB(path string) (*atomicFile, error) {
 	path = withoutLinks(path)
+	f, err := createAtomic(path)
+	if err != nil {
+		return nil, err
+	}
 	like, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		like, err = os.Stat(filepath.Dir(path))
 	}
 	if err != nil {
-		return nil, err
-	}
-	f, err := createAtomic(path)
-	if err != nil {
+		f.discard()
 		return nil, err
 	}
 	if owner, ok := like.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 {
@@ -63,23 +67,65 @@ func createAtomicDB(path string) (*atomicFile, error) {
 	return f, nil
 }
 
-// withoutLinks returns path with all symbolic links resolved, or unchanged if nothing is there.
+// withoutLinks returns path with all symbolic links resolved. A link to a file that does not
+// exist leads to the path where that file would be. Any other path that leads nowhere is
+// returned unchanged.
 func withoutLinks(path string) string {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
+	real, err := filepath.EvalSymlinks(path)
+	if err == nil {
 		return real
 	}
-	return path
+	target, notLink := os.Readlink(path)
+	if notLink != nil || !errors.Is(err, fs.ErrNotExist) { // any other error may be links in a circle
+		return path
+	}
+	if !filepath.IsAbs(target) {
+		dir, _ := filepath.Split(path)
+		target = dir + target // filepath.Join would take .. for the directory of a link
+	}
+	return withoutLinks(target)
 }
+
+// advise adds to an error of the file system what to do about it. other is the way out that
+// is always open, such as "name another file".
+func advise(err error, other string) error {
+	first := ""
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		first = "use the account that owns it, or "
+	case errors.Is(err, fs.ErrNotExist):
+		first = "make the directory, or "
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		first = "free some space, or "
+	case errors.Is(err, errNotFile), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP),
+		errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, syscall.EROFS):
+	default:
+		return err
+	}
+	return fmt.Errorf("%w; %s%s", err, first, other)
+}
+
+// errNotFile is returned when a path leads to something other than a regular file, such as
+// a directory.
+var errNotFile = errors.New("is not a file")
 
 // replace syncs the file and moves it to its destination, replacing any file there.
 func (f *atomicFile) replace() error { return f.put(os.Rename) }
 
 // link syncs the file and puts it at its destination. It returns fs.ErrExist if something is
 // there already.
-func (f *atomicFile) link() error { return f.put(os.Link) }
+func (f *atomicFile) link() error {
+	return f.put(func(from, to string) error {
+		err := os.Link(from, to)
+		if errors.Is(err, syscall.EPERM) || errors.Is(err, errors.ErrUnsupported) {
+			return lacking(to, "hard links", errors.Unwrap(err))
+		}
+		return err
+	})
+}
 
 // put syncs the file, moves it with move and syncs the directory, so that the new name
-// survives a crash too.
+// survives a crash too, if the file system can do that.
 func (f *atomicFile) put(move func(from, to string) error) error {
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync: %w", err)
@@ -91,7 +137,21 @@ func (f *atomicFile) put(move func(from, to string) error) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	err = dir.Sync()
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
+		err = nil // the file system has no sync of directories
+	}
+	return errors.Join(err, dir.Close())
+}
+
+// errLacking is returned when the file system of a file lacks something that a database needs.
+// Some network file systems do.
+var errLacking = errors.New("use a directory on a local file system")
+
+// lacking returns errLacking for what the file system of a file lacks. It does not wrap err,
+// which may be one that means something else for another call, such as EPERM.
+func lacking(file, what string, err error) error {
+	return fmt.Errorf("the file system of %s has no %s (%s); %w", filepath.Dir(file), what, err.Error(), errLacking)
 }
 
 // discard closes the file and removes its temporary name. A file that was moved to its

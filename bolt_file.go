@@ -88,21 +88,9 @@ func openFile(path string, check func(*os.File, meta) error, resync bool, log *s
 	return f, m, nil
 }
 
-// errNotFile is returned when a path leads to something other than a regular file, such as
-// a directory.
-var errNotFile = errors.New("is not a file")
-
-// ofDatabase adds the path of the database to an error. To an error that does not say what
-// to do about it, it adds that too.
+// ofDatabase adds the path of the database to an error, and what to do about it.
 func ofDatabase(path string, err error) error {
-	advice := ""
-	switch {
-	case errors.Is(err, fs.ErrPermission):
-		advice = "; use the account that owns it, or name another file with --db"
-	case errors.Is(err, errNotFile):
-		advice = "; name a file with --db"
-	}
-	return fmt.Errorf("database %s: %w%s", path, err, advice)
+	return fmt.Errorf("database %s: %w", path, advise(err, "name another file with --db"))
 }
 
 // openLocked opens and locks an existing regular file. With the flag os.O_RDWR the lock is
@@ -162,6 +150,8 @@ func lock(f *os.File, how int) error {
 		switch {
 		case err == nil:
 			return nil
+		case errors.Is(err, syscall.ENOLCK), errors.Is(err, errors.ErrUnsupported):
+			return lacking(f.Name(), "file locks", err)
 		case !errors.Is(err, syscall.EWOULDBLOCK):
 			return fmt.Errorf("lock: %w", err)
 		case time.Now().After(deadline):
@@ -177,7 +167,7 @@ func readMetas(f *os.File) (metas [2]meta, err error) {
 		return metas, err
 	}
 	if info.Size() == 0 {
-		return metas, errors.New("is empty, so it is not a database; remove it, or name another file with --db")
+		return metas, errors.New("is empty, so it is not a database; remove it, or name another file")
 	}
 	var pageSize int64
 	if first := readMeta(f, 0, minPageSize); first.valid {
@@ -191,7 +181,7 @@ func readMetas(f *os.File) (metas [2]meta, err error) {
 		}
 	}
 	if pageSize == 0 {
-		return metas, errors.New("is not a database, or both its meta pages are broken; restore a backup, or name another file with --db")
+		return metas, errors.New("is not a database, or both its meta pages are broken; restore a backup, or name another file")
 	}
 	for i := range metas {
 		metas[i] = readMeta(f, int64(i)*pageSize, pageSize)

@@ -51,7 +51,7 @@ func stateOf(name string) fileState {
 func newCertificate(certFile, keyFile string, log *slog.Logger) (*certificate, error) {
 	c := &certificate{certFile: certFile, keyFile: keyFile, log: log}
 	if _, err := c.update(); err != nil {
-		return nil, fmt.Errorf("--tls-cert and --tls-key: %w", err)
+		return nil, fmt.Errorf("--tls-cert and --tls-key: %w; name a certificate and its key, in PEM files that this account may read", err)
 	}
 	return c, nil
 }

@@ -36,13 +36,14 @@ const standardStream = "-"
 // output calls fill to write the named file, or standard output. A file appears under
 // its name only when it is complete and synced and verify has found no fault in it; it
 // replaces the file that was there. verify may be nil; standard output is not verified.
-func (a *app) output(name string, fill func(io.Writer) error, verify func(path string) error) error {
+func (a *app) output(name string, fill func(io.Writer) error, verify func(path string) error) (err error) {
 	if name == standardStream {
 		if f, ok := a.stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 			a.terminal = false // a bar would mix with the output
 		}
 		return fill(a.stdout)
 	}
+	defer func() { err = advise(err, "name another file") }()
 	release, err := lockTarget(name)
 	if err != nil {
 		return err
@@ -66,16 +67,19 @@ func (a *app) output(name string, fill func(io.Writer) error, verify func(path s
 
 // lockTarget locks a file that is about to be replaced. It returns an error if the file
 // is a database that a process has open. No process can open it until release is called.
-// A file that does not exist needs no lock.
+// A file that does not exist needs no lock, nor does one on a file system without locks, where
+// no database can be open.
 func lockTarget(path string) (release func(), err error) {
 	if !exists(path) {
 		return func() {}, nil
 	}
 	f, err := openLocked(path, os.O_RDONLY)
-	if errors.Is(err, ErrInUse) {
+	switch {
+	case errors.Is(err, errLacking):
+		return func() {}, nil
+	case errors.Is(err, ErrInUse):
 		return nil, fmt.Errorf("%s is a database in use, so it was not replaced; name another file, or stop the process that uses it", path)
-	}
-	if err != nil {
+	case err != nil:
 		return nil, err
 	}
 	return func() { f.Close() }, nil
@@ -87,12 +91,24 @@ func (a *app) input(name string) (f *os.File, size int64, err error) {
 	if name == standardStream {
 		return os.Stdin, -1, nil
 	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%w; name a file that this account may read, or - for standard input", err)
+		}
+	}()
 	if f, err = os.Open(name); err != nil {
 		return nil, 0, err
 	}
 	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
-		return f, -1, err
+	if err == nil && info.IsDir() {
+		err = fmt.Errorf("%s %w", name, errNotFile)
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return f, -1, nil
 	}
 	return f, info.Size(), nil
 }
@@ -154,7 +170,7 @@ func (p progress) interrupt() { _ = p.bar.Clear() }
 func (a *app) checkDatabase(ctx context.Context, path, name string, report func(fault string)) (c Contents, err error) {
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("database %s: %w", name, err)
+			err = ofDatabase(name, err)
 		}
 	}()
 	v, err := newValidator()

@@ -90,9 +90,9 @@ func TestBackupRefusesWrongDestinations(t *testing.T) {
 		for _, tt := range []struct{ name, file, want string }{
 			{"the database itself", db, db + " is a database in use, so it was not replaced; name another file, or stop the process that uses it"},
 			{"another server's", other, other + " is a database in use, so it was not replaced; name another file, or stop the process that uses it"},
-			{"a pipe", pipe, pipe + " is not a file"},
-			{"a directory", dir, dir + " is not a file"},
-			{"in a directory that does not exist", filepath.Join(dir, "no", "b.db"), "stat " + filepath.Join(dir, "no") + ": no such file or directory"},
+			{"a pipe", pipe, pipe + " is not a file; name another file"},
+			{"a directory", dir, dir + " is not a file; name another file"},
+			{"in a directory that does not exist", filepath.Join(dir, "no", "b.db"), "create a file in " + filepath.Join(dir, "no") + ": no such file or directory; make the directory, or name another file"},
 		} {
 			refusedCommand(t, db, tt.want, "backup", tt.file)
 		}
@@ -356,9 +356,9 @@ func TestRestoreIsRefused(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "none.db")
 	for _, tt := range []struct{ name, file, want string }{
 		{"of half a file", half, fmt.Sprintf("nothing was restored: database %s: is truncated: it has %d bytes, but its meta page requires %d; restore a backup", half, len(sound)/2, len(sound))},
-		{"of no database", none, "nothing was restored: database " + none + ": is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
+		{"of no database", none, "nothing was restored: database " + none + ": is not a database, or both its meta pages are broken; restore a backup, or name another file"},
 		{"of a database with a fault", faulty, "nothing was restored: database " + faulty + " has 1 fault, which the check command lists; the first is: contracts \"a/b\": the key is not three UUIDs in lower case, separated by slashes"},
-		{"of nothing", missing, "open " + missing + ": no such file or directory"},
+		{"of nothing", missing, "open " + missing + ": no such file or directory; name a file that this account may read, or - for standard input"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			db := shortPath(t)

@@ -22,11 +22,11 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 		// The copy is a temporary file beside the database; it never replaces it.
 		f, err := createAtomic(withoutLinks(c.DB))
 		if err != nil {
-			return err
+			return advise(err, "check the database while no server runs")
 		}
 		defer f.discard()
 		if err := a.receive(ctx, control, "/backup", f); err != nil {
-			return err
+			return advise(err, "check the database while no server runs")
 		}
 		path = f.Name()
 	case !errors.Is(err, errNoServer):
@@ -39,6 +39,12 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 		faults++
 		fmt.Fprintln(a.stdout, fault)
 	})
+	if errors.Is(err, ErrInUse) {
+		if _, err := dialHolder(c.DB); err != nil {
+			return err
+		}
+		return c.Run(ctx, a) // with the server, which has just started
+	}
 	if err != nil {
 		return err
 	}

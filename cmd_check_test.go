@@ -100,8 +100,8 @@ func TestCheckSaysWhatIsWrongWithADocument(t *testing.T) {
 // The files of TestFileThatIsNoDatabaseOfOursIsLeftAlone, with the messages of this command.
 func TestCheckOfWhatIsNoDatabase(t *testing.T) {
 	for _, tt := range []struct{ name, content, want string }{
-		{"empty", "", "is empty, so it is not a database; remove it, or name another file with --db"},
-		{"text", strings.Repeat("text ", 9000), "is not a database, or both its meta pages are broken; restore a backup, or name another file with --db"},
+		{"empty", "", "is empty, so it is not a database; remove it, or name another file"},
+		{"text", strings.Repeat("text ", 9000), "is not a database, or both its meta pages are broken; restore a backup, or name another file"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			db := writeFile(t, []byte(tt.content))

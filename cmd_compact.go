@@ -41,7 +41,7 @@ func (c *compactCmd) Run(ctx context.Context, a *app) (err error) {
 	})
 	bar.done()
 	if err != nil {
-		return err
+		return advise(err, "name another file with --db")
 	}
 	fmt.Fprintf(a.stdout, "compacted %s from %d to %d bytes\n", c.DB, before, after)
 	return nil

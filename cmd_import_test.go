@@ -6,6 +6,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"energy-contracts/internal/servicetest"
 	"errors"
@@ -18,6 +19,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf16"
 )
 
 // exportedLines returns the lines of the file contractLines. All but the last include their
@@ -108,7 +110,6 @@ func TestExportOfABrokenContractFails(t *testing.T) {
 // badLines are invalid lines and their errors, one a line, each after "line N: " in the
 // output of import. The last one is invalid since its contract is already in line 1.
 var badLines = []struct{ name, line, want string }{
-	{"nothing", "", "# the body is empty; send a JSON object"},
 	{"no object", "[]", "# must be an object, is an array"},
 	{"half an object", `{"org_id":`, "#/org_id at byte 10: the JSON is cut off"},
 	{"two objects", `{}{}`, "# at byte 3: something follows the end of the JSON; send one JSON value"},
@@ -174,7 +175,50 @@ func TestImportOfAnEmptyFile(t *testing.T) {
 		if got := ok(t, db, "import", file); got != "imported 0 contracts\n" {
 			t.Errorf("import printed %q", got)
 		}
-		refusedCommand(t, db, "open "+file+"x: no such file or directory", "import", file+"x")
+		refusedCommand(t, db, "open "+file+"x: no such file or directory; name a file that this account may read, or - for standard input", "import", file+"x")
+		wantExport(t, db, "")
+	})
+}
+
+func TestImportSkipsEmptyLines(t *testing.T) {
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		lines := exportedLines(t)
+		in := "\r\n" + lines[0] + "\n \t\n" + lines[1] + lines[2] + lines[3] + "\n\n\r\n  "
+		if got, want := ok(t, db, "import", writeFile(t, []byte(in))), "imported 4 contracts\n"; got != want {
+			t.Errorf("import printed %q, want %q", got, want)
+		}
+		wantExport(t, db, readFile(t, contractLines))
+		stdout := refusedCommand(t, db, "nothing was imported: 1 invalid line out of 2; correct the input, or use --keep-going to import the valid lines",
+			"import", writeFile(t, []byte("\n\n"+lines[0]+"\n[]\n\n")))
+		if want := "line 5: # must be an object, is an array\n"; stdout != want {
+			t.Errorf("import printed %q, want %q", stdout, want)
+		}
+	})
+}
+
+func TestImportOfUTF16IsRefusedWithOneSentence(t *testing.T) {
+	long := strings.Repeat(readFile(t, contractLines), 5000) // more than the buffers between the command and the server
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		for name, tt := range map[string]struct {
+			bom   string
+			order binary.AppendByteOrder
+		}{
+			"little-endian with a mark":    {"\ufeff", binary.LittleEndian},
+			"big-endian with a mark":       {"\ufeff", binary.BigEndian},
+			"little-endian without a mark": {"", binary.LittleEndian},
+			"big-endian without a mark":    {"", binary.BigEndian},
+		} {
+			for _, text := range []string{"\n", readFile(t, contractLines), long} {
+				var in []byte
+				for _, unit := range utf16.Encode([]rune(tt.bom + text)) {
+					in = tt.order.AppendUint16(in, unit)
+				}
+				stdout := refusedCommand(t, db, "the input is in UTF-16, so nothing was imported; save it as UTF-8 and import it again", "import", writeFile(t, in))
+				if stdout != "" {
+					t.Errorf("%s: import printed %q", name, head(stdout))
+				}
+			}
+		}
 		wantExport(t, db, "")
 	})
 }

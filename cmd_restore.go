@@ -23,15 +23,15 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 	if _, err := dialControl(c.DB); err == nil {
 		return fmt.Errorf("a server has %s open; stop it first", c.DB)
 	}
+	release, err := lockTarget(c.DB)
+	if err != nil {
+		return advise(err, "name another file with --db")
+	}
+	defer release()
 	replace := exists(c.DB)
 	if replace && !c.Force {
 		return fmt.Errorf("%s already exists; use --force to replace it", c.DB)
 	}
-	release, err := lockTarget(c.DB)
-	if err != nil {
-		return err
-	}
-	defer release()
 	backup, size, err := a.input(c.File)
 	if err != nil {
 		return err
@@ -39,14 +39,14 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 	defer backup.Close()
 	f, err := createAtomicDB(c.DB)
 	if err != nil {
-		return err
+		return ofDatabase(c.DB, err)
 	}
 	defer f.discard()
 	bar := a.startProgress("copying", size, "")
 	_, err = io.Copy(io.MultiWriter(f, bar), contextReader{ctx, backup})
 	bar.done()
 	if err != nil {
-		return fmt.Errorf("copy %s: %w", c.File, err)
+		return fmt.Errorf("copy %s: %w", c.File, advise(err, "name another file with --db"))
 	}
 	if err := a.verifyDatabase(ctx, f.Name(), c.File); err != nil {
 		return fmt.Errorf("nothing was restored: %w", err)

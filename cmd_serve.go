@@ -6,11 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -41,6 +43,12 @@ type serveCmd struct {
 
 // Validate checks the flags, alone and together. Kong calls it before Run.
 func (c *serveCmd) Validate() error {
+	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
+		return ofAddress("--addr", err)
+	}
+	if _, _, err := net.SplitHostPort(c.MetricsAddr); err != nil && c.MetricsAddr != "" {
+		return ofAddress("--metrics-addr", err)
+	}
 	if c.MaxBody < 1 || c.MaxBody > 1<<30 {
 		return errors.New("--max-body must be from 1 byte to 1 GiB")
 	}
@@ -70,9 +78,17 @@ func (c *serveCmd) Validate() error {
 	return nil
 }
 
-// defaultDB is the database file of serve without --db. The other commands have the same
-// default, in the tag of database.
-const defaultDB = "energy-contracts.db"
+// ofAddress adds to an error the flag of the address that caused it, and what to do about it.
+func ofAddress(flag string, err error) error {
+	advice := "use HOST:PORT with a host of this machine, such as 127.0.0.1:8080 or [::1]:8080"
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		advice = "stop the process that listens there, or name another address"
+	case errors.Is(err, fs.ErrPermission):
+		advice = "name a port from 1024 on, since lower ones need root"
+	}
+	return fmt.Errorf("%s: %w; %s", flag, err, advice)
+}
 
 // Run serves the API until ctx is done. Then it stops in this order: it accepts no more
 // connections, waits for the requests in flight, closes the control socket, commits the
@@ -85,7 +101,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	a.log.Info("starting", "version", program.Version, "commit", program.Commit, "go", program.Go)
 	addr, err := net.ResolveTCPAddr("tcp", c.Addr)
 	if err != nil {
-		return fmt.Errorf("--addr %s: %w", c.Addr, err)
+		return ofAddress("--addr", err)
 	}
 	loopback := addr.IP.IsLoopback()
 	if c.Demo && !loopback {
@@ -96,7 +112,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 		if c.Demo {
 			dir, err := os.MkdirTemp("", "energy-contracts-demo-")
 			if err != nil {
-				return fmt.Errorf("create a directory for the demo database: %w", err)
+				return fmt.Errorf("create a directory for the demo database: %w; name a file with --db, or a directory for temporary files with the variable TMPDIR", err)
 			}
 			defer os.RemoveAll(dir)
 			c.DB = filepath.Join(dir, defaultDB)
@@ -145,7 +161,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	defer stopMetrics()
 	listener, err := net.ListenTCP("tcp", addr)
 	if err != nil {
-		return fmt.Errorf("%w; stop the process that listens there, or name another address with --addr", err)
+		return ofAddress("--addr", err)
 	}
 	a.log.Info("listening", "addr", listener.Addr().String(), "scheme", scheme, "db", c.DB)
 	if c.Demo {
@@ -205,7 +221,7 @@ func (c *serveCmd) serveMetrics(a *app, handler http.Handler) (stop func(), err 
 	}
 	listener, err := net.Listen("tcp", c.MetricsAddr)
 	if err != nil {
-		return nil, fmt.Errorf("--metrics-addr: %w", err)
+		return nil, ofAddress("--metrics-addr", err)
 	}
 	server := a.newServer(handler)
 	a.log.Info("serving metrics", "addr", listener.Addr().String())

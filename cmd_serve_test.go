@@ -138,8 +138,8 @@ func TestTLSFilesThatAreWrongAreRefusedAtTheStart(t *testing.T) {
 	}{
 		{"no key", "--tls-cert and --tls-key must be used together", []string{"--tls-cert", cert}},
 		{"no certificate", "--tls-cert and --tls-key must be used together", []string{"--tls-key", key}},
-		{"another key", "--tls-cert and --tls-key: tls: private key does not match public key", []string{"--tls-cert", cert, "--tls-key", otherKey}},
-		{"a file that is not there", "--tls-cert and --tls-key: open " + cert + "x: no such file or directory", []string{"--tls-cert", cert + "x", "--tls-key", key}},
+		{"another key", "--tls-cert and --tls-key: tls: private key does not match public key; name a certificate and its key, in PEM files that this account may read\n", []string{"--tls-cert", cert, "--tls-key", otherKey}},
+		{"a file that is not there", "--tls-cert and --tls-key: open " + cert + "x: no such file or directory; name a certificate and its key, in PEM files that this account may read\n", []string{"--tls-cert", cert + "x", "--tls-key", key}},
 		{"a key for a certificate", "--tls-cert and --tls-key: tls: failed to find", []string{"--tls-cert", key, "--tls-key", key}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -172,6 +172,50 @@ func TestListeningBeyondLoopbackWithoutTLSIsAWarning(t *testing.T) {
 				t.Errorf("warned: %v\n%s", got, p.Stderr)
 			}
 		})
+	}
+}
+
+func TestAddressThatCannotBeUsedIsRefusedWithASentence(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	const use = "; use HOST:PORT with a host of this machine, such as 127.0.0.1:8080 or [::1]:8080"
+	const help = "; --help explains the commands and flags"
+	for _, tt := range []struct{ name, addr, want string }{
+		{"no port", "127.0.0.1", "address 127.0.0.1: missing port in address" + use + help},
+		{"no host", "8080", "address 8080: missing port in address" + use + help},
+		{"a URL", "http://127.0.0.1:8080", "address http://127.0.0.1:8080: too many colons in address" + use + help},
+		{"IPv6 without brackets", "::1:8080", "address ::1:8080: too many colons in address" + use + help},
+		{"a port that is too large", "127.0.0.1:99999", "address 99999: invalid port" + use},
+		{"an unknown port", "127.0.0.1:none", "lookup tcp/none: unknown port" + use},
+		{"another machine's", "192.0.2.1:0", "listen tcp 192.0.2.1:0: bind: cannot assign requested address" + use},
+		{"one in use", taken.Addr().String(), "listen tcp " + taken.Addr().String() + ": bind: address already in use; stop the process that listens there, or name another address"},
+		{"root's", "127.0.0.1:80", "listen tcp 127.0.0.1:80: bind: permission denied; name a port from 1024 on, since lower ones need root"},
+	} {
+		for _, flag := range []string{"--addr", "--metrics-addr"} {
+			t.Run(tt.name+" as "+flag, func(t *testing.T) {
+				dir := filepath.Dir(shortPath(t))
+				var wrapper []string
+				if tt.name == "root's" {
+					wrapper = asNobody(t)
+					if err := os.Chmod(dir, 0o777); err != nil {
+						t.Fatal(err)
+					}
+				}
+				got := run(t, wrapper, "serve", "--addr", "127.0.0.1:0", "--db", filepath.Join(dir, "c.db"), flag, tt.addr)
+				want := "energy-contracts: " + flag + ": " + tt.want + "\n"
+				// Kong adds the command, and net.Listen what it does.
+				said := strings.SplitAfter(strings.NewReplacer("energy-contracts: serve: ", "energy-contracts: ", "listen tcp: ", "").Replace(got.stderr), "\n")
+				if got.status != 1 || said[len(said)-2] != want {
+					t.Errorf("%+v\nwant %q", got, want)
+				}
+			})
+		}
+	}
+	if got, want := fails(t, "serve", "--addr", ""), "energy-contracts: serve: --addr: missing port in address"+use+help+"\n"; got != want {
+		t.Errorf("no address: %q, want %q", got, want)
 	}
 }
 
@@ -384,6 +428,9 @@ func TestVersionBesideAServerAndWithoutOne(t *testing.T) {
 		got := run(t, nil, "version")
 		if got.status != 0 || got.stderr != "" || !regexp.MustCompile(`^energy-contracts \S+, commit \S+, go\S+\n$`).MatchString(got.stdout) {
 			t.Errorf("%+v", got)
+		}
+		if flag := run(t, nil, "--version"); flag != got {
+			t.Errorf("--version: %+v\nversion: %+v", flag, got)
 		}
 	})
 }

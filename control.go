@@ -6,14 +6,59 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"syscall"
 
 	"github.com/go-json-experiment/json"
 )
 
 // controlPath returns the path of the control socket of a database file. Symbolic links
 // to the file are followed, so that all paths of a file have the same socket.
-func controlPath(db string) string { return withoutLinks(db) + ".sock" }
+func controlPath(db string) string {
+	path := withoutLinks(db)
+	if absolute, err := filepath.Abs(path); err == nil {
+		path = absolute
+	}
+	return path + ".sock"
+}
+
+// maxSocketPath is the number of bytes of a path that fit into the address of a socket: 107
+// on Linux, 103 on macOS and the BSDs.
+const maxSocketPath = len(syscall.RawSockaddrUnix{}.Path) - 1
+
+// atSocket calls listenOrDial with an address of the socket at path. If the path is too long for
+// an address, the address leads through a temporary link to the directory of the socket.
+func atSocket(path string, listenOrDial func(address string) error) error {
+	address := path
+	if len(path) > maxSocketPath {
+		dir, err := os.MkdirTemp("", "ec-")
+		if err != nil {
+			return fmt.Errorf("%s: the path has more than the %d bytes of a socket's address, and a shorter link cannot be made: %w", path, maxSocketPath, err)
+		}
+		defer os.RemoveAll(dir)
+		link := filepath.Join(dir, "d")
+		if err := os.Symlink(filepath.Dir(path), link); err != nil {
+			return err
+		}
+		address = filepath.Join(link, filepath.Base(path))
+	}
+	if len(address) > maxSocketPath {
+		return fmt.Errorf("%s: the name of the file is too long for a socket's address, which has at most %d bytes; rename the database", path, maxSocketPath)
+	}
+	err := listenOrDial(address)
+	var at *net.OpError
+	if errors.As(err, &at) { // it names the address
+		err = at.Err
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
 
 // maxControlBody is the maximum size of a request body on the control socket, in bytes. It
 // does not apply to an import.

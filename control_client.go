@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,14 +16,22 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"syscall"
 
 	"github.com/go-json-experiment/json"
 )
 
+// defaultDB is the database file of a command without --db.
+const defaultDB = "energy-contracts.db"
+
 // database is the flag of all commands but serve that names the database.
 type database struct {
-	DB string `name:"db" default:"energy-contracts.db" placeholder:"FILE" help:"Use this database file (default: ${default})."`
+	DB string `name:"db" placeholder:"FILE" help:"Use this database file (default: energy-contracts.db)."`
+}
+
+// AfterApply sets the default, also for a variable that is empty. Kong calls it before Run.
+func (d *database) AfterApply() error {
+	d.DB = cmp.Or(d.DB, defaultDB)
+	return nil
 }
 
 // controlRequest is a request with a JSON body and a JSON response.
@@ -66,10 +75,8 @@ func (a *app) connect(db string, mayCreate bool) (*controlClient, error) {
 		return nil, noDatabase(db)
 	}
 	store, err := Open(db, a.now, a.log)
-	if errors.Is(err, ErrInUse) { // perhaps by a server that has just started
-		if c, dialErr := dialControl(db); dialErr == nil {
-			return c, nil
-		}
+	if errors.Is(err, ErrInUse) {
+		return dialHolder(db)
 	}
 	if err != nil {
 		return nil, err
@@ -82,30 +89,49 @@ func (a *app) connect(db string, mayCreate bool) (*controlClient, error) {
 
 // noDatabase returns the error of a command that needs an existing database.
 func noDatabase(path string) error {
-	return fmt.Errorf("there is no database %s; name an existing one with --db", path)
+	leads := ""
+	if real := withoutLinks(path); real != path {
+		leads = ", which is a link to " + real
+	}
+	return fmt.Errorf("there is no database %s%s; name an existing one with --db", path, leads)
 }
 
 // errNoServer is returned by dialControl when no process listens on the control socket. A
 // server may still have the database open, if it could not create the socket.
-var errNoServer = errors.New("no server listens")
+var errNoServer = errors.New("no server listens on the control socket")
 
 // dialControl returns a client of the server that has the database open. It returns
 // errNoServer if there is none.
 func dialControl(db string) (*controlClient, error) {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", controlPath(db))
+	dial := func(ctx context.Context, _, _ string) (conn net.Conn, err error) {
+		err = atSocket(controlPath(db), func(address string) (err error) {
+			conn, err = new(net.Dialer).DialContext(ctx, "unix", address)
+			return err
+		})
+		switch {
+		case errors.Is(err, fs.ErrPermission):
+			err = fmt.Errorf("control socket %s; use the account that the server runs under", err.Error())
+		case err != nil:
+			err = fmt.Errorf("%w %s", errNoServer, err.Error())
+		}
+		return conn, err
 	}
 	conn, err := dial(context.Background(), "", "")
-	switch {
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.EINVAL): // EINVAL: the path is too long for a socket
-		return nil, fmt.Errorf("%w: %w", errNoServer, err)
-	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%w; use the account that the server runs under", err)
-	case err != nil:
+	if err != nil {
 		return nil, err
 	}
 	conn.Close()
 	return newControlClient(dial, func() error { return nil }), nil
+}
+
+// dialHolder is dialControl for a database that another process has open, perhaps a server
+// that has just started. Its error says why the process cannot be reached.
+func dialHolder(db string) (*controlClient, error) {
+	c, err := dialControl(db)
+	if errors.Is(err, errNoServer) {
+		err = fmt.Errorf("database %s: another process has it open, but %w; if that process is a server, its log says why; otherwise try again when it has ended", db, err)
+	}
+	return c, err
 }
 
 // newControlClient returns a client that connects with dial and is closed with closeFunc.

@@ -36,7 +36,7 @@ type importEvent struct {
 
 // importEnd is the result of an import.
 type importEnd struct {
-	Lines    int `json:"lines"`
+	Lines    int `json:"lines"`    // that are not empty
 	Bad      int `json:"bad"`      // lines that are invalid
 	Imported int `json:"imported"` // contracts
 }
@@ -87,6 +87,7 @@ type importRun struct {
 	lines     lineReader
 	keepGoing bool
 
+	line      int64         // number of the current line, from 1
 	staged    []ImportLine  // by the current step
 	events    []importEvent // of the current step
 	end       importEnd     // so far
@@ -128,6 +129,14 @@ func (r *importRun) stage() error {
 	size := 0
 	atEOF := false
 	read := r.lines.read
+	if r.line == 0 {
+		// Its lines would be cut in the middle of a character.
+		if start, _ := r.lines.r.Peek(2); isUTF16(start) {
+			r.ended = true
+			r.events = append(r.events, importEvent{Problem: "the input is in UTF-16, so nothing was imported; save it as UTF-8 and import it again"})
+			return nil
+		}
+	}
 	for !atEOF && size < importBytes && r.lines.read-read < importBytes && len(r.staged)+len(r.events) < importContracts {
 		line, err := r.lines.next()
 		switch {
@@ -135,7 +144,11 @@ func (r *importRun) stage() error {
 			atEOF = true
 			continue
 		case err != nil && !errors.Is(err, errLongLine):
-			return fmt.Errorf("line %d cannot be read: %w; nothing was imported", r.end.Lines+1, err)
+			return fmt.Errorf("line %d cannot be read: %w; nothing was imported", r.line+1, err)
+		}
+		r.line++
+		if err == nil && len(bytes.Trim(line, "\ufeff \t\r")) == 0 {
+			continue // editors and scripts leave empty lines at the end
 		}
 		r.end.Lines++
 		var l ImportLine
@@ -143,7 +156,7 @@ func (r *importRun) stage() error {
 			l, err = r.parse(line)
 		}
 		if err != nil {
-			r.reportBad(int64(r.end.Lines), err)
+			r.reportBad(r.line, err)
 			continue
 		}
 		r.staged = append(r.staged, l)
@@ -185,7 +198,7 @@ func (r *importRun) parse(line []byte) (ImportLine, error) {
 		return ImportLine{}, err
 	}
 	doc, err := c.encode(k.Contract)
-	return ImportLine{Key: k, Document: doc, Line: int64(r.end.Lines)}, err
+	return ImportLine{Key: k, Document: doc, Line: r.line}, err
 }
 
 // reportBad counts an invalid line and adds an event with its faults.

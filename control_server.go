@@ -32,17 +32,17 @@ func newControl(store *Store, now func() time.Time, log *slog.Logger) *endpoints
 // controlServer serves the control socket.
 type controlServer struct {
 	server   *http.Server
+	path     string       // of the socket
 	listener net.Listener // nil if there is no socket
 }
 
 // serveControl starts to serve commands on the control socket of a database file that
-// this process has open. It logs a warning if it cannot create the socket: the path may be
-// too long (a socket's path has at most about 100 bytes), the directory may be read-only,
-// or another file may have the socket's name.
+// this process has open. It logs a warning if it cannot create the socket: the directory may
+// be read-only, or another file may have the socket's name.
 func serveControl(db string, handler http.Handler, log *slog.Logger) *controlServer {
-	c := &controlServer{server: &http.Server{Handler: handler, ReadHeaderTimeout: readHeaderTimeout}}
+	c := &controlServer{server: &http.Server{Handler: handler, ReadHeaderTimeout: readHeaderTimeout}, path: controlPath(db)}
 	var err error
-	if c.listener, err = listenControl(controlPath(db)); err != nil {
+	if c.listener, err = listenControl(c.path); err != nil {
 		log.Warn("there is no control socket, so commands cannot use the database while this server runs; fix the cause, or move the database to another directory", "err", err)
 		return c
 	}
@@ -57,8 +57,7 @@ func (c *controlServer) serve(log *slog.Logger) {
 	}
 }
 
-// listenControl creates the socket, in place of one that a crash left behind. Closing the
-// listener removes the socket.
+// listenControl creates the socket, in place of one that a crash left behind.
 func listenControl(path string) (net.Listener, error) {
 	switch info, err := os.Lstat(path); {
 	case err == nil && info.Mode().Type() != fs.ModeSocket:
@@ -70,23 +69,28 @@ func listenControl(path string) (net.Listener, error) {
 			return nil, err
 		}
 	}
-	l, err := net.Listen("unix", path)
+	var l *net.UnixListener
+	err := atSocket(path, func(address string) (err error) {
+		l, err = net.ListenUnix("unix", &net.UnixAddr{Name: address, Net: "unix"})
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
+	l.SetUnlinkOnClose(false) // it would remove what is at the address, which may lead nowhere by then
 	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, err
+		return nil, errors.Join(err, l.Close(), os.Remove(path))
 	}
 	return l, nil
 }
 
-// stop waits for the requests of commands that are in flight, for at most
-// shutdownTimeout, and removes the socket.
+// stop removes the socket and waits for the requests of commands that are in flight, for at
+// most shutdownTimeout.
 func (c *controlServer) stop() {
 	if c.listener == nil {
 		return
 	}
+	os.Remove(c.path)
 	grace, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
 	if c.server.Shutdown(grace) != nil {

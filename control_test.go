@@ -3,6 +3,7 @@ package main
 // The control socket between a command and a running server.
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -14,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 )
 
 // asOwner returns a wrapper that removes the capabilities of root over permissions, so that
@@ -78,7 +81,7 @@ func TestControlSocketOfAnotherUserIsRefusedWithASentence(t *testing.T) {
 	p := startProcess(t, nil, "--db", db)
 	cmd := command(t, asNobody(t), "client", "list", "--db", db)
 	out, _ := cmd.CombinedOutput()
-	want := "energy-contracts: dial unix " + db + ".sock: connect: permission denied; use the account that the server runs under\n"
+	want := "energy-contracts: control socket " + db + ".sock: connect: permission denied; use the account that the server runs under\n"
 	if cmd.ProcessState.ExitCode() != 1 || string(out) != want {
 		t.Errorf("%v\n%s, want\n%s", cmd.ProcessState, out, want)
 	}
@@ -202,38 +205,89 @@ func TestControlSocketIsFoundByAnyNameOfTheFile(t *testing.T) {
 	}
 }
 
-func TestControlSocketOfTooLongAPathIsAWarning(t *testing.T) {
+// The address of a socket has about 100 bytes, and a path may have more.
+func TestControlSocketOfALongPathIsFoundByAnyNameOfTheFile(t *testing.T) {
+	top := filepath.Dir(shortPath(t))
+	dir, link, tmp := filepath.Join(top, strings.Repeat("d", 120)), filepath.Join(top, "link"), filepath.Join(top, "tmp")
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.Symlink(dir, link), os.Mkdir(tmp, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", tmp)
+	names := []string{filepath.Join(dir, "c.db"), "c.db", filepath.Join(link, "c.db")}
+	in := func(dir string, cmd *exec.Cmd) *exec.Cmd { cmd.Dir = dir; return cmd }
+	for _, served := range names {
+		p := servicetest.Start(t, in(dir, serve(t, nil, "--db", served)))
+		for _, name := range names {
+			out, err := in(dir, command(t, nil, "client", "add", "--org", demoOrg, "--db", name)).CombinedOutput()
+			if err != nil {
+				t.Fatalf("served as %s: client add --db %s: %v\n%s", served, name, err, out)
+			}
+			wantSecret(t, p.URL, addedClient(t, string(out)), true)
+		}
+		wantFiles(t, dir, "c.db", "c.db.sock")
+		if err := p.Terminate(t); err != nil {
+			t.Error(err)
+		}
+		wantFiles(t, dir, "c.db")
+	}
+	if left, _ := filepath.Glob(tmp + "/ec-*"); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestServerWithoutAControlSocketIsNamedByEachCommand(t *testing.T) {
 	slow(t)
-	for _, tt := range []struct{ name, dir, file string }{
-		{"a long directory", strings.Repeat("d", 120), "c.db"},
-		// The path of the file may be short enough although that of the socket is not.
-		{"a long name", ".", strings.Repeat("f", 120)},
+	none := filepath.Join(t.TempDir(), "none")
+	for _, tt := range []struct {
+		name, dir, file string
+		tmp             string // directory for temporary files
+		cause           string // %[1]s is the socket, %[2]d the longest address
+		warned          bool   // by the server
+	}{
+		{"the socket was removed", ".", "c.db", os.TempDir(), "%[1]s: connect: no such file or directory", false},
+		{"the name is too long", ".", strings.Repeat("f", 120), os.TempDir(),
+			"%[1]s: the name of the file is too long for a socket's address, which has at most %[2]d bytes; rename the database", true},
+		{"the path is too long, and there is no directory for temporary files", strings.Repeat("d", 120), "c.db", none,
+			"%[1]s: the path has more than the %[2]d bytes of a socket's address, and a shorter link cannot be made: stat " + none + ": no such file or directory", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel() // most of it waits for a file that is in use
+			t.Parallel()
 			dir := filepath.Join(filepath.Dir(shortPath(t)), tt.dir)
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
 			db := filepath.Join(dir, tt.file)
 			before := addClient(t, db)
-			p := startProcess(t, nil, "--db", db)
-			if n := strings.Count(p.Stderr.String(), `"level":"WARN","msg":"there is no control socket`); n != 1 {
-				t.Errorf("%d warnings\n%s", n, p.Stderr)
+			wrapper := []string{"env", "TMPDIR=" + tt.tmp}
+			p := startProcess(t, wrapper, "--db", db)
+			_ = os.Remove(db + ".sock")
+			cause := fmt.Sprintf(tt.cause, db+".sock", maxSocketPath)
+			if warning := fmt.Sprintf(`"msg":"there is no control socket, so commands cannot use the database while this server runs; fix the cause, or move the database to another directory","err":"%s`, cause); strings.Contains(p.Stderr.String(), warning) != tt.warned {
+				t.Errorf("a warning %s: want %v\n%s", warning, tt.warned, p.Stderr)
 			}
 			wantSecret(t, p.URL, before, true)
-			got := run(t, nil, "client", "list", "--db", db)
-			if want := "energy-contracts: database " + db + ": another process has it open"; got.status != 1 || got.stdout != "" || !strings.HasPrefix(got.stderr, want) || strings.Count(got.stderr, "\n") != 1 {
-				t.Errorf("beside the server: %+v, want %q", got, want)
-			}
+			unreachable := "database " + db + ": another process has it open, but no server listens on the control socket " + cause + "; if that process is a server, its log says why; otherwise try again when it has ended"
+			t.Run("command", func(t *testing.T) {
+				for args, want := range map[string]string{
+					"client list": unreachable, "client add --org " + demoOrg: unreachable, "check": unreachable,
+					"backup -": unreachable, "export": unreachable, "import " + absolute(t, contractLines): unreachable,
+					"restore --force " + absolute(t, contractLines): db + " is a database in use, so it was not replaced; name another file, or stop the process that uses it",
+					"compact": "database " + db + ": another process has it open; stop that one (a running server?) or name another file with --db; nothing was changed",
+				} {
+					t.Run(args, func(t *testing.T) {
+						t.Parallel() // most of it waits for a file that is in use
+						got := run(t, wrapper, append(strings.Fields(args), "--db", db)...)
+						if got != (ran{"", "energy-contracts: " + want + "\n", 1}) {
+							t.Errorf("%+v\nwant %q", got, want)
+						}
+					})
+				}
+			})
 			wantFiles(t, dir, tt.file)
 			if err := p.Terminate(t); err != nil {
 				t.Error(err)
 			}
 			wantListed(t, db, before.ID)
-			rotateClient(t, db, before.ID)
-			clientCommand(t, db, "remove", before.ID)
-			wantListed(t, db)
 			wantFiles(t, dir, tt.file)
 		})
 	}

@@ -76,6 +76,8 @@ type cli struct {
 	Export  exportCmd  `cmd:"" help:"Write contracts as JSON Lines. Works with and without a running server."`
 	Import  importCmd  `cmd:"" help:"Store the contracts of an export, all or none. Works with and without a running server."`
 	Version versionCmd `cmd:"" help:"Print the version, the commit and the Go version of this program."`
+
+	VersionFlag kong.VersionFlag `name:"version" env:"-" help:"Print what the command version prints."`
 }
 
 // run parses the command line and runs its command.
@@ -84,6 +86,7 @@ func (a *app) run(ctx context.Context, args []string) error {
 		kong.Name(programName),
 		kong.Description("Serve a partner API's energy contracts from one binary and one file."),
 		kong.DefaultEnvars("ENERGY_CONTRACTS"),
+		kong.Vars{"version": readBuild().String()},
 		kong.BindTo(ctx, (*context.Context)(nil)),
 		kong.Bind(a))
 	if err != nil {

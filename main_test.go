@@ -25,7 +25,6 @@ func TestCommandLineRefusesWithASentence(t *testing.T) {
 		{"an unknown flag", []string{"serve", "--port", "80"}, "--help explains"},
 		{"demo on all addresses", []string{"serve", "--demo", "--addr", ":0"}, "everyone knows its secrets; use a loopback address"},
 		{"demo on another address", []string{"serve", "--demo", "--addr", "0.0.0.0:0"}, "everyone knows its secrets"},
-		{"an address that is none", []string{"serve", "--db", db, "--addr", "127.0.0.1:http:"}, "--addr"},
 		{"a body limit of nothing", []string{"serve", "--db", db, "--max-body", "0"}, "--max-body must be from 1 byte to 1 GiB"},
 		{"tokens that never live", []string{"serve", "--db", db, "--token-lifetime", "0s"}, "--token-lifetime must be whole seconds, from 1s to 8760h"},
 		{"tokens of a fraction of a second", []string{"serve", "--db", db, "--token-lifetime", "1500ms"}, "--token-lifetime must be whole seconds"},
@@ -116,6 +115,14 @@ func TestDemo(t *testing.T) {
 		}
 		if files, _ := filepath.Glob(tmp + "/*"); len(files) != 0 {
 			t.Errorf("left behind: %v", files)
+		}
+	})
+	t.Run("says what to do without a directory for temporary files", func(t *testing.T) {
+		none := filepath.Join(t.TempDir(), "none")
+		t.Setenv("TMPDIR", none)
+		want := "energy-contracts: create a directory for the demo database: stat " + none + ": no such file or directory; name a file with --db, or a directory for temporary files with the variable TMPDIR\n"
+		if got := sentence(fails(t, "serve", "--demo", "--addr", "127.0.0.1:0")); got != want {
+			t.Errorf("got %q, want %q", got, want)
 		}
 	})
 	t.Run("loads its data into a file once", func(t *testing.T) {

@@ -211,6 +211,9 @@ func TestFlagsAndVariablesInTheDocumentsExist(t *testing.T) {
 		t.Fatal(err)
 	}
 	exists := map[string]bool{}
+	for _, f := range k.Model.Flags { // of the program itself
+		exists["`--"+f.Name] = true
+	}
 	for _, command := range k.Model.Leaves(true) {
 		for _, f := range command.Flags {
 			exists["`--"+f.Name] = true

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 
 	"go.etcd.io/bbolt"
@@ -26,10 +25,12 @@ import (
 // If a commit fails meanwhile and the file must be reopened, Snapshot returns ErrUnavailable.
 // If ctx ends meanwhile, it returns the error of ctx.
 func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error) {
-	f, err := os.CreateTemp(filepath.Dir(s.path), "."+filepath.Base(s.path)+".*")
+	const other = "copy the file while no server runs"
+	tmp, err := createAtomic(withoutLinks(s.path))
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, fmt.Errorf("copy the database to a file in its directory: %w", advise(err, other))
 	}
+	f := tmp.File
 	defer func() {
 		if err != nil {
 			f.Close()
@@ -47,7 +48,7 @@ func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error
 		err = w.err // bbolt does not always wrap it
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("copy the database to a file in its directory: %w", err)
+		return nil, 0, fmt.Errorf("copy the database to a file in its directory: %w", advise(err, other))
 	}
 	metas, err := readMetas(f)
 	if err != nil {

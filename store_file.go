@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"go.etcd.io/bbolt"
 )
@@ -51,7 +52,7 @@ func checkFile(f *os.File, m meta) error {
 	n, err := strconv.Atoi(version)
 	switch {
 	case name != programName || err != nil:
-		return errors.New("is a bbolt database, but not one of this program, or its root page is broken; name another file with --db, or restore a backup")
+		return errors.New("is a bbolt database, but not one of this program, or its root page is broken; name another file, or restore a backup")
 	case n != formatVersion:
 		reader := "the program that wrote it"
 		if program != nil {
@@ -80,6 +81,7 @@ func (s *Store) open(check func(*os.File, meta) error, resync bool) (txid uint64
 		}
 	}()
 	s.db = nil
+	opened := false
 	db, err := bbolt.Open(s.path, 0o600, &bbolt.Options{
 		Timeout:         lockTimeout,
 		InitialMmapSize: initialMmapSize,
@@ -88,6 +90,7 @@ func (s *Store) open(check func(*os.File, meta) error, resync bool) (txid uint64
 			if s.file, m, err = openFile(path, check, resync, s.log); err != nil {
 				return nil, err
 			}
+			opened = true
 			txid = m.txid
 			list := make([]byte, pageHeaderSize+8)
 			if _, err := s.file.ReadAt(list, int64(m.freelist)*m.pageSize); err == nil {
@@ -96,11 +99,25 @@ func (s *Store) open(check func(*os.File, meta) error, resync bool) (txid uint64
 			return s.file, nil
 		},
 	})
+	if opened && err != nil {
+		err = ofDatabase(s.path, ofBolt(s.path, err))
+	}
 	if err != nil {
 		return 0, err
 	}
 	s.db = db
 	return txid, nil
+}
+
+// ofBolt explains the error of bbolt.Open for a file that cannot be mapped.
+func ofBolt(path string, err error) error {
+	switch {
+	case errors.Is(err, syscall.ENODEV):
+		return lacking(path, "memory maps", err)
+	case errors.Is(err, syscall.ENOMEM):
+		return fmt.Errorf("map the file into memory: %w; raise the limit of the address space (ulimit -v)", err)
+	}
+	return err
 }
 
 // openReadOnly opens f, which checkFile has accepted, as a read-only database. It takes
@@ -115,11 +132,15 @@ func openReadOnly(f *os.File) (_ *bbolt.DB, err error) {
 			f.Close()
 		}
 	}()
-	return bbolt.Open(f.Name(), 0, &bbolt.Options{
+	db, err := bbolt.Open(f.Name(), 0, &bbolt.Options{
 		ReadOnly: true,
 		Timeout:  lockTimeout,
 		OpenFile: func(string, int, os.FileMode) (*os.File, error) { return f, nil },
 	})
+	if err != nil {
+		return nil, ofBolt(f.Name(), err)
+	}
+	return db, nil
 }
 
 // create creates an empty database at path. It does so under a temporary name first, so
@@ -131,9 +152,15 @@ func create(path string) error {
 		return err
 	}
 	defer f.discard()
-	db, err := bbolt.Open(f.Name(), 0o600, &bbolt.Options{Timeout: lockTimeout})
-	if err != nil {
+	if err := lock(f.File, syscall.LOCK_EX); err != nil {
 		return err
+	}
+	db, err := bbolt.Open(f.Name(), 0o600, &bbolt.Options{
+		Timeout:  lockTimeout,
+		OpenFile: func(string, int, os.FileMode) (*os.File, error) { return duplicate(f.File) },
+	})
+	if err != nil {
+		return ofBolt(f.Name(), err)
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range buckets {

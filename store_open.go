@@ -20,7 +20,7 @@ import (
 func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	if !exists(path) {
 		if err := create(path); err != nil {
-			return nil, fmt.Errorf("create database %s: %w; with --db, name a file in a directory where this account may create files", path, err)
+			return nil, fmt.Errorf("create %w", ofDatabase(path, err))
 		}
 	}
 	s := &Store{
