@@ -112,6 +112,12 @@ func (r *importRun) next(buf []byte) ([]byte, error) {
 		r.x.err, r.ended = err, true
 		r.events = append(r.events, importEvent{Problem: err.Error()})
 	}
+	if r.ended {
+		// Before the last event, since a command that has read it may import again, or close the
+		// store.
+		r.to.Close()
+		r.x.onEnd = nil
+	}
 	for _, e := range r.events {
 		line, err := json.Marshal(e)
 		if err != nil {
