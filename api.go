@@ -23,7 +23,7 @@ type apiSettings struct {
 	maxBody       int64         // maximum size of a request body, in bytes
 	builtInTokens bool          // clients get tokens at the token endpoint of this service
 	tokenLifetime time.Duration // of these tokens
-	publicURL     string        // origin in the OAuth metadata; "" means the origin of the request
+	publicURL     string        // base of the URLs in the OAuth metadata; "" means the origin of the request
 	issuer        *issuer       // authorization server whose tokens are accepted too; or nil
 	origins       []string      // whose web pages may use the API from a browser; see cors.go
 }

@@ -91,5 +91,5 @@ func (f *docsFile) get(x *exchange) (response, error) {
 
 // getRoot redirects a person who opens the root of the service in a browser to the page.
 func getRoot(*exchange) (response, error) {
-	return response{status: http.StatusFound, location: docsPath}, nil
+	return response{status: http.StatusFound, location: docsPath[1:]}, nil
 }

@@ -11,7 +11,9 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"path"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -120,24 +122,39 @@ type metadata struct {
 	Scopes        []string `json:"scopes_supported"`
 }
 
-// getMetadata responds with the metadata document. Its URLs begin with the origin of
-// --public-url or, without that flag, with the origin that the request was sent to.
-func (a *api) getMetadata(x *exchange) (response, error) {
-	origin := a.publicURL
-	if origin == "" {
-		origin = "http://" + x.r.Host
-		if x.r.TLS != nil {
-			origin = "https://" + x.r.Host
+// checkPublicURL returns an error unless s is an origin with an optional path, which may end in a
+// slash.
+func checkPublicURL(s string) error {
+	u, err := url.Parse(s)
+	if err == nil {
+		_, err = parseOrigin(strings.TrimSuffix(s, u.EscapedPath()))
+	}
+	if err == nil {
+		if p := strings.TrimSuffix(u.Path, "/") + tokenPath; path.Clean(p) == p {
+			return nil
 		}
-		if _, err := parseOrigin(origin); err != nil {
+	}
+	return errors.New("must be a URL such as https://energy.example or https://energy.example/energy, without query and fragment")
+}
+
+// getMetadata responds with the metadata document. Its URLs begin with --public-url or, without
+// that flag, with the origin that the request was sent to.
+func (a *api) getMetadata(x *exchange) (response, error) {
+	base := strings.TrimSuffix(a.publicURL, "/")
+	if base == "" {
+		base = "http://" + x.r.Host
+		if x.r.TLS != nil {
+			base = "https://" + x.r.Host
+		}
+		if _, err := parseOrigin(base); err != nil {
 			return response{}, &malformed{fault{Parameter: "Host", Detail: "must be a host name or address, with an optional port"}}
 		}
 	}
 	methods := []string{"client_secret_basic", "client_secret_post"}
 	content, err := json.Marshal(metadata{
-		Issuer:        origin,
-		TokenEndpoint: origin + tokenPath + "/", TokenAuthMethods: methods,
-		RevocationEndpoint: origin + revocationPath + "/", RevocationAuthMethods: methods,
+		Issuer:        base,
+		TokenEndpoint: base + tokenPath + "/", TokenAuthMethods: methods,
+		RevocationEndpoint: base + revocationPath + "/", RevocationAuthMethods: methods,
 		GrantTypes: []string{"client_credentials"}, ResponseTypes: []string{}, Scopes: []string{"read", "write"},
 	})
 	return response{status: http.StatusOK, content: content}, err
