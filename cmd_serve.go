@@ -78,6 +78,7 @@ const defaultDB = "energy-contracts.db"
 // connections, waits for the requests in flight, closes the control socket, commits the
 // waiting writes and closes the database.
 func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
+	a.detach()
 	if err := a.logLevel.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return fmt.Errorf("--log-level: %w", err)
 	}
@@ -149,7 +150,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	}
 	a.log.Info("listening", "addr", listener.Addr().String(), "scheme", scheme, "db", c.DB)
 	if c.Demo {
-		fmt.Fprint(a.stdout, demoCommands(scheme+"://"+listener.Addr().String()))
+		go fmt.Fprint(a.stdout, demoCommands(scheme+"://"+listener.Addr().String())) // whose reader may hang
 	}
 	a.listening(listener.Addr())
 	return a.serve(ctx, server, listener)
