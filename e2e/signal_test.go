@@ -221,14 +221,11 @@ func TestReaderOfTheLogThatHangsDelaysNobody(t *testing.T) {
 	}
 	url := serveOn(t, cmd, port)
 	const requests = 5000
-	began := time.Now()
+	impatient := &http.Client{Timeout: 10 * time.Second}
 	for range requests {
-		if resp, got := do(t, http.DefaultClient, "GET", url+"/api", nil, ""); resp.StatusCode != 404 {
+		if resp, got := do(t, impatient, "GET", url+"/api", nil, ""); resp.StatusCode != 404 {
 			t.Fatalf("%s\n%s", resp.Status, got)
 		}
-	}
-	if took := time.Since(began); took > answerTimeout {
-		t.Errorf("took %v", took)
 	}
 	lines := bufio.NewScanner(log)
 	seen, lost := 0, 0
