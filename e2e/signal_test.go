@@ -93,6 +93,9 @@ func TestEachSignalIsIgnoredOrEndsTheServiceInOrder(t *testing.T) {
 	}
 }
 
+// impatient is a client for services that may hang.
+var impatient = &http.Client{Timeout: 10 * time.Second}
+
 // serveOn starts a service whose log a test cannot search for its address, and returns its URL.
 func serveOn(t testing.TB, cmd *exec.Cmd, port int) (url string) {
 	t.Helper()
@@ -102,7 +105,7 @@ func serveOn(t testing.TB, cmd *exec.Cmd, port int) (url string) {
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
 	url = fmt.Sprintf("http://127.0.0.1:%d", port)
 	waitUntil(t, answerTimeout, "it serves", func() error {
-		resp, err := http.Get(url + "/healthz")
+		resp, err := impatient.Get(url + "/healthz")
 		if err != nil {
 			return err
 		}
@@ -221,7 +224,6 @@ func TestReaderOfTheLogThatHangsDelaysNobody(t *testing.T) {
 	}
 	url := serveOn(t, cmd, port)
 	const requests = 5000
-	impatient := &http.Client{Timeout: 10 * time.Second}
 	for range requests {
 		if resp, got := do(t, impatient, "GET", url+"/api", nil, ""); resp.StatusCode != 404 {
 			t.Fatalf("%s\n%s", resp.Status, got)
