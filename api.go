@@ -3,7 +3,11 @@ package main
 // The state that the handlers of the API share, and its settings.
 
 import (
+	"errors"
 	"net/http"
+	"net/url"
+	"path"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
@@ -30,11 +34,26 @@ type apiSettings struct {
 	origins       []string      // whose web pages may use the API from a browser; see cors.go
 }
 
+// checkPublicURL returns an error unless s is an origin with an optional path, which may end in a
+// slash.
+func checkPublicURL(s string) error {
+	u, err := url.Parse(s)
+	if err == nil {
+		_, err = parseOrigin(strings.TrimSuffix(s, u.EscapedPath()))
+	}
+	if err == nil {
+		if p := strings.TrimSuffix(u.Path, "/") + "/path"; path.Clean(p) == p {
+			return nil
+		}
+	}
+	return errors.New("must be a URL such as https://energy.example or https://energy.example/energy, without query and fragment")
+}
+
 // baseURL returns the URL that the paths of the service follow, for its clients: that of
 // --public-url or, without that flag, the origin that the request was sent to.
 func (a *api) baseURL(r *http.Request) (string, error) {
 	if a.publicURL != "" {
-		return a.publicURL, nil
+		return strings.TrimSuffix(a.publicURL, "/"), nil
 	}
 	origin := "http://" + r.Host
 	if r.TLS != nil {

@@ -26,6 +26,9 @@ type app struct {
 	// logLevel sets the level of log.
 	logLevel *slog.LevelVar
 	now      func() time.Time
+	// detach makes the process outlive the terminal that it was started from and the reader of its
+	// log.
+	detach func()
 	// listening is called with the address once the server accepts connections.
 	listening func(net.Addr)
 }

@@ -32,7 +32,7 @@ type serveCmd struct {
 	LogLevel string `default:"info" enum:"debug,info,warn,error" placeholder:"LEVEL" help:"Log messages of this level and above: debug, info, warn or error (default: ${default}). Requests are logged at info."`
 
 	TokenLifetime   time.Duration `default:"10h" placeholder:"DURATION" help:"Issue tokens that are valid for this long (default: ${default})."`
-	PublicURL       string        `name:"public-url" placeholder:"ORIGIN" help:"Name this origin in the OAuth metadata and in openapi.json, such as https://energy.example (default: the origin of the request)."`
+	PublicURL       string        `name:"public-url" placeholder:"URL" help:"Name this URL in the OAuth metadata and in openapi.json, such as https://energy.example or https://energy.example/energy (default: the origin of the request)."`
 	Issuer          string        `placeholder:"URL" help:"Also accept JWT access tokens issued by this authorization server."`
 	Audience        string        `placeholder:"NAME" help:"Require this audience in tokens of --issuer."`
 	OrgClaim        string        `default:"org_id" placeholder:"NAME" help:"Read the organization from this claim in tokens of --issuer (default: ${default})."`
@@ -56,7 +56,7 @@ func (c *serveCmd) Validate() error {
 		return errors.New("--token-lifetime must be whole seconds, from 1s to 8760h")
 	}
 	if c.PublicURL != "" {
-		if _, err := parseOrigin(c.PublicURL); err != nil {
+		if err := checkPublicURL(c.PublicURL); err != nil {
 			return fmt.Errorf("--public-url %s: %w", c.PublicURL, err)
 		}
 	}
@@ -94,6 +94,7 @@ func ofAddress(flag string, err error) error {
 // connections, waits for the requests in flight, closes the control socket, commits the
 // waiting writes and closes the database.
 func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
+	a.detach()
 	if err := a.logLevel.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		return fmt.Errorf("--log-level: %w", err)
 	}
@@ -165,7 +166,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	}
 	a.log.Info("listening", "addr", listener.Addr().String(), "scheme", scheme, "db", c.DB)
 	if c.Demo {
-		fmt.Fprint(a.stdout, demoCommands(scheme+"://"+listener.Addr().String()))
+		go fmt.Fprint(a.stdout, demoCommands(scheme+"://"+listener.Addr().String())) // whose reader may hang
 	}
 	a.listening(listener.Addr())
 	return a.serve(ctx, server, listener)

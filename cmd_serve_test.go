@@ -477,13 +477,13 @@ func TestNoProfileIsServedAndStacksHaveNoSecrets(t *testing.T) {
 	}
 	conn, _ := halfRequest(t, p.URL, bearer) // is in flight
 	defer conn.Close()
-	if err := p.Cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+	if err := p.Cmd.Process.Signal(syscall.SIGABRT); err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case <-p.Ended:
 	case <-time.After(20 * time.Second):
-		t.Fatal("still running after SIGQUIT")
+		t.Fatal("still running after SIGABRT")
 	}
 	if !strings.Contains(p.Stderr.String(), "goroutine ") {
 		t.Errorf("no stacks\n%s", p.Stderr)

@@ -117,10 +117,21 @@ func TestCORSIsForTheOriginsThatAreNamed(t *testing.T) {
 	}
 }
 
-// FuzzOrigin checks that an accepted origin followed by a path is a URL of that origin, and
-// that an accepted CORS origin has the form that browsers send.
+// FuzzOrigin checks that an accepted public URL followed by a path is a URL of the same origin and
+// with both paths, that each origin is a public URL, and that an accepted CORS origin has the form
+// that browsers send.
 func FuzzOrigin(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text string) {
+		public := checkPublicURL(text) == nil
+		if public {
+			alone, _ := url.Parse(text)
+			base := strings.TrimSuffix(text, "/")
+			with, err := url.Parse(base + tokenPath)
+			if err != nil || !strings.HasPrefix(text, with.Scheme+"://"+with.Host) || with.Host != alone.Host ||
+				with.JoinPath().Path != strings.TrimSuffix(alone.Path, "/")+tokenPath || with.User != nil || with.RawQuery != "" || with.Fragment != "" {
+				t.Fatalf("with a path it is %+v, %v", with, err)
+			}
+		}
 		u, err := parseOrigin(text)
 		if err != nil {
 			if text != "*" && checkCORSOrigin(text) == nil {
@@ -128,9 +139,8 @@ func FuzzOrigin(f *testing.F) {
 			}
 			return
 		}
-		with, err := url.Parse(text + tokenPath)
-		if err != nil || with.Scheme+"://"+with.Host != text || with.Host != u.Host || with.Path != tokenPath || with.User != nil || with.RawQuery != "" || with.Fragment != "" {
-			t.Fatalf("with a path it is %+v, %v", with, err)
+		if !public || u.Path != "" {
+			t.Fatalf("an origin, but no public URL, or one with the path %q", u.Path)
 		}
 		if err := checkCORSOrigin(text); err == nil && (strings.Contains(text, "*") || strings.HasSuffix(text, map[string]string{"http": ":80", "https": ":443"}[u.Scheme])) {
 			t.Fatal("pages of it may use the API, but no browser sends it")

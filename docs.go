@@ -123,5 +123,5 @@ func ifPreconditions(x *exchange, version Version, resp response) (response, err
 
 // getRoot redirects a person who opens the root of the service in a browser to the page.
 func getRoot(*exchange) (response, error) {
-	return response{status: http.StatusFound, location: docsPath}, nil
+	return response{status: http.StatusFound, location: docsPath[1:]}, nil
 }

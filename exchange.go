@@ -86,6 +86,8 @@ type response struct {
 	status      int
 	contentType string // "" means application/json if there is content
 	etag        string
+	// Location and link have references relative to the URL of the request (RFC 3986 §5), so that
+	// they hold behind a proxy that serves the API below a path of its own.
 	location    string
 	link        string
 	acceptPatch string

@@ -140,10 +140,8 @@ func (a *api) listContracts(x *exchange, t target) (response, error) {
 	}
 	resp := response{status: http.StatusOK, content: page.Documents}
 	if page.Last != "" {
-		// A path and a query without an origin (RFC 8288 §3.1), since a proxy may serve the API
-		// under another origin.
-		next := url.URL{Path: x.r.URL.Path, RawQuery: url.Values{"after": {string(page.Last)}, "limit": {strconv.Itoa(r.Limit)}}.Encode()}
-		resp.link = "<" + next.String() + `>; rel="next"`
+		next := url.Values{"after": {string(page.Last)}, "limit": {strconv.Itoa(r.Limit)}}
+		resp.link = "<?" + next.Encode() + `>; rel="next"`
 	}
 	if !page.More {
 		buf.b = append(buf.b, ']')
@@ -238,9 +236,8 @@ func (a *api) postContract(x *exchange, t target) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	t.Contract = created.ID
 	// The vendor's specification has 200 here, where 201 would be usual.
-	return response{status: http.StatusOK, etag: etag(created.Version), location: location(t.Key), content: created.Document}, nil
+	return response{status: http.StatusOK, etag: etag(created.Version), location: "energy-contracts/" + string(created.ID), content: created.Document}, nil
 }
 
 // putContract replaces a contract. With If-None-Match: * it creates the contract under the id in
@@ -278,7 +275,7 @@ func (a *api) putContract(x *exchange, t target) (response, error) {
 	case err != nil:
 		return response{}, err
 	case created:
-		return response{status: http.StatusCreated, etag: etag(version), location: location(t.Key), content: doc}, nil
+		return response{status: http.StatusCreated, etag: etag(version), location: string(t.Contract), content: doc}, nil
 	}
 	return response{status: http.StatusOK, etag: etag(version), content: doc}, nil
 }
@@ -400,11 +397,6 @@ func checkMediaType(h http.Header, want ...string) error {
 			with("Accept-Encoding", "identity") // RFC 9110 §12.5.3
 	}
 	return nil
-}
-
-// location returns the path of a contract.
-func location(k Key) string {
-	return strings.NewReplacer(":org_id", string(k.Org), ":user_id", string(k.User), ":energy_contract_id", string(k.Contract)).Replace(contractPath)
 }
 
 // The patterns of the contract endpoints, in the syntax of httprouter.

@@ -28,6 +28,8 @@ import (
 	"time"
 	"unicode/utf16"
 
+	"energy-contracts/internal/servicetest"
+
 	"go.etcd.io/bbolt"
 	"golang.org/x/oauth2/clientcredentials"
 )
@@ -268,10 +270,7 @@ func TestListLongerThanAPage(t *testing.T) {
 			for _, d := range docs {
 				got = append(got, string(d))
 			}
-			at = ""
-			if link := regexp.MustCompile(`^<(.+)>; rel="next"$`).FindStringSubmatch(resp.Header.Get("Link")); link != nil {
-				at = s.url + link[1]
-			}
+			at = servicetest.Next(t, resp)
 		}
 		if strings.Join(got, ",") != strings.Join(want, ",") {
 			t.Errorf("got %d contracts, want %d", len(got), len(want))

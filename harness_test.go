@@ -370,6 +370,7 @@ func startOn(t testing.TB, db string, args ...string) *service {
 		log:       slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: level})),
 		logLevel:  level,
 		now:       s.clock.now,
+		detach:    func() {},
 		listening: func(a net.Addr) { addr <- a },
 	}
 	go func() { ended <- a.run(ctx, append([]string{"serve", "--addr", "127.0.0.1:0", "--db", s.db}, args...)) }()

@@ -19,7 +19,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -42,9 +44,19 @@ func main() {
 		debug.SetGCPercent(200)
 	}
 	syscall.Umask(0o077) // only the user that runs the program may use the files it creates
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// Each of these ends the process in order. SIGABRT still prints the stacks, for a developer; Go
+	// ignores the rest of the signals that people and programs send.
+	ends := []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGQUIT}
+	if !signal.Ignored(syscall.SIGHUP) { // as nohup has it
+		ends = append(ends, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), ends...)
 	context.AfterFunc(ctx, stop) // so that a second signal ends the process at once
+	// A command whose output nobody reads must still remove its temporary files, so that the write
+	// returns an error instead.
+	signal.Ignore(syscall.SIGPIPE)
 	level := new(slog.LevelVar)
+	stderr := &logWriter{w: os.Stderr}
 	a := &app{
 		stdout:    os.Stdout,
 		terminal:  term.IsTerminal(int(os.Stderr.Fd())),
@@ -54,20 +66,37 @@ func main() {
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if a.terminal {
-		a.log = slog.New(slog.NewTextHandler(os.Stderr, options))
+		a.log = slog.New(slog.NewTextHandler(stderr, options))
 	} else {
-		a.log = slog.New(slog.NewJSONHandler(os.Stderr, options))
+		a.log = slog.New(slog.NewJSONHandler(stderr, options))
 	}
-	if err := a.run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintf(os.Stderr, programName+": %v\n", err)
+	a.detach = func() {
+		signal.Ignore(syscall.SIGHUP)
+		stderr.detach(func(lost int) {
+			a.log.Warn("log lines were lost, since standard error could not be written", "lines", lost)
+		})
+	}
+	err := a.run(ctx, os.Args[1:])
+	if err != nil && !readerLeft(err) {
+		fmt.Fprintf(stderr, programName+": %v\n", err)
+	}
+	stderr.close()
+	if err != nil {
 		os.Exit(1)
 	}
+}
+
+// readerLeft reports whether a command failed because nobody reads its output any more, as after
+// "export | head". A reader that leaves has what it wants, and needs no message.
+func readerLeft(err error) bool {
+	var failed *fs.PathError
+	return errors.As(err, &failed) && failed.Path == os.Stdout.Name() && errors.Is(failed.Err, syscall.EPIPE)
 }
 
 // cli is the command line. Each flag can also be set by an environment variable, except the flags
 // that only make sense for a single run of a command.
 type cli struct {
-	Serve   serveCmd   `cmd:"" help:"Serve the API until SIGINT or SIGTERM."`
+	Serve   serveCmd   `cmd:"" help:"Serve the API until SIGINT, SIGTERM or SIGQUIT."`
 	Client  clientCmd  `cmd:"" help:"Manage the clients that may get tokens. Works with and without a running server."`
 	Backup  backupCmd  `cmd:"" help:"Copy the database to a file. Works with and without a running server."`
 	Restore restoreCmd `cmd:"" help:"Replace the database with a backup. Stop the server first."`

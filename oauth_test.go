@@ -23,10 +23,11 @@ import (
 	"golang.org/x/oauth2/clientcredentials"
 )
 
-func TestMetadataNamesTheOriginOfTheRequest(t *testing.T) {
-	const public = "https://energy.example"
+func TestMetadataNamesThePublicURLOrTheOriginOfTheRequest(t *testing.T) {
+	const public = "https://energy.example/energy"
 	own := start(t, "--demo")
-	configured := start(t, "--demo", "--public-url", public)
+	configured, slash := start(t, "--demo", "--public-url", public), start(t, "--demo", "--public-url", public+"/")
+	origin := start(t, "--demo", "--public-url", "https://energy.example:8443/")
 	for _, tt := range []struct {
 		name   string
 		s      *service
@@ -43,6 +44,8 @@ func TestMetadataNamesTheOriginOfTheRequest(t *testing.T) {
 		{"a port only", own, ":81", ""},
 		{"the public URL for any Host", configured, "energy.test", public},
 		{"the public URL even for an invalid Host", configured, "energy.test/evil", public},
+		{"the public URL without the slash at its end", slash, "", public},
+		{"a public URL that is an origin", origin, "", "https://energy.example:8443"},
 	} {
 		for _, method := range []string{"GET", "HEAD"} {
 			t.Run(method+" "+tt.name, func(t *testing.T) {

@@ -39,6 +39,7 @@ var rooms = []string{
 	"control.go",
 	"demo.go",
 	"certificate.go",
+	"log.go",
 	"handler.go",
 	"docs.go",
 	"auth.go",

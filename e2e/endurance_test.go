@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
+	"path"
 	"strings"
 	"sync"
 	"testing"
@@ -165,7 +166,8 @@ func (u *user) postAndDelete(n int) error {
 		return err
 	}
 	_, rest, _ := strings.Cut(string(u.head), "\r\nLocation: ")
-	path, _, _ := strings.Cut(rest, "\r\n")
+	location, _, _ := strings.Cut(rest, "\r\n")
+	path := path.Join(path.Dir(strings.Fields(string(u.request))[1]), location)
 	u.request, _ = message{method: "DELETE", path: path}.bytes()
 	if status, err := u.send(); err != nil || status != http.StatusNoContent {
 		return fmt.Errorf("DELETE %s: %d, %w", path, status, err)

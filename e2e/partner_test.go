@@ -235,6 +235,19 @@ func freePort(t testing.TB) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
+// runNodeClient runs the client of Node through a proxy of a service.
+func runNodeClient(t testing.TB, node, service, proxy string) {
+	t.Helper()
+	dir := copied(t, nodeClient, service)
+	succeeds(t, tool(t, node, nodeClient, dir, "openapi-typescript/bin/cli.js", "openapi.json", "--output", "api.d.ts"))
+	succeeds(t, tool(t, node, nodeClient, dir, "typescript/bin/tsc", "--project", "."))
+	cmd := exec.Command(node, "client.ts", proxy)
+	cmd.Dir = dir
+	if got := succeeds(t, cmd); got != "ok\n" {
+		t.Error(got)
+	}
+}
+
 func TestClientsThatNobodyHereWrote(t *testing.T) {
 	long(t)
 	t.Parallel() // most of it is to wait for others
@@ -262,14 +275,7 @@ func TestClientsThatNobodyHereWrote(t *testing.T) {
 		}
 	})
 	t.Run("Node's openapi-fetch, typed by openapi-typescript, with openid-client's tokens", func(t *testing.T) {
-		dir := copied(t, nodeClient, p.URL)
-		succeeds(t, tool(t, node, nodeClient, dir, "openapi-typescript/bin/cli.js", "openapi.json", "--output", "api.d.ts"))
-		succeeds(t, tool(t, node, nodeClient, dir, "typescript/bin/tsc", "--project", "."))
-		cmd := exec.Command(node, "client.ts", prism.url)
-		cmd.Dir = dir
-		if got := succeeds(t, cmd); got != "ok\n" {
-			t.Error(got)
-		}
+		runNodeClient(t, node, p.URL, prism.url)
 	})
 	t.Run("Python's requests, with requests-oauthlib's tokens", func(t *testing.T) {
 		got := succeeds(t, exec.Command(pythonWith(t, "requests_oauthlib"), "testdata/clients/python/client.py", prism.url))

@@ -14,6 +14,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -652,9 +653,8 @@ func tryShapes(t *testing.T, method, bearer, collection string) {
 			}
 			id, location := demoContract, http.Header{}
 			if method == "POST" {
-				path := resp.Header.Get("Location")
-				id = path[strings.LastIndexByte(path, '/')+1:]
-				location.Set("Location", collection[strings.Index(collection, "/api/"):]+"/"+id)
+				id = path.Base(resp.Header.Get("Location"))
+				location.Set("Location", "energy-contracts/"+id)
 				there = append(there, contract(id, x.changed, x.to))
 			} else {
 				there[0] = contract(id, x.changed, x.to)

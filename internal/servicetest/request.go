@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +78,22 @@ func AnswerOf(c *http.Client, req *http.Request) (*http.Response, string, error)
 		err = fmt.Errorf("read answer: %w", err)
 	}
 	return resp, string(b), err
+}
+
+var nextLink = regexp.MustCompile(`^<(.+)>; rel="next"$`)
+
+// Next returns the URL of the next part of a list, or "" if a response is the last part.
+func Next(t testing.TB, resp *http.Response) string {
+	t.Helper()
+	link := nextLink.FindStringSubmatch(resp.Header.Get("Link"))
+	if link == nil {
+		return ""
+	}
+	next, err := resp.Request.URL.Parse(link[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return next.String()
 }
 
 // With returns a header in which a field has another value.

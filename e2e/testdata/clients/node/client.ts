@@ -44,7 +44,10 @@ assert.equal(created.response.status, 200);
 const again = await create();
 assert.deepEqual(again.data, created.data);
 const path = { ...owner, energy_contract_id: created.data!.id };
-assert.equal(created.response.headers.get("Location"), contract.replace(/\{(\w+)\}/g, (_, name: keyof typeof path) => path[name]));
+assert.equal(
+  new URL(created.response.headers.get("Location")!, created.response.url).href,
+  service + contract.replace(/\{(\w+)\}/g, (_, name: keyof typeof path) => path[name]),
+);
 
 const got = await api.GET(contract, { params: { path } });
 assert.deepEqual(got.data, {
