@@ -488,7 +488,7 @@ func (s slot) wrong(f form, value any) (faults []fault) {
 		case isID:
 		case schema.Format == "uuid" && !uuidForm.MatchString(value):
 			say("must be a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a or null, is %s", quoted(value))
-		case schema.Format == "date-time" && !timeForm.MatchString(value):
+		case s.name() == "timestamp" && !timeForm.MatchString(value):
 			say("must be an RFC 3339 time with an offset such as 2023-11-01T00:00:00+00:00, is %s", quoted(value))
 		case len(schema.Enum) > 0 && !slices.Contains(schema.Enum, any(value)):
 			say("must be %s or null, is %s", strings.Trim(strings.ReplaceAll(fmt.Sprint(schema.Enum), " ", ", "), "[]"), quoted(value))
@@ -767,8 +767,8 @@ var bodies = []shape{
 	{name: "a form", value: `supplier=a`, notJSON: "invalid character 's' at start of value"},
 	{name: "XML", value: `<a/>`, notJSON: "invalid character '<' at start of value"},
 	{name: "NUL", value: "\x00", notJSON: `invalid character '\x00' at start of value`},
-	{name: "a byte order mark", value: "\ufeff{}", notJSON: `invalid character '\ufeff' at start of value`},
-	{name: "UTF-16", value: "\xff\xfe{\x00}\x00", notJSON: `invalid character '\xff' at start of value`},
+	{name: "two byte order marks", value: "\ufeff\ufeff{}", notJSON: `invalid character '\ufeff' at start of value`},
+	{name: "UTF-16", value: "\xff\xfe{\x00}\x00", notJSON: "{UTF-16}"},
 	{name: "gzip", value: "\x1f\x8b\x08\x00", notJSON: `invalid character '\x1f' at start of value`},
 	{name: "arrays without an end", value: strings.Repeat("[", 60_000)},
 	{name: "objects without an end", value: strings.Repeat(`{"a":`, 12_000)},
@@ -825,6 +825,8 @@ func contractBody(t testing.TB, sh shape) failure {
 	case len(sh.value) > 4<<20:
 		return failure{Status: 413, Detail: "The content may have at most 4194304 bytes; send fewer prices, or start the service with a larger --max-body."}
 	case sh.value == "", sh.notJSON == "{empty}":
+	case sh.notJSON == "{UTF-16}":
+		f.Detail = "the text is in UTF-16; save it as UTF-8"
 	case sh.notJSON != "":
 		f.Detail = fmt.Sprintf("at byte %d: %s", sh.at, sh.notJSON)
 	default:
@@ -843,11 +845,13 @@ func oauthBody(o operation, body string) failure {
 	switch {
 	case len(body) > 64<<10:
 		f.Status, f.Detail = 413, "the body cannot be read, or has more than 64 KiB"
-	case body != "" && body != "null":
+	case strings.HasPrefix(body, "\xff\xfe"):
+		f.Detail = "the body is in UTF-16; save it as UTF-8"
+	case strings.TrimSpace(body) != "" && !strings.Contains(body, "="): // else it is a form
 	case strings.Contains(o.Path, "revoke"):
 		f.Detail = "token is missing; send the access token to revoke"
 	default:
-		f.Detail = "grant_type is missing; it must be client_credentials"
+		f.Detail = "grant_type is missing; send grant_type=client_credentials as a form, or as a JSON object"
 	}
 	return f
 }
@@ -891,18 +895,16 @@ func oauthParameter(o operation, name, body string, sh shape) failure {
 	text, isString := readShape(sh.value).(string)
 	isToken := !strings.Contains(o.Path, "revoke")
 	switch {
-	case strings.Contains(sh.notJSON, "twice"):
-		f.Detail = "a parameter appears twice"
 	case sh.notJSON != "", !isString:
 		f.Detail = "the body must be a JSON object whose members are strings"
 	case text == "" && name == "token" && !isToken:
 		f.Detail = "token is missing; send the access token to revoke"
 	case text == "" && name == "grant_type" && isToken:
-		f.Detail = "grant_type is missing; it must be client_credentials"
+		f.Detail = "grant_type is missing; send grant_type=client_credentials as a form, or as a JSON object"
 	case text == "":
 		f.Status = 200
 	case name == "client_id", name == "client_secret":
-		f.Detail = "the client authenticates twice; send its id and secret in the Authorization field or in the body"
+		f.Detail = "the client authenticates twice, and differently; send its id and secret in the Authorization field or in the body"
 	case name == "grant_type" && isToken:
 		f.Code, f.Detail = "unsupported_grant_type", "grant_type must be client_credentials"
 	case name == "scope" && isToken:
