@@ -49,8 +49,8 @@ func checkPublicURL(s string) error {
 	return errors.New("must be a URL such as https://energy.example or https://energy.example/energy, without query and fragment")
 }
 
-// baseURL returns the URL that the paths of the service follow, for its clients: that of
-// --public-url or, without that flag, the origin that the request was sent to.
+// baseURL returns the URL, without a slash at its end, to which clients append the paths of the
+// service: --public-url or, without that flag, the origin that the request was sent to.
 func (a *api) baseURL(r *http.Request) (string, error) {
 	if a.publicURL != "" {
 		return strings.TrimSuffix(a.publicURL, "/"), nil

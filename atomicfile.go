@@ -26,6 +26,15 @@ func createAtomic(path string) (*atomicFile, error) {
 	if path == "" {
 		return nil, errors.New("the name of the file is empty; name a file")
 	}
+	tmp, err := createBeside(path)
+	if err != nil {
+		return nil, err
+	}
+	return &atomicFile{tmp, path}, nil
+}
+
+// createBeside creates a temporary file in the directory of path.
+func createBeside(path string) (*os.File, error) {
 	dir := filepath.Dir(path)
 	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
 	if err != nil {
@@ -35,7 +44,7 @@ func createAtomic(path string) (*atomicFile, error) {
 		}
 		return nil, fmt.Errorf("create a file in %s: %w", dir, err)
 	}
-	return &atomicFile{tmp, path}, nil
+	return tmp, nil
 }
 
 // createAtomicDB is createAtomic for a database, except that symbolic links are followed. If
@@ -68,8 +77,9 @@ func createAtomicDB(path string) (*atomicFile, error) {
 }
 
 // withoutLinks returns path with all symbolic links resolved. A link to a file that does not
-// exist leads to the path where that file would be. Any other path that leads nowhere is
-// returned unchanged.
+// exist leads to the path where that file would be: unlike the output of a command, a database
+// is a file of the operator's, who chose the link. Any other path that leads nowhere is returned
+// unchanged.
 func withoutLinks(path string) string {
 	real, err := filepath.EvalSymlinks(path)
 	if err == nil {
@@ -86,46 +96,60 @@ func withoutLinks(path string) string {
 	return withoutLinks(target)
 }
 
-// advise adds to an error of the file system what to do about it. other is the way out that
+// advise adds to an error of the file system what to do about it. otherwise is the way out that
 // is always open, such as "name another file".
-func advise(err error, other string) error {
-	first := ""
+func advise(err error, otherwise string) error {
+	remedy := ""
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		first = "use the account that owns it, or "
+		remedy = "use the account that owns it, or "
 	case errors.Is(err, fs.ErrNotExist):
-		first = "make the directory, or "
+		remedy = "make the directory, or "
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		first = "free some space, or "
+		remedy = "free some space, or "
 	case errors.Is(err, errNotFile), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ELOOP),
 		errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, syscall.EROFS):
 	default:
 		return err
 	}
-	return fmt.Errorf("%w; %s%s", err, first, other)
+	return fmt.Errorf("%w; %s%s", err, remedy, otherwise)
 }
 
 // errNotFile is returned when a path leads to something other than a regular file, such as
 // a directory.
 var errNotFile = errors.New("is not a file")
 
-// replace syncs the file and moves it to its destination, replacing any file there.
-func (f *atomicFile) replace() error { return f.put(os.Rename) }
+// replace syncs the file and moves it to its destination, replacing any file there. Where the
+// file system cannot sync directories, the old file may come back after a crash.
+func (f *atomicFile) replace() error {
+	err := f.put(os.Rename)
+	if errors.Is(err, errNoDirSync) {
+		return nil
+	}
+	return err
+}
 
 // link syncs the file and puts it at its destination. It returns fs.ErrExist if something is
 // there already.
 func (f *atomicFile) link() error {
-	return f.put(func(from, to string) error {
-		err := os.Link(from, to)
-		if errors.Is(err, syscall.EPERM) || errors.Is(err, errors.ErrUnsupported) {
-			return lacking(to, "hard links", errors.Unwrap(err))
-		}
-		return err
-	})
+	err := f.put(os.Link)
+	var failed *os.LinkError
+	switch {
+	case errors.Is(err, errNoDirSync):
+		// A crash could take the name of the new file, and with it all that is written to it.
+		return errors.Join(lacking(f.destination, "sync of directories", err), os.Remove(f.destination))
+	case errors.As(err, &failed) && (errors.Is(err, syscall.EPERM) || errors.Is(err, errors.ErrUnsupported)):
+		return lacking(f.destination, "hard links", failed.Err)
+	}
+	return err
 }
 
+// errNoDirSync is returned by put when the file is at its destination, but its file system cannot
+// sync the directory.
+var errNoDirSync = errors.New("a directory cannot be synced")
+
 // put syncs the file, moves it with move and syncs the directory, so that the new name
-// survives a crash too, if the file system can do that.
+// survives a crash too.
 func (f *atomicFile) put(move func(from, to string) error) error {
 	if err := f.Sync(); err != nil {
 		return fmt.Errorf("sync: %w", err)
@@ -139,9 +163,12 @@ func (f *atomicFile) put(move func(from, to string) error) error {
 	}
 	err = dir.Sync()
 	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
-		err = nil // the file system has no sync of directories
+		err = errNoDirSync
 	}
-	return errors.Join(err, dir.Close())
+	if closed := dir.Close(); err == nil {
+		err = closed
+	}
+	return err
 }
 
 // errLacking is returned when the file system of a file lacks something that a database needs.

@@ -48,6 +48,9 @@ func (a *app) output(name string, fill func(io.Writer) error, verify func(path s
 	}
 	defer func() { err = advise(err, "name another file") }()
 	release, err := lockTarget(name)
+	if errors.Is(err, errLacking) { // then the file is no database that a process has open
+		release, err = func() {}, nil
+	}
 	if err != nil {
 		return err
 	}
@@ -77,12 +80,10 @@ func lockTarget(path string) (release func(), err error) {
 		return func() {}, nil
 	}
 	f, err := openLocked(path, os.O_RDONLY)
-	switch {
-	case errors.Is(err, errLacking):
-		return func() {}, nil
-	case errors.Is(err, ErrInUse):
+	if errors.Is(err, ErrInUse) {
 		return nil, fmt.Errorf("%s is a database in use, so it was not replaced; name another file, or stop the process that uses it", path)
-	case err != nil:
+	}
+	if err != nil {
 		return nil, err
 	}
 	return func() { f.Close() }, nil

@@ -43,11 +43,13 @@ type serveCmd struct {
 
 // Validate checks the flags, alone and together. Kong calls it before Run.
 func (c *serveCmd) Validate() error {
-	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
+	if err := checkAddress(c.Addr); err != nil {
 		return ofAddress("--addr", err)
 	}
-	if _, _, err := net.SplitHostPort(c.MetricsAddr); err != nil && c.MetricsAddr != "" {
-		return ofAddress("--metrics-addr", err)
+	if c.MetricsAddr != "" {
+		if err := checkAddress(c.MetricsAddr); err != nil {
+			return ofAddress("--metrics-addr", err)
+		}
 	}
 	if c.MaxBody < 1 || c.MaxBody > 1<<30 {
 		return errors.New("--max-body must be from 1 byte to 1 GiB")
@@ -76,6 +78,16 @@ func (c *serveCmd) Validate() error {
 		return errors.New("--demo requires built-in tokens; remove --no-built-in-tokens")
 	}
 	return nil
+}
+
+// checkAddress returns an error unless s has a host and a port. Go would take an empty port for a
+// free one.
+func checkAddress(s string) error {
+	_, port, err := net.SplitHostPort(s)
+	if err == nil && port == "" {
+		err = errors.New("address " + s + ": there is no port")
+	}
+	return err
 }
 
 // ofAddress adds to an error the flag of the address that caused it, and what to do about it.
@@ -166,7 +178,8 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	}
 	a.log.Info("listening", "addr", listener.Addr().String(), "scheme", scheme, "db", c.DB)
 	if c.Demo {
-		go fmt.Fprint(a.stdout, demoCommands(scheme+"://"+listener.Addr().String())) // whose reader may hang
+		// In a goroutine, since the reader of standard output may hang.
+		go fmt.Fprint(a.stdout, demoCommands(scheme+"://"+listener.Addr().String()))
 	}
 	a.listening(listener.Addr())
 	return a.serve(ctx, server, listener)
@@ -208,9 +221,12 @@ func (a *app) newServer(handler http.Handler) *http.Server {
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
 		IdleTimeout:       idleTimeout,
-		HTTP2:             &http.HTTP2Config{WriteByteTimeout: pieceTimeout}, // also for frames that belong to no stream
-		MaxHeaderBytes:    maxHeaderBytes,
-		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: maxConcurrentStreams,
+			WriteByteTimeout:     pieceTimeout, // also for frames that belong to no stream
+		},
+		MaxHeaderBytes: maxHeaderBytes,
+		ErrorLog:       slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
 	}
 }
 

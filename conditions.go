@@ -128,11 +128,14 @@ func (p preconditions) check(current Version, exists bool) error {
 // altered reports whether a proxy that compresses responses probably made the tag of one of this
 // service: nginx makes it weak, and others add a suffix such as -gzip before the last quote.
 func (t entityTag) altered() bool {
-	ours := etag(0)
-	if t.weak || len(t.opaque) <= len(ours) {
-		return t.weak
+	if t.weak {
+		return true
 	}
-	_, err := hex.DecodeString(t.opaque[1 : len(ours)-1])
+	ours := len(etag(0)) - len(`"`) // without the last quote
+	if len(t.opaque) <= len(etag(0)) {
+		return false
+	}
+	_, err := hex.DecodeString(t.opaque[1:ours])
 	return err == nil
 }
 

@@ -37,7 +37,8 @@ func atSocket(path string, listenOrDial func(address string) error) error {
 	if len(path) > maxSocketPath {
 		dir, err := os.MkdirTemp("", "ec-")
 		if err != nil {
-			return fmt.Errorf("%s: the path has more than the %d bytes of a socket's address, and a shorter link cannot be made: %w", path, maxSocketPath, err)
+			// Not wrapped: the error is not one of the socket.
+			return fmt.Errorf("%s: the path has more than the %d bytes of a socket's address, and a shorter link cannot be made: %s", path, maxSocketPath, err.Error())
 		}
 		defer os.RemoveAll(dir)
 		link := filepath.Join(dir, "d")
@@ -47,7 +48,7 @@ func atSocket(path string, listenOrDial func(address string) error) error {
 		address = filepath.Join(link, filepath.Base(path))
 	}
 	if len(address) > maxSocketPath {
-		return fmt.Errorf("%s: the name of the file is too long for a socket's address, which has at most %d bytes; rename the database", path, maxSocketPath)
+		return fmt.Errorf("%s: the path is too long for a socket's address, which has at most %d bytes, also through a link; use a shorter name for the database, or a shorter directory for temporary files (TMPDIR)", path, maxSocketPath)
 	}
 	err := listenOrDial(address)
 	var at *net.OpError

@@ -229,7 +229,7 @@ func TestServerWithoutAControlSocketIsNamedByEachCommand(t *testing.T) {
 	}{
 		{"the socket was removed", ".", "c.db", os.TempDir(), "%[1]s: connect: no such file or directory", false},
 		{"the name is too long", ".", strings.Repeat("f", 120), os.TempDir(),
-			"%[1]s: the name of the file is too long for a socket's address, which has at most %[2]d bytes; rename the database", true},
+			"%[1]s: the path is too long for a socket's address, which has at most %[2]d bytes, also through a link; use a shorter name for the database, or a shorter directory for temporary files (TMPDIR)", true},
 		{"the path is too long, and there is no directory for temporary files", strings.Repeat("d", 120), "c.db", none,
 			"%[1]s: the path has more than the %[2]d bytes of a socket's address, and a shorter link cannot be made: stat " + none + ": no such file or directory", true},
 	} {

@@ -21,13 +21,21 @@ import (
 // actual request then tells the page about the fault; a browser hides from the page why a
 // preflight failed.
 func withCORS(origins []string, next http.Handler) http.Handler {
-	if len(origins) == 0 {
-		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if isPreflight(r) {
-				exchangeOf(w, r).reason = refusedPreflight(r, origins)
+	explained := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isPreflight(r) {
+			x := exchangeOf(w, r)
+			if w.Header().Get("Access-Control-Allow-Origin") == "" {
+				x.reason = refusedPreflight(r, origins)
 			}
-			next.ServeHTTP(w, r)
-		})
+			if len(origins) > 0 {
+				x.send(response{status: http.StatusNoContent})
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+	if len(origins) == 0 {
+		return explained
 	}
 	return cors.New(cors.Options{
 		AllowedOrigins: origins,
@@ -39,18 +47,8 @@ func withCORS(origins []string, next http.Handler) http.Handler {
 			"Accept-Patch", "Allow", "ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID",
 		},
 		MaxAge:             7200, // seconds; Chromium caches a preflight response for no longer
-		OptionsPassthrough: true,
-	}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !isPreflight(r) {
-			next.ServeHTTP(w, r)
-			return
-		}
-		x := exchangeOf(w, r)
-		if w.Header().Get("Access-Control-Allow-Origin") == "" {
-			x.reason = refusedPreflight(r, origins)
-		}
-		x.send(response{status: http.StatusNoContent})
-	}))
+		OptionsPassthrough: true, // to explained
+	}).Handler(explained)
 }
 
 // isPreflight reports whether a browser asks with r if a page may send another request (Fetch

@@ -115,6 +115,8 @@ func ifPreconditions(x *exchange, version Version, resp response) (response, err
 	switch err := pre.check(version, true); {
 	case errors.Is(err, errNoneMatch):
 		return response{status: http.StatusNotModified, etag: resp.etag}, nil
+	case errors.Is(err, errAlteredTag):
+		return response{}, err
 	case err != nil:
 		return response{}, newProblem(http.StatusPreconditionFailed, "The file does not have the version that If-Match names; send the request without If-Match.")
 	}

@@ -304,7 +304,7 @@ func (x *exchange) body(maxBytes int64) (*buffer, error) {
 	case errors.As(err, &exceeded):
 		err = tooLarge(maxBytes)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = newProblem(http.StatusRequestTimeout, "The content came too slowly; send at least 64 KiB every 30 seconds.")
+		err = newProblem(http.StatusRequestTimeout, "The content arrived too slowly; send at least 64 KiB every 30 seconds.")
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		err = &malformed{fault{Pointer: "#", rule: "complete", Detail: "the connection ended before all of the content arrived"}}
 	default:
@@ -314,9 +314,9 @@ func (x *exchange) body(maxBytes int64) (*buffer, error) {
 	return nil, err
 }
 
-// contentReader reads the content of a request. Each pieceSize bytes that arrive give the client
-// pieceTimeout for as many more, and the response the same time as if the request were sent at
-// once. The first bytes have the server's readTimeout, which suffices for most requests.
+// contentReader reads the content of a request. When more than pieceSize bytes have arrived, the
+// client has pieceTimeout for as many more, and the response has writeTimeout after that. The first
+// bytes have the server's readTimeout, which suffices for most requests.
 type contentReader struct {
 	io.ReadCloser
 	w    http.ResponseWriter
@@ -326,7 +326,7 @@ type contentReader struct {
 // Read reads the next bytes.
 func (c *contentReader) Read(b []byte) (int, error) {
 	n, err := c.ReadCloser.Read(b)
-	if c.read += n; c.read >= pieceSize {
+	if c.read += n; c.read > pieceSize {
 		c.read = 0
 		now, connection := time.Now(), http.NewResponseController(c.w)
 		_ = connection.SetReadDeadline(now.Add(pieceTimeout)) // which net/http supports

@@ -117,12 +117,14 @@ func faultsOf(err error) []fault {
 	}
 }
 
-// quoted returns the value of a client in quotes, cut to a length that fits in a line.
+// quoted returns the value of a client in quotes, for responses and the log. Of a long value it
+// has only the beginning: a mistaken client may have put a token there, of which no more than
+// half may be shown.
 func quoted(v any) string {
-	const longest = 40 // characters
+	const longest, shown = secretLength - 1, secretLength / 2 // characters
 	r := []rune(fmt.Sprint(v))
 	if len(r) > longest {
-		return fmt.Sprintf("%q… (%d characters)", string(r[:longest]), len(r))
+		return fmt.Sprintf("%q… (%d characters)", string(r[:shown]), len(r))
 	}
 	return fmt.Sprintf("%q", string(r))
 }

@@ -541,6 +541,8 @@ func TestLogAtDebugSaysWhyARequestWasRefused(t *testing.T) {
 			`path=` + contract + ` reason="The request cannot be parsed; see errors." faults="[json #/meter_id]"`},
 		{"JSON that is cut off", "PUT", contract, jsonBody, `{"meter_id":"Secret`, 400,
 			`path=` + contract + ` reason="The request cannot be parsed; see errors." faults="[cut_off #/meter_id]"`},
+		{"a token as a media type", "PUT", contract, http.Header{"Content-Type": {"4bQ1yY6pUfLk7dW0nXvJc3sZt8rHa5mEoGi2wKqBz9N"}}, "{}", 415,
+			`path=` + contract + ` reason="Content-Type must be application/json in UTF-8, is \"4bQ1yY6pUfLk7dW0nXvJc\"… (43 characters)."`},
 		{"no token", "GET", contract, http.Header{"Authorization": {""}}, "", 401,
 			`path=` + contract + ` reason="Send a token as Authorization: Bearer …; POST /oauth2/token/ issues one."`},
 		{"another organization", "GET", strings.Replace(contract, demoOrg, demoOtherOrg, 1), nil, "", 403,

@@ -1,6 +1,6 @@
 package main
 
-// The way of log lines to standard error, whose reader must not hold up the service.
+// How log lines get to standard error without holding up the service.
 
 import (
 	"bytes"
@@ -10,34 +10,29 @@ import (
 )
 
 const (
-	// logBuffer is the number of bytes that may wait to be written, about 300 lines.
-	logBuffer = 64 << 10
-	// logPatience is how long a line waits for its place among them. A slow reader then loses
-	// nothing, and one that hangs delays the service only once.
-	logPatience = time.Second
+	// logBuffer is the number of bytes that may wait to be written, about 4,000 lines.
+	logBuffer = 1 << 20
 	// logFlush is how long the end of the process waits for the last lines.
 	logFlush = 5 * time.Second
 )
 
-// logWriter writes lines to w. After detach it is for a server: a line that cannot be written is
-// lost, and nobody waits for it.
+// logWriter writes lines to w. After detach it is for a server: Write never waits for w, and a
+// line that cannot be written is lost.
 type logWriter struct {
-	w       io.Writer
-	wake    chan struct{} // has an element if there is work for deliver; nil before detach
-	taken   chan struct{} // has an element if deliver took the lines
-	written chan struct{} // closed when deliver has ended
+	w    io.Writer
+	wake chan struct{} // has an element if there is work for deliver; nil before detach
+	done chan struct{} // closed when deliver has ended
 
 	mu      sync.Mutex
 	lines   []byte // that wait to be written
-	hung    bool   // lines waited for logPatience since w last returned
-	lost    int    // lines, since a line was last written
+	lost    int    // lines that were lost and not reported yet
 	closing bool
 }
 
 // detach makes Write return before the line is written. After lines were lost, report is called
-// with their number as soon as lines can be written again.
+// with their number as soon as lines can be written again; it may write a line about them.
 func (l *logWriter) detach(report func(lost int)) {
-	l.wake, l.taken, l.written = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{})
+	l.wake, l.done = make(chan struct{}, 1), make(chan struct{})
 	go l.deliver(report)
 }
 
@@ -48,59 +43,60 @@ func (l *logWriter) Write(line []byte) (int, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	full := func() bool { return len(l.lines) > 0 && len(l.lines)+len(line) > logBuffer }
-	for full() && !l.hung {
-		l.mu.Unlock()
-		hung := false
-		select {
-		case <-l.taken:
-		case <-time.After(logPatience):
-			hung = true
-		}
-		l.mu.Lock()
-		l.hung = hung
-	}
-	if full() {
+	if len(l.lines) > 0 && len(l.lines)+len(line) > logBuffer {
 		l.lost++
 		return len(line), nil
 	}
 	l.lines = append(l.lines, line...)
-	raise(l.wake)
+	l.wakeUp()
 	return len(line), nil
 }
 
-// raise puts an element into a channel that has room for one, unless it is there already.
-func raise(c chan<- struct{}) {
+// wakeUp makes deliver look for work.
+func (l *logWriter) wakeUp() {
 	select {
-	case c <- struct{}{}:
-	default:
+	case l.wake <- struct{}{}:
+	default: // it will look anyway
 	}
 }
 
 // deliver writes the lines until close.
 func (l *logWriter) deliver(report func(lost int)) {
-	defer close(l.written)
-	var out []byte
+	defer close(l.done)
+	var (
+		out  []byte
+		torn bool // the last line was written without its end
+		lost int  // lines to report
+	)
 	for range l.wake {
-		l.mu.Lock()
-		out, l.lines = l.lines, out[:0]
-		closing := l.closing
-		l.mu.Unlock()
-		raise(l.taken)
-		if len(out) > 0 {
+		for {
+			l.mu.Lock()
+			out, l.lines = l.lines, out[:0]
+			closing := l.closing
+			l.mu.Unlock()
+			switch {
+			case lost > 0: // now there is room for one more line
+				report(lost)
+				lost = 0
+			case len(out) == 0 && closing:
+				return
+			}
+			if len(out) == 0 {
+				break
+			}
+			if torn {
+				_, err := io.WriteString(l.w, "\n")
+				torn = err != nil
+			}
 			n, err := l.w.Write(out)
 			l.mu.Lock()
-			l.hung = false
 			if err != nil {
+				torn = torn || n > 0 && out[n-1] != '\n'
 				l.lost += bytes.Count(out[n:], []byte("\n"))
-			} else if l.lost > 0 {
-				go report(l.lost) // which writes a line
-				l.lost = 0
+			} else {
+				lost, l.lost = l.lost, 0
 			}
 			l.mu.Unlock()
-		}
-		if closing {
-			return
 		}
 	}
 }
@@ -113,9 +109,9 @@ func (l *logWriter) close() {
 	l.mu.Lock()
 	l.closing = true
 	l.mu.Unlock()
-	raise(l.wake)
+	l.wakeUp()
 	select {
-	case <-l.written:
+	case <-l.done:
 	case <-time.After(logFlush):
 	}
 }

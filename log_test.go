@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -19,45 +18,21 @@ func numbered(n int) (lines []string) {
 	return lines
 }
 
-func TestLogLosesNothingToASlowReader(t *testing.T) {
-	t.Parallel()
-	r, w := io.Pipe()
-	l := &logWriter{w: w}
-	l.detach(func(lost int) { t.Errorf("%d lines are lost", lost) })
-	lines := numbered(20 * logBuffer / 100)
-	go func() {
-		for _, line := range lines {
-			fmt.Fprint(l, line)
-		}
-		l.close()
-		w.Close()
-	}()
-	var got bytes.Buffer
-	for {
-		time.Sleep(logPatience / 100)
-		if _, err := io.CopyN(&got, r, logBuffer/4); err != nil {
-			break
-		}
-	}
-	if got.String() != strings.Join(lines, "") {
-		t.Errorf("read %d bytes of %d lines", got.Len(), len(lines))
-	}
-}
-
-func TestLogWaitsForAHangingReaderOnlyOnce(t *testing.T) {
+// A reader that is slower than the service, or takes nothing at all, delays no request.
+func TestLogDoesNotWaitForItsReader(t *testing.T) {
 	t.Parallel()
 	r, w := io.Pipe()
 	l, reported := &logWriter{w: w}, make(chan int, 1)
 	l.detach(func(lost int) { reported <- lost })
 	lines := numbered(20 * logBuffer / 100)
-	start := time.Now()
 	for _, line := range lines {
+		start := time.Now()
 		if n, err := fmt.Fprint(l, line); n != len(line) || err != nil {
 			t.Fatal(n, err)
 		}
-	}
-	if took := time.Since(start); took < logPatience || took > 20*logPatience {
-		t.Errorf("took %v", took)
+		if took := time.Since(start); took > time.Second { // it takes microseconds on an idle machine
+			t.Fatalf("a line took %v", took)
+		}
 	}
 	var got bytes.Buffer
 	read := make(chan struct{})
@@ -73,23 +48,56 @@ func TestLogWaitsForAHangingReaderOnlyOnce(t *testing.T) {
 	}
 }
 
-// fullDisk is a file on a disk that is full until free is set.
+func TestLogLosesNothingThatFitsIntoItsBuffer(t *testing.T) {
+	t.Parallel()
+	r, w := io.Pipe()
+	l := &logWriter{w: w}
+	l.detach(func(lost int) { t.Errorf("%d lines are lost", lost) })
+	lines := numbered(logBuffer / 100)
+	for _, line := range lines {
+		fmt.Fprint(l, line)
+	}
+	var got bytes.Buffer
+	read := make(chan struct{})
+	go func() { _, _ = io.Copy(&got, r); close(read) }()
+	l.close()
+	w.Close()
+	<-read
+	if got.String() != strings.Join(lines, "") {
+		t.Errorf("read %d bytes of %d lines", got.Len(), len(lines))
+	}
+}
+
+// fullDisk is a file on a disk that has room for some more bytes.
 type fullDisk struct {
 	lockedBuffer
-	free atomic.Bool
+	room chan int // the new room, for the next write
+	has  int
 }
 
 func (d *fullDisk) Write(b []byte) (int, error) {
-	if !d.free.Load() {
-		return 0, syscall.ENOSPC
+	select {
+	case d.has = <-d.room:
+	default:
 	}
-	return d.lockedBuffer.Write(b)
+	n := min(len(b), d.has)
+	d.has -= n
+	if _, err := d.lockedBuffer.Write(b[:n]); err != nil {
+		return 0, err
+	}
+	if n < len(b) {
+		return n, syscall.ENOSPC
+	}
+	return n, nil
 }
 
-func TestLogCountsLinesThatFail(t *testing.T) {
-	full := &fullDisk{}
+func TestLogCountsLinesThatFailAndEndsATornLine(t *testing.T) {
+	full := &fullDisk{room: make(chan int, 1), has: 3}
 	l, reported := &logWriter{w: full}, make(chan int, 1)
-	l.detach(func(lost int) { reported <- lost })
+	l.detach(func(lost int) {
+		reported <- lost
+		fmt.Fprintf(l, "%d were lost\n", lost)
+	})
 	for range 10 {
 		fmt.Fprint(l, "lost\n")
 	}
@@ -98,14 +106,14 @@ func TestLogCountsLinesThatFail(t *testing.T) {
 		defer l.mu.Unlock()
 		return l.lost == 10
 	})
-	full.free.Store(true)
+	full.room <- 1000
 	fmt.Fprint(l, "kept\n")
+	l.close()
 	if lost := <-reported; lost != 10 {
 		t.Errorf("%d lines are lost, want 10", lost)
 	}
-	l.close()
-	if got := full.String(); got != "kept\n" {
-		t.Errorf("wrote %q", got)
+	if got, want := full.String(), "los\nkept\n10 were lost\n"; got != want {
+		t.Errorf("wrote %q, want %q", got, want)
 	}
 }
 

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"mime"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -174,7 +173,7 @@ func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
 		return oauthRequest{}, Client{}, newOAuthError(problemOf(err).Status, "invalid_request", "the body cannot be read, or has more than 64 KiB")
 	}
 	defer body.free()
-	req, err := parseOAuthRequest(x.r.Header.Get("Content-Type"), body.b)
+	req, err := parseOAuthRequest(body.b)
 	if err != nil {
 		return req, Client{}, err
 	}
@@ -260,11 +259,8 @@ func invalidRequest(description string) *oauthError {
 // parseOAuthRequest parses a body that is a form (RFC 6749 §4.4.2) or a JSON object, as the
 // vendor's examples have it. Clients also send either under the media type of the other, as
 // text/plain or without a type, so the first character decides: no form begins with a brace.
-func parseOAuthRequest(contentType string, body []byte) (oauthRequest, error) {
+func parseOAuthRequest(body []byte) (oauthRequest, error) {
 	body = withoutBOM(body)
-	text := bytes.TrimLeft(body, " \t\r\n")
-	media, _, _ := mime.ParseMediaType(contentType)
-	inJSON := bytes.HasPrefix(text, []byte("{")) || media == "application/json" && len(text) > 0 && bytes.IndexByte(text, '=') < 0
 	var (
 		req oauthRequest
 		err error
@@ -272,7 +268,7 @@ func parseOAuthRequest(contentType string, body []byte) (oauthRequest, error) {
 	switch {
 	case isUTF16(body):
 		err = invalidRequest("the body is in UTF-16; save it as UTF-8")
-	case inJSON:
+	case bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("{")):
 		err = req.parseJSON(body)
 	default:
 		err = req.parseForm(string(body))

@@ -274,7 +274,7 @@ func TestEveryOperationRefusesContentThatTakesTooLong(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f := failure{Status: 408, Detail: "The content came too slowly; send at least 64 KiB every 30 seconds."}
+			f := failure{Status: 408, Detail: "The content arrived too slowly; send at least 64 KiB every 30 seconds."}
 			if o.OAuth {
 				f = failure{Status: 408, Code: "invalid_request", Detail: "the body cannot be read, or has more than 64 KiB"}
 			}
@@ -285,7 +285,7 @@ func TestEveryOperationRefusesContentThatTakesTooLong(t *testing.T) {
 
 func TestServerHasItsLimits(t *testing.T) {
 	s := (&app{log: slog.New(slog.DiscardHandler)}).newServer(nil)
-	if s.ReadHeaderTimeout != 5*time.Second || s.ReadTimeout != 30*time.Second || s.IdleTimeout != 2*time.Minute || s.WriteTimeout != 2*time.Minute || s.HTTP2.WriteByteTimeout != 30*time.Second {
+	if s.ReadHeaderTimeout != 5*time.Second || s.ReadTimeout != 30*time.Second || s.IdleTimeout != 2*time.Minute || s.WriteTimeout != 2*time.Minute || s.HTTP2.MaxConcurrentStreams != 100 || s.HTTP2.WriteByteTimeout != 30*time.Second {
 		t.Errorf("header %v, request %v, idle %v, answer %v, HTTP/2 %+v", s.ReadHeaderTimeout, s.ReadTimeout, s.IdleTimeout, s.WriteTimeout, s.HTTP2)
 	}
 }

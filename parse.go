@@ -52,7 +52,8 @@ const (
 // collect all other faults in faults.
 type parser struct {
 	dec    *jsontext.Decoder
-	body   []byte
+	body   []byte // without a byte order mark
+	mark   int    // the length of the mark in bytes
 	form   form
 	faults invalid
 	// org, user and id are members of an exported line; nil if the line lacks them.
@@ -86,8 +87,8 @@ func parseDocument(doc []byte) (*Contract, error) {
 
 // newParser returns a parser of a body in form f.
 func newParser(body []byte, f form) parser {
-	body = withoutBOM(body)
-	return parser{dec: jsontext.NewDecoder(bytes.NewBuffer(body)), body: body, form: f}
+	text := withoutBOM(body)
+	return parser{dec: jsontext.NewDecoder(bytes.NewBuffer(text)), body: text, mark: len(body) - len(text), form: f}
 }
 
 // withoutBOM returns a text without the byte order mark of UTF-8 that some editors and
@@ -409,7 +410,7 @@ func (p *parser) malformed(err error) error {
 	case errors.Is(err, errTooDeep):
 		rule = "depth"
 	}
-	return &malformed{fault{Pointer: pointer(at), Detail: fmt.Sprintf("at byte %d: %s", offset, detail), rule: rule}}
+	return &malformed{fault{Pointer: pointer(at), Detail: fmt.Sprintf("at byte %d: %s", int64(p.mark)+offset, detail), rule: rule}}
 }
 
 // nearest returns the known name that name probably misspells, or "".

@@ -76,8 +76,8 @@ var rooms = []string{
 	"bolt_pages.go",
 	"bolt_file.go",
 	"atomicfile.go",
-	"model.go",
 	"fault.go",
+	"model.go",
 	"version.go",
 }
 

@@ -168,6 +168,9 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 const (
 	readHeaderTimeout = 5 * time.Second
 	idleTimeout       = 2 * time.Minute
+	// maxConcurrentStreams is the maximum of requests at once on a connection of HTTP/2, the
+	// smallest that RFC 9113 §6.5.2 recommends.
+	maxConcurrentStreams = 100
 	// maxHeaderBytes makes the limit of a request's header 16 KiB, since net/http allows 4 KiB
 	// more than its setting. It may accept up to 4 KiB more, if it had read that much of the
 	// header along with the request before.

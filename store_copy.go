@@ -26,11 +26,10 @@ import (
 // If ctx ends meanwhile, it returns the error of ctx.
 func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error) {
 	const other = "copy the file while no server runs"
-	tmp, err := createAtomic(withoutLinks(s.path))
+	f, err := createBeside(withoutLinks(s.path))
 	if err != nil {
 		return nil, 0, fmt.Errorf("copy the database to a file in its directory: %w", advise(err, other))
 	}
-	f := tmp.File
 	defer func() {
 		if err != nil {
 			f.Close()

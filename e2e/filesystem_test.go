@@ -6,6 +6,8 @@ package e2e
 // makes the system calls fail that a file system does not have.
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -33,7 +35,9 @@ func TestWhatAFileSystemLacksIsNamed(t *testing.T) {
 		{"linkat:error=EPERM", "", "restore DIR/old.db --db DIR/new.db", "the file system of DIR has no hard links (operation not permitted)" + local},
 		{"mmap:error=ENODEV", "DIR/old.db", "client list --db DIR/old.db", "database DIR/old.db: the file system of DIR has no memory maps (no such device)" + local},
 		{"mmap:error=ENODEV", "DIR/old.db", "check --db DIR/old.db", "database DIR/old.db: the file system of DIR has no memory maps (no such device)" + local},
-		{"fsync:error=EINVAL", "DIR", "restore DIR/old.db --db DIR/new.db", ""},
+		{"fsync:error=EINVAL", "DIR", "client add --org " + demoOrg + " --db DIR/new.db", "create database DIR/new.db: the file system of DIR has no sync of directories (a directory cannot be synced)" + local},
+		{"fsync:error=EINVAL", "DIR", "restore DIR/old.db --db DIR/new.db", "the file system of DIR has no sync of directories (a directory cannot be synced)" + local},
+		{"fsync:error=EINVAL", "DIR", "backup DIR/copy.db --db DIR/old.db", ""},
 	} {
 		t.Run(tt.fault+", "+strings.ReplaceAll(tt.args, "DIR/", ""), func(t *testing.T) {
 			dir := t.TempDir()
@@ -53,6 +57,9 @@ func TestWhatAFileSystemLacksIsNamed(t *testing.T) {
 			if tt.want == "" && (got.status != 0 || said != "") ||
 				tt.want != "" && (got.status != 1 || said != "energy-contracts: "+in.Replace(tt.want)+"\n") {
 				t.Errorf("%+v, want %q", got, in.Replace(tt.want))
+			}
+			if _, err := os.Stat(filepath.Join(dir, "new.db")); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("there is a new database: %v", err)
 			}
 		})
 	}

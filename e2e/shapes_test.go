@@ -51,10 +51,10 @@ var (
 
 // quoted returns a value as a response quotes it.
 func quoted(v any) string {
-	const longest = 40 // characters
+	const longest, shown = 42, 21 // characters
 	r := []rune(fmt.Sprint(v))
 	if len(r) > longest {
-		return fmt.Sprintf("%q… (%d characters)", string(r[:longest]), len(r))
+		return fmt.Sprintf("%q… (%d characters)", string(r[:shown]), len(r))
 	}
 	return fmt.Sprintf("%q", string(r))
 }
@@ -767,7 +767,7 @@ var bodies = []shape{
 	{name: "a form", value: `supplier=a`, notJSON: "invalid character 's' at start of value"},
 	{name: "XML", value: `<a/>`, notJSON: "invalid character '<' at start of value"},
 	{name: "NUL", value: "\x00", notJSON: `invalid character '\x00' at start of value`},
-	{name: "two byte order marks", value: "\ufeff\ufeff{}", notJSON: `invalid character '\ufeff' at start of value`},
+	{name: "two byte order marks", value: "\ufeff\ufeff{}", at: 3, notJSON: `invalid character '\ufeff' at start of value`},
 	{name: "UTF-16", value: "\xff\xfe{\x00}\x00", notJSON: "{UTF-16}"},
 	{name: "gzip", value: "\x1f\x8b\x08\x00", notJSON: `invalid character '\x1f' at start of value`},
 	{name: "arrays without an end", value: strings.Repeat("[", 60_000)},
@@ -847,7 +847,7 @@ func oauthBody(o operation, body string) failure {
 		f.Status, f.Detail = 413, "the body cannot be read, or has more than 64 KiB"
 	case strings.HasPrefix(body, "\xff\xfe"):
 		f.Detail = "the body is in UTF-16; save it as UTF-8"
-	case strings.TrimSpace(body) != "" && !strings.Contains(body, "="): // else it is a form
+	case strings.HasPrefix(body, "{"): // else it is a form
 	case strings.Contains(o.Path, "revoke"):
 		f.Detail = "token is missing; send the access token to revoke"
 	default:

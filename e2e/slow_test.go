@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,13 +95,10 @@ func TestSlowContentIsTaken(t *testing.T) {
 	needTool(t, "curl")
 	pair := servicetest.NewKeyPair(t, 1)
 	p := startCertified(t, pair)
+	bearer := tokenBy(t, pair.Client(false), p.URL)
 	together(t, len(slowLines), func(i int) error {
-		c, began := pair.Client(strings.HasPrefix(slowLines[i].name, "HTTP/2")), time.Now()
-		trusting := context.WithValue(t.Context(), oauth2.HTTPClient, c)
-		granted, err := (&clientcredentials.Config{ClientID: "demo", ClientSecret: "demo-secret", TokenURL: p.URL + tokenPath}).Token(trusting)
-		if err == nil {
-			err = slowLines[i].does(c, p.URL, granted.AccessToken)
-		}
+		began := time.Now()
+		err := slowLines[i].does(pair.Client(strings.HasPrefix(slowLines[i].name, "HTTP/2")), p.URL, bearer)
 		if took := time.Since(began); err != nil || took < readTimeout {
 			return fmt.Errorf("%s, in %v: %w", slowLines[i].name, took, err)
 		}
@@ -112,47 +110,123 @@ const (
 	// slowClients is the number of clients that have a token and stop in the middle of their
 	// content, after slowSent bytes.
 	slowClients, slowSent = 200, 1 << 20
+	// slowStreams is the number of requests at once that a connection of HTTP/2 may have.
+	slowStreams = 100
 	// slowMemory is the most memory, in MB, that each of them may cost: a buffer of at most
 	// twice what it has sent, and as much again for the smaller buffers before it, until they
 	// are collected. Measured were 2.9 MB.
 	slowMemory = 4 * slowSent / 1e6
 )
 
-// A client that stops sending costs one goroutine, one connection and memory in proportion to
-// what it has sent, until pieceTimeout after its last piece.
-func TestContentThatStopsCostsBoundedMemoryForBoundedTime(t *testing.T) {
-	long(t)
-	t.Parallel() // most of it is to wait
-	v := besiege(t)
+// wantSlow runs n clients that each send slowSent bytes, count that in sent, and then stop. It
+// fails the test unless each costs no more than a goroutine and slowMemory meanwhile, and nothing
+// is left of them.
+func (v *besieged) wantSlow(t testing.TB, n int, run func(sent *atomic.Int64) error) {
+	t.Helper()
 	before, beforeMB := v.inHand(t), v.memory(t, "RssAnon")
-	start := v.header("PUT", demoPath, jsonType+"Content-Length: "+strconv.Itoa(largestBody)+"\r\n")
-	content := strings.Repeat(" ", slowSent)
-	var sent sync.WaitGroup
-	sent.Add(slowClients)
-	go func() {
-		sent.Wait()
-		time.Sleep(time.Second) // for the last of it to be read
-		during, mb := v.inHand(t), v.memory(t, "RssAnon")-beforeMB
-		t.Logf("%d clients, each with %d bytes sent: %d goroutines and %.1f MB each", slowClients, slowSent, (during.goroutines-before.goroutines)/slowClients, mb/slowClients)
-		if n := during.goroutines - before.goroutines; n > slowClients+10 {
-			t.Errorf("%d goroutines for %d clients", n, slowClients)
+	var sent atomic.Int64
+	ended := make(chan error)
+	go func() { ended <- run(&sent) }()
+	waitUntil(t, 3*answerTimeout, "all have sent", func() error {
+		if is := sent.Load(); is < int64(n) {
+			return fmt.Errorf("%d of %d", is, n)
 		}
-		if mb > slowClients*slowMemory {
-			t.Errorf("%.0f MB for %d clients, more than %.1f MB each", mb, slowClients, float64(slowMemory))
-		}
-	}()
-	err := v.each(slowClients, func(_ int, c peer) error {
-		c.began = time.Now()
-		err := errors.Join(send(c, start), send(c, content))
-		sent.Done()
-		if err != nil {
-			return err
-		}
-		return aByteASecond(c, content, pieceTimeout, http.StatusRequestTimeout)
+		return nil
 	})
-	if err != nil {
+	time.Sleep(time.Second) // for the last of it to be read
+	goroutines, mb := v.inHand(t).goroutines-before.goroutines, v.memory(t, "RssAnon")-beforeMB
+	t.Logf("%d clients, each with %d bytes sent, cost %d goroutines and %.0f MB", n, slowSent, goroutines, mb)
+	if goroutines > n+10 {
+		t.Errorf("%d goroutines for %d clients", goroutines, n)
+	}
+	if most := float64(n) * slowMemory; mb > most {
+		t.Errorf("%.0f MB for %d clients, more than %.0f", mb, n, most)
+	}
+	if err := <-ended; err != nil {
 		t.Error(err)
 	}
 	v.wantInHand(t, before)
 	v.ends(t)
+}
+
+// A client that stops sending is refused pieceTimeout after its last piece.
+func TestContentThatStopsCostsBoundedMemoryForBoundedTime(t *testing.T) {
+	long(t)
+	t.Parallel() // most of it is to wait
+	v := besiege(t)
+	start := v.header("PUT", demoPath, jsonType+"Content-Length: "+strconv.Itoa(largestBody)+"\r\n")
+	content := strings.Repeat(" ", slowSent)
+	v.wantSlow(t, slowClients, func(sent *atomic.Int64) error {
+		return v.each(slowClients, func(_ int, c peer) error {
+			c.began = time.Now()
+			if err := errors.Join(send(c, start), send(c, content)); err != nil {
+				return err
+			}
+			sent.Add(1)
+			return aByteASecond(c, content, pieceTimeout, http.StatusRequestTimeout)
+		})
+	})
+}
+
+// With HTTP/2, slowStreams requests share a connection.
+func TestContentThatStopsInHTTP2CostsBoundedMemoryForBoundedTime(t *testing.T) {
+	long(t)
+	t.Parallel() // most of it is to wait
+	pair := servicetest.NewKeyPair(t, 1)
+	cert, key := pair.Files(t)
+	p := startProcess(t, nil, "--demo", "--metrics-addr", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key)
+	v := &besieged{p: p, l: &ledger{client: http.DefaultClient}}
+	v.pid, v.metrics = p.Cmd.Process.Pid, "http://"+metricsLine.FindStringSubmatch(p.Stderr.String())[1]+"/metrics"
+	c := pair.Client(true)
+	bearer := tokenBy(t, c, p.URL)
+	c.CloseIdleConnections()
+	v.wantSlow(t, slowStreams, func(sent *atomic.Int64) error {
+		defer c.CloseIdleConnections()
+		errs := make([]error, slowStreams)
+		var all sync.WaitGroup
+		for i := range slowStreams {
+			all.Go(func() { errs[i] = stopInHTTP2(c, p.URL, bearer, sent) })
+		}
+		all.Wait()
+		return errors.Join(errs...)
+	})
+}
+
+// stopInHTTP2 sends slowSent bytes of the content of a request, and waits for the refusal.
+func stopInHTTP2(c *http.Client, service, bearer string, sent *atomic.Int64) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel() // ends the content
+	content, more := io.Pipe()
+	context.AfterFunc(ctx, func() { content.Close() })
+	go func() {
+		if _, err := io.WriteString(more, strings.Repeat(" ", slowSent)); err == nil {
+			sent.Add(1)
+		}
+	}()
+	req, err := http.NewRequestWithContext(ctx, "PUT", contractsURL(service, demoOrg, demoUser)+"/"+demoContract, content)
+	if err != nil {
+		return err
+	}
+	req.Header = http.Header{"Content-Type": {"application/json"}, "Authorization": {"Bearer " + bearer}}
+	began := time.Now()
+	resp, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if took := time.Since(began); resp.StatusCode != http.StatusRequestTimeout || resp.ProtoMajor != 2 || took < pieceTimeout || took > pieceTimeout+answerTimeout {
+		return fmt.Errorf("%s %s after %v", resp.Proto, resp.Status, took)
+	}
+	return nil
+}
+
+// tokenBy gets a token for the demo client by way of c.
+func tokenBy(t testing.TB, c *http.Client, service string) string {
+	t.Helper()
+	trusting := context.WithValue(t.Context(), oauth2.HTTPClient, c)
+	granted, err := (&clientcredentials.Config{ClientID: "demo", ClientSecret: "demo-secret", TokenURL: service + tokenPath}).Token(trusting)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return granted.AccessToken
 }
