@@ -29,7 +29,7 @@ type apiSettings struct {
 	maxBody       int64         // maximum size of a request body, in bytes
 	builtInTokens bool          // clients get tokens at the token endpoint of this service
 	tokenLifetime time.Duration // of these tokens
-	publicURL     string        // see baseURL; "" means the origin of the request
+	publicURL     string        // see baseURL; without a slash at its end; "" means the origin of the request
 	issuer        *issuer       // authorization server whose tokens are accepted too; or nil
 	origins       []string      // whose web pages may use the API from a browser; see cors.go
 }
@@ -53,7 +53,7 @@ func checkPublicURL(s string) error {
 // service: --public-url or, without that flag, the origin that the request was sent to.
 func (a *api) baseURL(r *http.Request) (string, error) {
 	if a.publicURL != "" {
-		return strings.TrimSuffix(a.publicURL, "/"), nil
+		return a.publicURL, nil
 	}
 	origin := "http://" + r.Host
 	if r.TLS != nil {

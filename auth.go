@@ -77,14 +77,14 @@ func (a *api) token(text string) (Token, error) {
 	return t, err
 }
 
-// issuers returns where a client gets a token, for the details of problems: the path of
-// the token endpoint, the URL of the issuer, or both.
+// issuers returns where a client gets a token, for the details of problems: the path or the
+// public URL of the token endpoint, the URL of the issuer, or both.
 func (a *api) issuers() string {
 	switch {
 	case a.issuer == nil:
-		return "POST " + tokenPath + "/"
+		return "POST " + a.publicURL + tokenPath + "/"
 	case a.builtInTokens:
-		return "POST " + tokenPath + "/ or " + a.issuer.url
+		return "POST " + a.publicURL + tokenPath + "/ or " + a.issuer.url
 	default:
 		return a.issuer.url
 	}

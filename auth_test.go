@@ -240,7 +240,7 @@ func FuzzAuthorization(f *testing.F) {
 		f.Fatal(err)
 	}
 	bearer := regexp.MustCompile(`(?i)^bearer +` + good + ` *$`)
-	basic := regexp.MustCompile(`(?i)^basic (.*)$`)
+	basic := regexp.MustCompile(`(?i)^basic +(.*)$`)
 	f.Fuzz(func(t *testing.T, field string) {
 		isClient := false
 		if m := basic.FindStringSubmatch(field); m != nil {

@@ -51,7 +51,7 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 	if faults > 0 {
 		return fmt.Errorf("%s has %s; repair a contract with PUT or DELETE; for any other fault, restore a backup", c.DB, counted(faults, "fault"))
 	}
-	fmt.Fprintf(a.stdout, "%s is sound: %s, %s, %s\n", c.DB,
+	_, err = fmt.Fprintf(a.stdout, "%s is sound: %s, %s, %s\n", c.DB,
 		counted(contents.Contracts, "contract"), counted(contents.Clients, "client"), counted(int(contents.Bytes), "byte"))
-	return nil
+	return err
 }

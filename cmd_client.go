@@ -43,7 +43,15 @@ func (c *clientAddCmd) Run(ctx context.Context, a *app) error {
 	if err := c.call(ctx, a, r); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again.\n", added.ID, added.Secret)
+	return a.printSecret(added, "\n")
+}
+
+// printSecret prints the secret of a client, and more about it.
+func (a *app) printSecret(c credentials, more string) error {
+	if _, err := fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again.%s", c.ID, c.Secret, more); err != nil {
+		// Not wrapped: a reader that has left matters here.
+		return fmt.Errorf("print the secret: %s; run \"client rotate %s\" to get another one", err.Error(), c.ID)
+	}
 	return nil
 }
 
@@ -103,13 +111,10 @@ func (c *clientRotateCmd) Run(ctx context.Context, a *app) error {
 	if err := c.call(ctx, a, r); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again. ", rotated.ID, rotated.Secret)
 	if c.Grace == 0 {
-		fmt.Fprintln(a.stdout, "The old secret is refused from now on.")
-	} else {
-		fmt.Fprintf(a.stdout, "The old secret is valid until %s.\n", formatTime(a.now().Add(c.Grace)))
+		return a.printSecret(rotated, " The old secret is refused from now on.\n")
 	}
-	return nil
+	return a.printSecret(rotated, fmt.Sprintf(" The old secret is valid until %s.\n", formatTime(a.now().Add(c.Grace))))
 }
 
 // clientRemoveCmd is the client remove command with its arguments.

@@ -587,6 +587,7 @@ func TestClientCommandsAreLoggedWithoutSecrets(t *testing.T) {
 	clientCommand(t, db, "list")
 	clientCommand(t, db, "remove", first.ID)
 	run(t, nil, "client", "remove", "--db", db, first.ID)
+	run(t, nil, "client", "remove", "--db", db, second.Secret) // a person's mistake
 	if err := p.Terminate(t); err != nil {
 		t.Error(err)
 	}
@@ -603,6 +604,7 @@ func TestClientCommandsAreLoggedWithoutSecrets(t *testing.T) {
 		`"method":"GET","route":"/clients","status":200,"bytes":\d+,"duration":\d+,"request":"\S{36}","client":"`,
 		`"method":"DELETE","route":"/clients/:client_id","status":204,"bytes":0,"duration":\d+,"request":"\S{36}","client":"` + first.ID,
 		`"method":"DELETE","route":"/clients/:client_id","status":404,"bytes":\d+,"duration":\d+,"request":"\S{36}","client":"` + first.ID,
+		`"method":"DELETE","route":"/clients/:client_id","status":404,"bytes":\d+,"duration":\d+,"request":"\S{36}","client":"…`,
 	}
 	if len(lines) != len(want) {
 		t.Fatalf("the log has %d requests, want %d\n%s", len(lines), len(want), log)

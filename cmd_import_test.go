@@ -6,6 +6,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"encoding/binary"
 	"encoding/json"
 	"energy-contracts/internal/servicetest"
@@ -114,7 +115,7 @@ var badLines = []struct{ name, line, want string }{
 	{"half an object", `{"org_id":`, "#/org_id at byte 10: the JSON is cut off"},
 	{"two objects", `{}{}`, "# at byte 3: something follows the end of the JSON; send one JSON value"},
 	{"a name twice", `{"id":null,"id":null}`, "#/id at byte 11: this member appears twice; send it once"},
-	{"bytes that are not UTF-8", "{\"supplier\":\"\xff\"}", "#/supplier at byte 13: invalid UTF-8"},
+	{"bytes that are not UTF-8", "{\"supplier\":\"\xff\"}", "#/supplier at byte 13: invalid UTF-8; save the text as UTF-8"},
 	{"no ids", `{}`, "#/org_id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a\n#/user_id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a\n#/id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a"},
 	{"wrong ids", `{"org_id":"x","user_id":1,"id":null}`, "#/user_id must be a UUID, is a number\n#/org_id must be a UUID of 36 characters, has 1\n#/id is required; send a UUID such as 3c90c3cc-0d44-4b50-8888-8dd25736052a"},
 	{"the API's name of a member", `{` + lineIDs(1) + `,"building_id":null}`, "#/building_id unknown member; known are org_id, user_id, energy_contract_type, energy_prices, id, building, meter_id, supplier, currency_energy_price, energy_price_includes_external_components"},
@@ -217,6 +218,29 @@ func TestImportOfUTF16IsRefusedWithOneSentence(t *testing.T) {
 				if stdout != "" {
 					t.Errorf("%s: import printed %q", name, head(stdout))
 				}
+			}
+		}
+		wantExport(t, db, "")
+	})
+}
+
+func TestImportOfAnotherFormatIsRefusedWithOneSentence(t *testing.T) {
+	var compressed bytes.Buffer
+	w := gzip.NewWriter(&compressed)
+	if _, err := w.Write([]byte(readFile(t, contractLines))); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	array := "[" + strings.Join(strings.Split(strings.TrimSpace(readFile(t, contractLines)), "\n"), ",\n") + "]\n"
+	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+		for in, want := range map[string]string{
+			compressed.String(): "the input is compressed with gzip, so nothing was imported; decompress it and import it again",
+			array:               "the input is a JSON array, so nothing was imported; write each contract on a line of its own and import it again",
+		} {
+			if stdout := refusedCommand(t, db, want, "import", writeFile(t, []byte(in))); stdout != "" {
+				t.Errorf("import printed %q", head(stdout))
 			}
 		}
 		wantExport(t, db, "")

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -131,7 +132,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 			c.DB = filepath.Join(dir, defaultDB)
 		}
 	}
-	settings := apiSettings{maxBody: c.MaxBody, builtInTokens: !c.NoBuiltInTokens, tokenLifetime: c.TokenLifetime, publicURL: c.PublicURL, origins: c.CORSOrigin}
+	settings := apiSettings{maxBody: c.MaxBody, builtInTokens: !c.NoBuiltInTokens, tokenLifetime: c.TokenLifetime, publicURL: strings.TrimSuffix(c.PublicURL, "/"), origins: c.CORSOrigin}
 	if c.Issuer != "" {
 		ctx, cancel := context.WithCancel(context.Background()) // not ctx: requests in flight may need the issuer after ctx is done
 		defer cancel()
@@ -217,6 +218,7 @@ func (c *serveCmd) prepare(a *app, store *Store, loopback bool) error {
 func (a *app) newServer(handler http.Handler) *http.Server {
 	return &http.Server{
 		Handler:           handler,
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { limitUnsent(c); return ctx },
 		ReadHeaderTimeout: readHeaderTimeout,
 		ReadTimeout:       readTimeout,
 		WriteTimeout:      writeTimeout,
@@ -281,9 +283,24 @@ func (a *app) serve(ctx context.Context, server *http.Server, listener net.Liste
 	return nil
 }
 
-// notify sends a state to systemd, if systemd supervises the service.
+// notify sends a state to systemd, if systemd supervises the service. It does not wait for a
+// socket that takes nothing.
 func (a *app) notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	sent := make(chan error, 1)
+	go func() {
+		_, err := daemon.SdNotify(false, state)
+		sent <- err
+	}()
+	var err error
+	select {
+	case err = <-sent:
+	case <-time.After(notifyTimeout):
+		err = errors.New("its socket takes nothing")
+	}
+	if err != nil {
 		a.log.Warn("cannot notify systemd of the state of the service", "state", state, "err", err)
 	}
 }
+
+// notifyTimeout is how long systemd may take to accept a state.
+const notifyTimeout = time.Second

@@ -68,7 +68,7 @@ func parseEntityTags(field string, lines []string) (entityTags, error) {
 	if len(lines) == 0 {
 		return entityTags{}, nil
 	}
-	wrong := &malformed{fault{Parameter: field, rule: "entity_tags", Detail: `must be * or a list of entity tags such as "5bd1e995c7a3f2e0"`}}
+	wrong := &malformed{fault{Parameter: field, rule: "entity_tags", Detail: `must be * or a list of entity tags in quotes, such as "5bd1e995c7a3f2e0"`}}
 	rest := trimSpace(strings.Join(lines, ","))
 	if rest == "*" {
 		return entityTags{present: true, any: true}, nil

@@ -81,7 +81,7 @@ func (c *clientControl) rotate(x *exchange, ps params) (response, error) {
 		return response{}, err
 	}
 	id, secret := ps.ByName("client_id"), newSecret()
-	x.client = id
+	x.client = withoutLongNames(id)
 	err := c.store.RotateClient(id, hashOf(secret), c.now().Add(time.Duration(req.GraceSeconds)*time.Second))
 	if err != nil {
 		return response{}, unknownClient(err)
@@ -91,8 +91,9 @@ func (c *clientControl) rotate(x *exchange, ps params) (response, error) {
 
 // remove removes a client.
 func (c *clientControl) remove(x *exchange, ps params) (response, error) {
-	x.client = ps.ByName("client_id")
-	err := c.store.RemoveClient(x.client)
+	id := ps.ByName("client_id")
+	x.client = withoutLongNames(id)
+	err := c.store.RemoveClient(id)
 	return response{status: http.StatusNoContent}, unknownClient(err)
 }
 

@@ -136,10 +136,9 @@ func (r *importRun) stage() error {
 	atEOF := false
 	read := r.lines.read
 	if r.line == 0 {
-		// Its lines would be cut in the middle of a character.
-		if start, _ := r.lines.r.Peek(2); isUTF16(start) {
+		if problem := foreign(r.lines.r); problem != "" {
 			r.ended = true
-			r.events = append(r.events, importEvent{Problem: "the input is in UTF-16, so nothing was imported; save it as UTF-8 and import it again"})
+			r.events = append(r.events, importEvent{Problem: problem})
 			return nil
 		}
 	}
@@ -195,6 +194,21 @@ func (r *importRun) stage() error {
 	}
 	r.committed = true
 	return nil
+}
+
+// foreign returns what to do about an input that has no lines of JSON, from its first two bytes.
+// Otherwise each piece between two line ends would be reported, and not the cause.
+func foreign(r *bufio.Reader) string {
+	start, _ := r.Peek(2)
+	switch {
+	case isUTF16(start):
+		return "the input is in UTF-16, so nothing was imported; save it as UTF-8 and import it again"
+	case string(start) == "\x1f\x8b":
+		return "the input is compressed with gzip, so nothing was imported; decompress it and import it again"
+	case len(start) > 0 && start[0] == '[':
+		return "the input is a JSON array, so nothing was imported; write each contract on a line of its own and import it again"
+	}
+	return ""
 }
 
 // parse returns the contract of a line, in the form in which it is stored.

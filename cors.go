@@ -68,7 +68,7 @@ func refusedPreflight(r *http.Request, origins []string) string {
 	case !slices.ContainsFunc(origins, named):
 		return "preflight refused: no --cors-origin is " + quoted(origin)
 	default:
-		return "preflight refused: the API has no method " + quoted(r.Header.Get("Access-Control-Request-Method"))
+		return "preflight refused: the API has no method " + quoted(r.Header.Get("Access-Control-Request-Method")) + " (methods are case-sensitive)"
 	}
 }
 

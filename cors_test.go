@@ -80,7 +80,7 @@ func TestCORSIsForTheOriginsThatAreNamed(t *testing.T) {
 			"Access-Control-Max-Age": {"7200"}, "Vary": preflightVary,
 		}},
 		{name: "a preflight for a method of no use here", args: named, method: "OPTIONS", path: contract, origin: page, asks: "LINK", status: 204, want: http.Header{"Vary": preflightVary},
-			reason: `preflight refused: the API has no method "LINK"`},
+			reason: `preflight refused: the API has no method "LINK" (methods are case-sensitive)`},
 		{name: "all, which are told apart by nothing", args: []string{"--cors-origin", "*"}, method: "GET", path: contract, origin: page, status: 200, want: http.Header{
 			"Access-Control-Allow-Origin": {"*"}, "Access-Control-Expose-Headers": exposed, "Vary": {"Origin"},
 		}},

@@ -169,8 +169,8 @@ func (x *exchange) send(resp response) {
 
 // The time that the content of a request or a response may take.
 const (
-	// readTimeout is for a request, and writeTimeout is for the time from the end of its header
-	// to the end of the response.
+	// readTimeout is for the content of a request, and writeTimeout is for the time from the end
+	// of its header to the end of the response.
 	readTimeout  = 30 * time.Second
 	writeTimeout = 2 * time.Minute
 	// Content longer than pieceSize, in bytes, may take longer: a client must send or accept each
@@ -201,7 +201,7 @@ func (x *exchange) write(b []byte) {
 // errClientGone is the error of an exchange whose client closed the connection or stopped
 // reading before the response was complete. It is logged at level info, since it is no fault
 // of the service.
-var errClientGone = errors.New("the client left")
+var errClientGone = errors.New("the client left, or read too slowly")
 
 // abort closes the connection at once and records err for the log. It is used after a part of
 // the response was sent, since a client could take a truncated response for a complete one,
@@ -272,9 +272,9 @@ func (x *exchange) explanation() []slog.Attr {
 	return attrs
 }
 
-// withoutLongNames returns a path or a pointer with an ellipsis for each name in it that is as
-// long as a token, since a mistaken client may have put a token there. The names of the API are
-// shorter.
+// withoutLongNames returns a path, a pointer or an id with an ellipsis for each name in it that is
+// as long as a token or a secret, since a mistaken client or person may have put one there. The
+// names of the API are shorter.
 func withoutLongNames(path string) string {
 	names := strings.Split(path, "/")
 	for i, name := range names {
@@ -283,6 +283,15 @@ func withoutLongNames(path string) string {
 		}
 	}
 	return strings.Join(names, "/")
+}
+
+// checkCoding returns a 415 if the content of a request has a content coding.
+func checkCoding(h http.Header) error {
+	if coding := h.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		return newProblem(http.StatusUnsupportedMediaType, "Content-Encoding must be identity, is "+quoted(coding)+".").
+			with("Accept-Encoding", "identity") // RFC 9110 §12.5.3
+	}
+	return nil
 }
 
 // body reads the request's content into a buffer from the pool, which the caller must free.
@@ -294,6 +303,8 @@ func (x *exchange) body(maxBytes int64) (*buffer, error) {
 	}
 	b := buffers.Get().(*buffer)
 	w := bytes.NewBuffer(b.b[:0])
+	// The time of the header does not count.
+	_ = http.NewResponseController(x.sent.ResponseWriter).SetReadDeadline(time.Now().Add(readTimeout)) // which net/http supports
 	x.content = contentReader{ReadCloser: x.r.Body, w: x.sent.ResponseWriter}
 	_, err := w.ReadFrom(http.MaxBytesReader(x.sent.ResponseWriter, &x.content, maxBytes))
 	b.b = w.Bytes()
@@ -316,7 +327,7 @@ func (x *exchange) body(maxBytes int64) (*buffer, error) {
 
 // contentReader reads the content of a request. When more than pieceSize bytes have arrived, the
 // client has pieceTimeout for as many more, and the response has writeTimeout after that. The first
-// bytes have the server's readTimeout, which suffices for most requests.
+// bytes have readTimeout.
 type contentReader struct {
 	io.ReadCloser
 	w    http.ResponseWriter

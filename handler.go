@@ -22,7 +22,7 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 		return nil, err
 	}
 	a := &api{
-		endpoints:   newEndpoints(log, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and "+docsPath+" describes the API."),
+		endpoints:   newEndpoints(log, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and "+settings.publicURL+docsPath+" describes the API."),
 		apiSettings: settings, store: store, validator: v, now: now, throttle: newLoginThrottle(),
 	}
 	a.metrics = newAPIMetrics()
@@ -392,11 +392,7 @@ func checkMediaType(h http.Header, want ...string) error {
 		}
 		return p
 	}
-	if coding := h.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
-		return newProblem(http.StatusUnsupportedMediaType, "Content-Encoding must be identity, is "+quoted(coding)+".").
-			with("Accept-Encoding", "identity") // RFC 9110 §12.5.3
-	}
-	return nil
+	return checkCoding(h)
 }
 
 // The patterns of the contract endpoints, in the syntax of httprouter.

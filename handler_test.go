@@ -341,7 +341,7 @@ func TestTokensRequestedByAThirdPartyLibrary(t *testing.T) {
 func TestTokenRequestTooLarge(t *testing.T) {
 	s := start(t, "--demo")
 	resp, got := do(t, http.DefaultClient, "POST", s.url+"/oauth2/token/", http.Header{"Content-Type": {"application/x-www-form-urlencoded"}}, strings.Repeat("a", 64<<10+1))
-	if want := `{"error":"invalid_request","error_description":"the body cannot be read, or has more than 64 KiB"}`; resp.StatusCode != 413 || got != want {
+	if want := `{"error":"invalid_request","error_description":"The body may have at most 64 KiB."}`; resp.StatusCode != 413 || got != want {
 		t.Errorf("got %s\n%s\nwant 413\n%s", resp.Status, got, want)
 	}
 }

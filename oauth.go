@@ -168,9 +168,12 @@ func (a *api) getMetadata(x *exchange) (response, error) {
 // clientRequest reads a token or revocation request and authenticates its client. All its
 // errors are of type oauthError.
 func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
+	if err := checkCoding(x.r.Header); err != nil {
+		return oauthRequest{}, Client{}, invalidRequest("Content-Encoding must be identity; send the body without compression")
+	}
 	body, err := x.body(maxTokenRequest)
 	if err != nil {
-		return oauthRequest{}, Client{}, newOAuthError(problemOf(err).Status, "invalid_request", "the body cannot be read, or has more than 64 KiB")
+		return oauthRequest{}, Client{}, unreadable(err)
 	}
 	defer body.free()
 	req, err := parseOAuthRequest(body.b)
@@ -185,14 +188,28 @@ func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
 	return req, client, err
 }
 
+// unreadable returns the error for a body that cannot be read.
+func unreadable(err error) *oauthError {
+	p := problemOf(err)
+	description := p.Detail
+	switch {
+	case p.Status == http.StatusRequestEntityTooLarge:
+		description = "The body may have at most 64 KiB."
+	case len(p.Errors) > 0:
+		description = p.Errors[0].Detail
+	}
+	return newOAuthError(p.Status, "invalid_request", description)
+}
+
 // authenticate returns the client whose id and secret the request carries in the Authorization
 // field or in the body (RFC 6749 §2.3.1). Many libraries send the id in both, and some the
 // secret too. What is in both must be equal.
 func (a *api) authenticate(x *exchange, req oauthRequest) (Client, error) {
 	refused := newOAuthError(http.StatusUnauthorized, "invalid_client", "the client is unknown, or its secret is wrong")
 	refused.header = [2]string{"WWW-Authenticate", "Basic " + realm + `, charset="UTF-8"`}
-	id, secret, basic := x.r.BasicAuth()
-	scheme, _, _ := strings.Cut(x.r.Header.Get("Authorization"), " ")
+	scheme, rest, _ := strings.Cut(x.r.Header.Get("Authorization"), " ")
+	credentials := http.Request{Header: http.Header{"Authorization": {scheme + " " + strings.TrimLeft(rest, " ")}}}
+	id, secret, basic := credentials.BasicAuth()
 	switch {
 	case basic:
 		var err1, err2 error
@@ -206,6 +223,9 @@ func (a *api) authenticate(x *exchange, req oauthRequest) (Client, error) {
 		}
 	case !strings.EqualFold(scheme, "Basic") && req.ClientID != "" && req.ClientSecret != "":
 		id, secret = req.ClientID, req.ClientSecret
+	case strings.EqualFold(scheme, "Basic"):
+		refused.Description = "Authorization: Basic cannot be decoded; send the base64 of the client's id, a colon and its secret"
+		return Client{}, refused
 	default:
 		refused.Description = "send client id and secret as Authorization: Basic, or as client_id and client_secret in the body"
 		return Client{}, refused
@@ -281,7 +301,7 @@ func parseOAuthRequest(body []byte) (oauthRequest, error) {
 
 // parseForm sets the parameters of a form.
 func (r *oauthRequest) parseForm(body string) error {
-	form, err := url.ParseQuery(body)
+	form, err := url.ParseQuery(strings.TrimRight(body, "\r\n")) // a file often ends with a line end
 	if err != nil {
 		return invalidRequest("the body is not application/x-www-form-urlencoded")
 	}
@@ -295,10 +315,10 @@ func (r *oauthRequest) parseForm(body string) error {
 	return nil
 }
 
-// parseJSON sets the parameters of a JSON object. A null for a parameter is refused: a form
-// cannot express it.
+// parseJSON sets the parameters of a JSON object. A null counts as missing, since many libraries
+// send one for a parameter that has no value.
 func (r *oauthRequest) parseJSON(body []byte) error {
-	wrong := invalidRequest("the body must be a JSON object whose members are strings")
+	wrong := invalidRequest("the body must be a JSON object whose parameters are strings")
 	d := jsontext.NewDecoder(bytes.NewBuffer(body), jsontext.AllowDuplicateNames(true))
 	if begin, err := d.ReadToken(); err != nil || begin.Kind() != jsontext.KindBeginObject {
 		return wrong
@@ -316,8 +336,11 @@ func (r *oauthRequest) parseJSON(body []byte) error {
 			continue
 		}
 		value, err := d.ReadToken()
-		if err != nil || value.Kind() != jsontext.KindString {
+		if err != nil || value.Kind() != jsontext.KindString && value.Kind() != jsontext.KindNull {
 			return wrong
+		}
+		if value.Kind() == jsontext.KindNull {
+			continue
 		}
 		if err := r.set(name, value.String()); err != nil {
 			return err

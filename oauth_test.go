@@ -206,7 +206,7 @@ func oauthParameters(body []byte) (sent map[string]string, good bool) {
 		return nil, false // UTF-16
 	}
 	if !strings.HasPrefix(strings.TrimLeft(string(body), " \t\r\n"), "{") {
-		values, err := url.ParseQuery(string(body))
+		values, err := url.ParseQuery(strings.TrimRight(string(body), "\r\n"))
 		for _, name := range []string{"client_id", "client_secret", "grant_type", "scope", "token"} {
 			for _, v := range values[name] {
 				if v != "" && sent[name] != "" && v != sent[name] {
@@ -231,6 +231,9 @@ func oauthParameters(body []byte) (sent map[string]string, good bool) {
 			return nil, false
 		}
 		if !slices.Contains([]string{"client_id", "client_secret", "grant_type", "scope", "token"}, name.(string)) {
+			continue
+		}
+		if value == nil {
 			continue
 		}
 		v, ok := value.(string)

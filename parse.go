@@ -409,6 +409,8 @@ func (p *parser) malformed(err error) error {
 		rule, detail = "duplicate_member", "this member appears twice; send it once"
 	case errors.Is(err, errTooDeep):
 		rule = "depth"
+	case detail == "invalid UTF-8":
+		rule, detail = "utf8", "invalid UTF-8; save the text as UTF-8"
 	}
 	return &malformed{fault{Pointer: pointer(at), Detail: fmt.Sprintf("at byte %d: %s", int64(p.mark)+offset, detail), rule: rule}}
 }

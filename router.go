@@ -5,12 +5,16 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/julienschmidt/httprouter"
@@ -142,7 +146,7 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 	if x.log.Enabled(context.Background(), level) {
 		line := slog.NewRecord(end, level, "request", 0)
 		if x.route == "" {
-			line.AddAttrs(slog.String("method", x.r.Method), slog.String("route", ""))
+			line.AddAttrs(slog.String("method", knownMethod(x.r.Method)), slog.String("route", ""))
 		}
 		line.AddAttrs(
 			slog.Int("status", x.sent.status),
@@ -162,6 +166,37 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 	if e.metrics != nil {
 		e.metrics.request(x.route, x.r.Method, x.sent.status, took)
 	}
+}
+
+// knownMethod returns a method, or "other" for one that RFC 9110 §9.3 and RFC 5789 do not define:
+// what a mistaken client sends there may be a part of a body.
+func knownMethod(method string) string {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
+		http.MethodOptions, http.MethodConnect, http.MethodTrace:
+		return method
+	}
+	return "other"
+}
+
+// limitUnsent limits the content that the system takes for a connection before it can send it, to
+// pieceSize. By default Linux takes megabytes, and lets a write that waits go on when a third of
+// them has been received. The deadline of a piece would then cut off a client that reads slowly
+// but steadily. It does nothing on systems that have no such limit.
+func limitUnsent(c net.Conn) {
+	option := map[string]int{"linux": 25, "darwin": 0x201}[runtime.GOOS] // TCP_NOTSENT_LOWAT
+	if secure, ok := c.(*tls.Conn); ok {
+		c = secure.NetConn()
+	}
+	tcp, ok := c.(*net.TCPConn)
+	if !ok || option == 0 {
+		return
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return // the connection is closed
+	}
+	_ = raw.Control(func(fd uintptr) { _ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, option, pieceSize) })
 }
 
 // Limits of an HTTP server.

@@ -167,9 +167,9 @@ var shapes = []shape{
 	{name: "a pair the wrong way round", value: `"\ude00\ud83d"`, notJSON: "invalid surrogate pair `\\ude00\\ud83d` in string", at: 1},
 	{name: "a tab in a string", value: "\"\t\"", notJSON: `invalid character '\t' in string (expecting non-control character)`, at: 1},
 	{name: "NUL as it is", value: "\"\x00\"", notJSON: `invalid character '\x00' in string (expecting non-control character)`, at: 1},
-	{name: "no UTF-8", value: "\"\xff\"", notJSON: "invalid UTF-8", at: 1},
-	{name: "overlong UTF-8", value: "\"\xc0\xaf\"", notJSON: "invalid UTF-8", at: 1},
-	{name: "a surrogate in UTF-8", value: "\"\xed\xa0\x80\"", notJSON: "invalid UTF-8", at: 1},
+	{name: "no UTF-8", value: "\"\xff\"", notJSON: "invalid UTF-8; save the text as UTF-8", at: 1},
+	{name: "overlong UTF-8", value: "\"\xc0\xaf\"", notJSON: "invalid UTF-8; save the text as UTF-8", at: 1},
+	{name: "a surrogate in UTF-8", value: "\"\xed\xa0\x80\"", notJSON: "invalid UTF-8; save the text as UTF-8", at: 1},
 	{name: "a byte order mark", value: "\ufeff1", notJSON: `invalid character '\ufeff' at start of value`},
 	{name: "a comma at the end of an array", value: `[1,]`, notJSON: "invalid character ',' at start of value", at: 2},
 	{name: "no comma in an array", value: `[1 2]`, notJSON: "invalid character '2' after array element (expecting ',' or ']')", at: 3},
@@ -841,10 +841,10 @@ func contractBody(t testing.TB, sh shape) failure {
 
 // oauthBody returns the expected response of an OAuth endpoint to a body without parameters.
 func oauthBody(o operation, body string) failure {
-	f := failure{Status: 400, Code: "invalid_request", Detail: "the body must be a JSON object whose members are strings"}
+	f := failure{Status: 400, Code: "invalid_request", Detail: "the body must be a JSON object whose parameters are strings"}
 	switch {
 	case len(body) > 64<<10:
-		f.Status, f.Detail = 413, "the body cannot be read, or has more than 64 KiB"
+		f.Status, f.Detail = 413, "The body may have at most 64 KiB."
 	case strings.HasPrefix(body, "\xff\xfe"):
 		f.Detail = "the body is in UTF-16; save it as UTF-8"
 	case strings.HasPrefix(body, "{"): // else it is a form
@@ -889,14 +889,14 @@ func TestEachShapeAtEachOAuthParameter(t *testing.T) {
 // oauthParameter returns the expected response to a shape of one parameter.
 func oauthParameter(o operation, name, body string, sh shape) failure {
 	if len(body) > 64<<10 {
-		return failure{Status: 413, Code: "invalid_request", Detail: "the body cannot be read, or has more than 64 KiB"}
+		return failure{Status: 413, Code: "invalid_request", Detail: "The body may have at most 64 KiB."}
 	}
 	f := failure{Status: 400, Code: "invalid_request"}
 	text, isString := readShape(sh.value).(string)
 	isToken := !strings.Contains(o.Path, "revoke")
 	switch {
-	case sh.notJSON != "", !isString:
-		f.Detail = "the body must be a JSON object whose members are strings"
+	case sh.notJSON != "", !isString && sh.value != "null":
+		f.Detail = "the body must be a JSON object whose parameters are strings"
 	case text == "" && name == "token" && !isToken:
 		f.Detail = "token is missing; send the access token to revoke"
 	case text == "" && name == "grant_type" && isToken:

@@ -11,10 +11,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -274,7 +276,7 @@ func TestCommandsEndInOrderWhenNobodyReadsTheirOutput(t *testing.T) {
 		}{
 			{[]string{"export", "-"}, 1, ""},
 			{[]string{"backup", "-"}, 1, ""},
-			{[]string{"check"}, 0, ""},
+			{[]string{"check"}, 1, ""},
 			{[]string{"import", broken}, 1, "energy-contracts: nothing was imported: 1 invalid line out of 1; correct the input, or use --keep-going to import the valid lines\n"},
 		} {
 			t.Run(fmt.Sprintf("%s, server %v", tt.args[0], up), func(t *testing.T) {
@@ -297,6 +299,66 @@ func TestCommandsEndInOrderWhenNobodyReadsTheirOutput(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// The secret is nowhere else, so that its loss is no success.
+func TestSecretThatCannotBePrintedIsAnError(t *testing.T) {
+	db := shortPath(t)
+	id := strings.Fields(ok(t, db, "client", "add", "--org", demoOrg))[1]
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	for _, args := range [][]string{{"client", "add", "--org", demoOrg}, {"client", "rotate", id}} {
+		for to, file := range map[string]*os.File{"no space left on device": full, "broken pipe": withoutReader(t)} {
+			t.Run(args[1]+", "+to, func(t *testing.T) {
+				cmd := command(t, nil, append(args, "--db", db)...)
+				var stderr bytes.Buffer
+				cmd.Stdout, cmd.Stderr = file, &stderr
+				err := cmd.Run()
+				want := regexp.MustCompile(`^energy-contracts: print the secret: write /dev/stdout: ` + to + `; run "client rotate \S{36}" to get another one\n$`)
+				if cmd.ProcessState.ExitCode() != 1 || !want.MatchString(stderr.String()) {
+					t.Errorf("%v\n%s", err, &stderr)
+				}
+			})
+		}
+	}
+}
+
+// systemd reads its socket, but a supervisor of another kind may not.
+func TestServiceStopsAlthoughItsSupervisorHangs(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(filepath.Dir(shortPath(t)), "notify")
+	deaf, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer deaf.Close()
+	conn, err := net.Dial("unixgram", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = io.WriteString(conn, "x")
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the socket is not full: %v", err)
+	}
+	cmd := serve(t, nil, "--demo")
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+path)
+	p := servicetest.Start(t, cmd)
+	if err := p.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	wantEnded(t, p)
+	if n := strings.Count(p.Stderr.String(), `"msg":"cannot notify systemd of the state of the service","state":"`); n != 2 {
+		t.Errorf("%d warnings\n%s", n, p.Stderr)
 	}
 }
 

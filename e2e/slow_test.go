@@ -6,16 +6,19 @@ package e2e
 // leaves to an attacker is bounded.
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -104,6 +107,55 @@ func TestSlowContentIsTaken(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// slowAtFirst is a connection that is read at 30 kB a second until a time, and then as fast as may
+// be.
+type slowAtFirst struct {
+	net.Conn
+	until time.Time
+}
+
+func (s slowAtFirst) Read(b []byte) (int, error) {
+	if time.Now().Before(s.until) {
+		time.Sleep(100 * time.Millisecond)
+		b = b[:min(len(b), 3000)]
+	}
+	return s.Conn.Read(b)
+}
+
+// The system's own buffer for a connection has megabytes, and a third of them takes such a reader
+// longer than pieceTimeout.
+func TestSlowReaderGetsAllOfALongResponse(t *testing.T) {
+	long(t)
+	t.Parallel() // most of it is to wait
+	v := besiege(t)
+	list, contracts := contractsURL("", demoOrg, largeUser), 6
+	for range contracts {
+		if resp, got := do(t, v.l.client, "POST", v.l.base+list, v.l.with(jsonBody), year(35_040)); resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s\n%s", resp.Status, head(got))
+		}
+	}
+	dialer := net.Dialer{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		return errors.Join(c.Control(func(fd uintptr) { err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 128<<10) }), err)
+	}}
+	c, err := dialer.Dial("tcp", v.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := send(c, v.header("GET", list, "")); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(slowAtFirst{c, time.Now().Add(pieceTimeout * 3 / 2)}), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(resp.Body)
+	if n := strings.Count(string(got), `"id":`); err != nil || resp.StatusCode != http.StatusOK || n != contracts {
+		t.Errorf("%s, %v, %d contracts in %d bytes", resp.Status, err, n, len(got))
+	}
+	v.ends(t)
 }
 
 const (

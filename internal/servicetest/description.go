@@ -238,8 +238,8 @@ func (d *Description) check(r *http.Request, resp *http.Response, content []byte
 }
 
 // setContent gives asked the content of r, in the form that the description has. The byte order
-// mark that may precede JSON is no part of it, and in OAuth requests the media type is not what
-// tells a form from JSON.
+// mark that may precede JSON is no part of it. In OAuth requests the media type is not what tells
+// a form from JSON, and a null counts as missing, which a form cannot express.
 func setContent(asked, r *http.Request) error {
 	body, err := r.GetBody()
 	if err != nil {
@@ -250,14 +250,28 @@ func setContent(asked, r *http.Request) error {
 		return err
 	}
 	content = bytes.TrimPrefix(content, []byte("\uFEFF"))
-	asked.Body, asked.GetBody = io.NopCloser(bytes.NewReader(content)), nil
 	if strings.HasPrefix(asked.URL.Path, "/oauth2/") {
+		content = bytes.TrimSpace(content)
 		asked.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		if bytes.HasPrefix(bytes.TrimSpace(content), []byte("{")) {
+		if bytes.HasPrefix(content, []byte("{")) {
 			asked.Header.Set("Content-Type", "application/json")
+			if content, err = withoutNulls(content); err != nil {
+				return err
+			}
 		}
 	}
+	asked.Body, asked.GetBody = io.NopCloser(bytes.NewReader(content)), nil
 	return nil
+}
+
+// withoutNulls returns a JSON object without the members that are null.
+func withoutNulls(object []byte) ([]byte, error) {
+	var members map[string]any
+	if err := json.Unmarshal(object, &members); err != nil {
+		return nil, err
+	}
+	maps.DeleteFunc(members, func(_ string, value any) bool { return value == nil })
+	return json.Marshal(members)
 }
 
 // problem checks a response that belongs to no operation.
