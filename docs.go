@@ -30,6 +30,9 @@ var openAPI []byte
 // the file may contain this text, since getOpenAPI replaces it.
 const describedURL = "http://127.0.0.1:8080"
 
+// openAPIParts returns the parts of openAPI between the places of describedURL.
+var openAPIParts = sync.OnceValue(func() [][]byte { return bytes.Split(openAPI, []byte(describedURL)) })
+
 // docsFS holds the files of this repository that docsFiles serves; those of Swagger UI come
 // from its package.
 //
@@ -100,8 +103,16 @@ func (a *api) getOpenAPI(x *exchange) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	content := bytes.ReplaceAll(openAPI, []byte(describedURL), inJSON[1:len(inJSON)-1])
-	return ifPreconditions(x, Version(checksum(nil, content)), response{status: http.StatusOK, content: content})
+	buf := buffers.Get().(*buffer)
+	x.pooled = buf
+	buf.b = buf.b[:0]
+	for i, part := range openAPIParts() {
+		if i > 0 {
+			buf.b = append(buf.b, inJSON[1:len(inJSON)-1]...)
+		}
+		buf.b = append(buf.b, part...)
+	}
+	return ifPreconditions(x, Version(checksum(nil, buf.b)), response{status: http.StatusOK, content: buf.b})
 }
 
 // ifPreconditions returns resp, the response with a version of a file, subject to the
