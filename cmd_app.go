@@ -73,8 +73,7 @@ func (a *app) output(name string, fill func(io.Writer) error, verify func(path s
 
 // lockTarget locks a file that is about to be replaced. It returns an error if the file
 // is a database that a process has open. No process can open it until release is called.
-// A file that does not exist needs no lock, nor does one on a file system without locks, where
-// no database can be open.
+// A file that does not exist needs no lock.
 func lockTarget(path string) (release func(), err error) {
 	if !exists(path) {
 		return func() {}, nil

@@ -49,7 +49,7 @@ func (c *clientAddCmd) Run(ctx context.Context, a *app) error {
 // printSecret prints the secret of a client, and more about it.
 func (a *app) printSecret(c credentials, more string) error {
 	if _, err := fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again.%s", c.ID, c.Secret, more); err != nil {
-		// Not wrapped: a reader that has left matters here.
+		// Not wrapped, since main says nothing of a reader that has left.
 		return fmt.Errorf("print the secret: %s; run \"client rotate %s\" to get another one", err.Error(), c.ID)
 	}
 	return nil

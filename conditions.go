@@ -110,8 +110,9 @@ func isEtagc(c byte) bool { return c == 0x21 || c >= 0x23 && c != 0x7f }
 func trimSpace(s string) string { return strings.Trim(s, " \t") }
 
 // check evaluates the preconditions against the current version of a contract, in the order of
-// RFC 9110 §13.2.2. It returns errPreconditionFailed, errAlteredTag, errNoneMatch or nil. If the contract does
-// not exist, If-Match is false with any value, "*" too (§13.1.1), and If-None-Match is true.
+// RFC 9110 §13.2.2. It returns errPreconditionFailed, errAlteredTag, errNoneMatch or nil. If the
+// contract does not exist, If-Match is false with any value, "*" too (§13.1.1), and If-None-Match
+// is true.
 func (p preconditions) check(current Version, exists bool) error {
 	if p.ifMatch.present && !(exists && p.ifMatch.matchStrong(current)) {
 		if exists && slices.ContainsFunc(p.ifMatch.tags, entityTag.altered) {

@@ -25,7 +25,8 @@ type fault struct {
 	// Detail describes the error and the values that are allowed.
 	Detail string `json:"detail"`
 
-	// rule is a name for what the value breaks, for the log, which must not have the value.
+	// rule is the name of the rule that the value breaks. The log has it in place of Detail, which
+	// may have the value.
 	rule string
 }
 

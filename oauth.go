@@ -203,7 +203,7 @@ func unreadable(err error) *oauthError {
 
 // authenticate returns the client whose id and secret the request carries in the Authorization
 // field or in the body (RFC 6749 §2.3.1). Many libraries send the id in both, and some the
-// secret too. What is in both must be equal.
+// secret too. An id or a secret that is in both must be the same.
 func (a *api) authenticate(x *exchange, req oauthRequest) (Client, error) {
 	refused := newOAuthError(http.StatusUnauthorized, "invalid_client", "the client is unknown, or its secret is wrong")
 	refused.header = [2]string{"WWW-Authenticate", "Basic " + realm + `, charset="UTF-8"`}

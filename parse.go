@@ -96,8 +96,8 @@ func newParser(body []byte, f form) parser {
 func withoutBOM(text []byte) []byte { return bytes.TrimPrefix(text, []byte("\uFEFF")) }
 
 // isUTF16 reports whether a text that should be JSON or a form in UTF-8 looks like UTF-16: it
-// begins with that encoding's byte order mark, or one of its first two bytes is zero, which
-// is never the case in UTF-8.
+// begins with that encoding's byte order mark, or one of its first two bytes is zero, as no such
+// text in UTF-8 has it.
 func isUTF16(text []byte) bool {
 	if len(text) < 2 {
 		return false

@@ -168,8 +168,8 @@ func (e *endpoints) ended(x *exchange, start time.Time) {
 	}
 }
 
-// knownMethod returns a method, or "other" for one that RFC 9110 §9.3 and RFC 5789 do not define:
-// what a mistaken client sends there may be a part of a body.
+// knownMethod returns a method, or "other" for one that RFC 9110 §9.3 and RFC 5789 do not define.
+// Such a method may be a part of the body of a request whose Content-Length was too small.
 func knownMethod(method string) string {
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
@@ -179,10 +179,10 @@ func knownMethod(method string) string {
 	return "other"
 }
 
-// limitUnsent limits the content that the system takes for a connection before it can send it, to
-// pieceSize. By default Linux takes megabytes, and lets a write that waits go on when a third of
-// them has been received. The deadline of a piece would then cut off a client that reads slowly
-// but steadily. It does nothing on systems that have no such limit.
+// limitUnsent limits the bytes that the operating system buffers for a connection before it can
+// send them, to pieceSize. By default Linux buffers megabytes, and a blocked write continues only
+// when a third of them was acknowledged: the deadline of a piece would cut off a client that reads
+// slowly but steadily. limitUnsent does nothing on systems without such a limit.
 func limitUnsent(c net.Conn) {
 	option := map[string]int{"linux": 25, "darwin": 0x201}[runtime.GOOS] // TCP_NOTSENT_LOWAT
 	if secure, ok := c.(*tls.Conn); ok {
