@@ -82,11 +82,11 @@ func checkCORSOrigin(s string) error {
 	if strings.Contains(s, "*") { // package cors would take it for a pattern
 		return errors.New("must be one origin, or * for all; repeat the flag for more")
 	}
-	u, err := parseOrigin(s)
-	if err != nil {
-		return err
+	u, err := url.Parse(s)
+	if err != nil || !isOrigin(u, s) {
+		return errors.New("must be an origin such as https://app.example:8443, or capacitor://localhost for an app, without a path")
 	}
-	if port := u.Port(); port == map[string]string{"http": "80", "https": "443"}[u.Scheme] {
+	if port := u.Port(); port != "" && port == map[string]string{"http": "80", "https": "443"}[u.Scheme] {
 		return errors.New("must not have the port " + port + ", since browsers leave it out")
 	}
 	return nil
@@ -96,8 +96,14 @@ func checkCORSOrigin(s string) error {
 // an error if s has anything else, even a slash at the end.
 func parseOrigin(s string) (*url.URL, error) {
 	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.Scheme+"://"+u.Host != s {
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || !isOrigin(u, s) {
 		return nil, errors.New("must be an origin such as https://energy.example:8443, without a path")
 	}
 	return u, nil
+}
+
+// isOrigin reports whether s, which u was parsed from, is no more than a scheme and a host with an
+// optional port. Apps that show web pages of their own have schemes of their own.
+func isOrigin(u *url.URL, s string) bool {
+	return u.Scheme != "" && u.Hostname() != "" && u.Scheme+"://"+u.Host == s
 }
