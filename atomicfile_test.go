@@ -1,7 +1,7 @@
 package main
 
-// Paths as people name them: through links, to what is no file, and into directories where no
-// file can be made.
+// The paths that people give for a database: links, paths of directories and pipes, and paths in
+// directories that do not exist.
 
 import (
 	"fmt"

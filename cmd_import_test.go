@@ -9,7 +9,6 @@ import (
 	"compress/gzip"
 	"encoding/binary"
 	"encoding/json"
-	"energy-contracts/internal/servicetest"
 	"errors"
 	"fmt"
 	"io"
@@ -21,6 +20,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf16"
+
+	"energy-contracts/internal/servicetest"
 )
 
 // exportedLines returns the lines of the file contractLines. All but the last include their

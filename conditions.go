@@ -132,11 +132,11 @@ func (t entityTag) altered() bool {
 	if t.weak {
 		return true
 	}
-	ours := len(etag(0)) - len(`"`) // without the last quote
-	if len(t.opaque) <= len(etag(0)) {
+	ours := len(etag(0))
+	if len(t.opaque) <= ours {
 		return false
 	}
-	_, err := hex.DecodeString(t.opaque[1:ours])
+	_, err := hex.DecodeString(t.opaque[1 : ours-1]) // between the quotes that ours has
 	return err == nil
 }
 

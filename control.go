@@ -36,14 +36,14 @@ func atSocket(path string, listenOrDial func(address string) error) error {
 	address := path
 	if len(path) > maxSocketPath {
 		dir, err := os.MkdirTemp("", "ec-")
+		link := filepath.Join(dir, "d")
+		if err == nil {
+			defer os.RemoveAll(dir)
+			err = os.Symlink(filepath.Dir(path), link)
+		}
 		if err != nil {
 			// Not wrapped: the error is not one of the socket.
 			return fmt.Errorf("%s: the path has more than the %d bytes of a socket's address, and a shorter link cannot be made: %s", path, maxSocketPath, err.Error())
-		}
-		defer os.RemoveAll(dir)
-		link := filepath.Join(dir, "d")
-		if err := os.Symlink(filepath.Dir(path), link); err != nil {
-			return err
 		}
 		address = filepath.Join(link, filepath.Base(path))
 	}

@@ -172,7 +172,7 @@ func (c *controlClient) send(ctx context.Context, method, path string, body io.R
 	if err != nil {
 		return nil, 0, err
 	}
-	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Content-Type", jsonType)
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, 0, fmt.Errorf("request to the server: %w", errors.Unwrap(err)) // without the URL, which does not exist

@@ -86,7 +86,7 @@ type response struct {
 	status      int
 	contentType string // "" means application/json if there is content
 	etag        string
-	// Location and link have references relative to the URL of the request (RFC 3986 §5), so that
+	// location and link are references relative to the URL of the request (RFC 3986 §5), so that
 	// they hold behind a proxy that serves the API below a path of its own.
 	location    string
 	link        string
@@ -103,7 +103,10 @@ type response struct {
 
 // applicationJSON is the value of Content-Type in most responses. They share the slice, to
 // save an allocation for each, so it must not be modified.
-var applicationJSON = []string{"application/json"}
+var applicationJSON = []string{jsonType}
+
+// jsonType is the media type of JSON (RFC 8259 §11).
+const jsonType = "application/json"
 
 // panicked handles a panic of a handler: it responds with a 500 and logs the stack. A panic
 // with http.ErrAbortHandler continues, since net/http uses that value to abort a connection.

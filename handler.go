@@ -369,9 +369,6 @@ func (a *api) content(x *exchange, mediaTypes ...string) (*buffer, error) {
 	return x.body(a.maxBody)
 }
 
-// jsonType is the media type of JSON (RFC 8259 §11).
-const jsonType = "application/json"
-
 // charsets are the values of the parameter charset that stand for UTF-8, or for a part of it. The
 // parameter has no meaning for JSON (RFC 8259 §11), but many clients send it.
 var charsets = []string{"", "utf-8", "utf8", "us-ascii"}

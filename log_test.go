@@ -1,5 +1,7 @@
 package main
 
+// The writer of the log, with readers that are slow, hang or fail.
+
 import (
 	"bytes"
 	"fmt"

@@ -45,9 +45,13 @@ type besieged struct {
 func besiege(t testing.TB, wrapper ...string) *besieged {
 	t.Helper()
 	p := startProcess(t, wrapper, "--demo", "--db", newPath(t), "--metrics-addr", "127.0.0.1:0")
-	s := loaded{addr: strings.TrimPrefix(p.URL, "http://"), pid: p.Cmd.Process.Pid}
-	s.metrics = "http://" + metricsLine.FindStringSubmatch(p.Stderr.String())[1] + "/metrics"
-	return &besieged{s, p, newLedger(t, p.URL, demoContract)}
+	return &besieged{watched(p), p, newLedger(t, p.URL, demoContract)}
+}
+
+// watched returns a process that serves its metrics.
+func watched(p *process) loaded {
+	_, addr, _ := strings.Cut(p.URL, "://")
+	return loaded{addr: addr, pid: p.Cmd.Process.Pid, metrics: "http://" + metricsLine.FindStringSubmatch(p.Stderr.String())[1] + "/metrics"}
 }
 
 // ends stops the process and fails the test unless it stops in order.

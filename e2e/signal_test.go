@@ -2,7 +2,8 @@
 
 package e2e
 
-// What is beside the service: signals, the reader of its log and of its output, and its terminal.
+// Signals, and readers of the log and of standard output that leave or hang: the service goes on,
+// or it and the commands end in order.
 
 import (
 	"bufio"
@@ -163,12 +164,7 @@ func TestServiceGoesOnWithoutTheReaderOfItsLogAndOutput(t *testing.T) {
 			return serveOn(t, cmd, port)
 		},
 		"a log on a full disk": func(t *testing.T, cmd *exec.Cmd, port int) string {
-			full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { full.Close() })
-			cmd.Stderr = full
+			cmd.Stderr = fullDisk(t)
 			return serveOn(t, cmd, port)
 		},
 		"no log and no output, as with 2>&- >&-": func(t *testing.T, cmd *exec.Cmd, port int) string {
@@ -200,6 +196,17 @@ func withoutReader(t testing.TB) *os.File {
 	r.Close()
 	t.Cleanup(func() { w.Close() })
 	return w
+}
+
+// fullDisk returns a file on a disk that is full.
+func fullDisk(t testing.TB) *os.File {
+	t.Helper()
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { full.Close() })
+	return full
 }
 
 // fullPipe returns a pipe with no room left, whose reader hangs.
@@ -294,8 +301,8 @@ func TestCommandsEndInOrderWhenNobodyReadsTheirOutput(t *testing.T) {
 				if cmd.ProcessState.ExitCode() != tt.status || stderr.String() != tt.stderr {
 					t.Errorf("%v, %q; want status %d and %q", err, &stderr, tt.status, tt.stderr)
 				}
-				if files, err := os.ReadDir(filepath.Dir(db)); err != nil || len(files) != 1 && !up || len(files) != 2 && up {
-					t.Errorf("left are %v, %v", files, err)
+				if left := filesBeside(t, db); len(left) != 1 && !up || len(left) != 2 && up {
+					t.Errorf("left are %v", left)
 				}
 			})
 		}
@@ -306,11 +313,7 @@ func TestCommandsEndInOrderWhenNobodyReadsTheirOutput(t *testing.T) {
 func TestSecretThatCannotBePrintedIsAnError(t *testing.T) {
 	db := shortPath(t)
 	id := strings.Fields(ok(t, db, "client", "add", "--org", demoOrg))[1]
-	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer full.Close()
+	full := fullDisk(t)
 	for _, args := range [][]string{{"client", "add", "--org", demoOrg}, {"client", "rotate", id}} {
 		for to, file := range map[string]*os.File{"no space left on device": full, "broken pipe": withoutReader(t)} {
 			t.Run(args[1]+", "+to, func(t *testing.T) {
@@ -374,33 +377,44 @@ func TestExportToHeadIsSilent(t *testing.T) {
 	}
 }
 
+// startRestore starts restore from standard input, and waits until it has its temporary file.
+func startRestore(t testing.TB, wrapper []string, db string) (cmd *exec.Cmd, stdin io.WriteCloser) {
+	t.Helper()
+	cmd = command(t, wrapper, "restore", "-", "--db", db)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	waitFor(t, "it has a temporary file", func() bool { return len(filesBeside(t, db)) == 1 })
+	return cmd, stdin
+}
+
+// filesBeside returns the files in the directory of a path.
+func filesBeside(t testing.TB, path string) []os.DirEntry {
+	t.Helper()
+	files, err := os.ReadDir(filepath.Dir(path))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
 func TestSignalEndsACommandInOrder(t *testing.T) {
 	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP} {
 		t.Run(signal.String(), func(t *testing.T) {
 			db := shortPath(t)
-			cmd := command(t, nil, "restore", "-", "--db", db)
-			stdin, err := cmd.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { _ = cmd.Process.Kill() })
-			left := func() []os.DirEntry {
-				files, err := os.ReadDir(filepath.Dir(db))
-				if err != nil {
-					t.Fatal(err)
-				}
-				return files
-			}
-			waitFor(t, "it has a temporary file", func() bool { return len(left()) == 1 })
+			cmd, stdin := startRestore(t, nil, db)
 			if err := cmd.Process.Signal(signal); err != nil {
 				t.Fatal(err)
 			}
 			stdin.Close() // which it waits for
-			if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 || len(left()) > 0 {
-				t.Errorf("%v, left are %v", err, left())
+			err := cmd.Wait()
+			if left := filesBeside(t, db); cmd.ProcessState.ExitCode() != 1 || len(left) > 0 {
+				t.Errorf("%v, left are %v", err, left)
 			}
 		})
 	}
@@ -416,19 +430,7 @@ func TestCommandUnderNohupIgnoresSIGHUP(t *testing.T) {
 		t.Fatal(err, backup.stderr)
 	}
 	restored := shortPath(t)
-	cmd := command(t, []string{"nohup"}, "restore", "-", "--db", restored)
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill() })
-	waitFor(t, "it has a temporary file", func() bool {
-		files, err := os.ReadDir(filepath.Dir(restored))
-		return err == nil && len(files) == 1
-	})
+	cmd, stdin := startRestore(t, []string{"nohup"}, restored)
 	if err := cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}

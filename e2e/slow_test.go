@@ -227,8 +227,7 @@ func TestContentThatStopsInHTTP2CostsBoundedMemoryForBoundedTime(t *testing.T) {
 	pair := servicetest.NewKeyPair(t, 1)
 	cert, key := pair.Files(t)
 	p := startProcess(t, nil, "--demo", "--metrics-addr", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key)
-	v := &besieged{p: p, l: &ledger{client: http.DefaultClient}}
-	v.pid, v.metrics = p.Cmd.Process.Pid, "http://"+metricsLine.FindStringSubmatch(p.Stderr.String())[1]+"/metrics"
+	v := &besieged{watched(p), p, &ledger{client: http.DefaultClient}}
 	c := pair.Client(true)
 	bearer := tokenBy(t, c, p.URL)
 	c.CloseIdleConnections()
