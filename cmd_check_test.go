@@ -282,7 +282,7 @@ func wantNoHole(t testing.TB, file []byte) {
 	}
 	defer s.Close()
 	for i := range someContracts {
-		got, _, err := s.Get(nil, key(i))
+		got, _, err := s.Get(nil, key(i), always)
 		switch {
 		case i < 50 && err == nil:
 			t.Errorf("contract %d was deleted, and is %s", i, got)

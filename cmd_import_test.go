@@ -449,7 +449,7 @@ func TestCommittedImportIsFinishedByTheNextStart(t *testing.T) {
 			if i == 0 && pieces > 0 && pieces < 5 {
 				want = `{"newer":1}`
 			}
-			if got, _, err := again.Get(nil, key(i)); err != nil || string(got) != want {
+			if got, _, err := again.Get(nil, key(i), always); err != nil || string(got) != want {
 				t.Fatalf("after %d pieces, contract %d: %s, %v; want %s", pieces, i, got, err, want)
 			}
 		}

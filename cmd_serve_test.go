@@ -449,11 +449,11 @@ func TestFileOfANewerProgramSaysWhichReadsIt(t *testing.T) {
 		if err := b.Put([]byte(programKey), []byte("v9.8.7")); err != nil {
 			return err
 		}
-		return b.Put([]byte(formatKey), []byte("energy-contracts/2"))
+		return b.Put([]byte(formatKey), []byte("energy-contracts/3"))
 	})
 	// The built program may have a version although the test binary has none.
 	version, _, _ := strings.Cut(strings.TrimPrefix(run(t, nil, "version").stdout, "energy-contracts "), ",")
-	want := fmt.Sprintf("database %s: has format version 2, and this program (%s) reads version 1; use energy-contracts \"v9.8.7\" or a later one", db, version)
+	want := fmt.Sprintf("database %s: has format version 3, and this program (%s) reads version 2 and earlier; use energy-contracts \"v9.8.7\" or a later one", db, version)
 	for _, args := range [][]string{{"serve", "--addr", "127.0.0.1:0"}, {"client", "list"}, {"backup", "x"}, {"check"}, {"compact"}, {"export"}, {"import", absolute(t, contractLines)}} {
 		got := run(t, nil, append(args, "--db", db)...)
 		if said := sentence(got.stderr); got.status != 1 || !strings.HasPrefix(said, "energy-contracts: "+want) {

@@ -3,7 +3,6 @@ package main
 // Conditional requests: If-Match and If-None-Match (RFC 9110 §13).
 
 import (
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -45,9 +44,9 @@ type entityTag struct {
 // etag returns the entity tag of a version. It is a strong one: the tags of two documents of a
 // contract are equal exactly when the documents are, byte for byte.
 func etag(v Version) string {
-	var b [18]byte
-	b[0], b[17] = '"', '"'
-	hex.Encode(b[1:17], binary.BigEndian.AppendUint64(nil, uint64(v)))
+	var b [2 + 2*len(v)]byte
+	b[0], b[len(b)-1] = '"', '"'
+	hex.Encode(b[1:], v[:])
 	return string(b[:])
 }
 
@@ -68,7 +67,7 @@ func parseEntityTags(field string, lines []string) (entityTags, error) {
 	if len(lines) == 0 {
 		return entityTags{}, nil
 	}
-	wrong := &malformed{fault{Parameter: field, rule: "entity_tags", Detail: `must be * or a list of entity tags in quotes, such as "5bd1e995c7a3f2e0"`}}
+	wrong := &malformed{fault{Parameter: field, rule: "entity_tags", Detail: `must be * or a list of entity tags in quotes, such as "3a0f5bd1e995c7a3f2e0c41d76b28e95"`}}
 	rest := trimSpace(strings.Join(lines, ","))
 	if rest == "*" {
 		return entityTags{present: true, any: true}, nil
@@ -132,7 +131,7 @@ func (t entityTag) altered() bool {
 	if t.weak {
 		return true
 	}
-	ours := len(etag(0))
+	ours := len(etag(Version{}))
 	if len(t.opaque) <= ours {
 		return false
 	}

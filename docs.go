@@ -80,7 +80,7 @@ func docsFiles() []*docsFile {
 	} {
 		files = append(files, &docsFile{f.path, f.contentType, f.header, sync.OnceValues(func() ([]byte, Version) {
 			content, _ := f.from.ReadFile(f.name) // cannot fail: it is embedded, and a test gets each file
-			return content, Version(checksum(nil, content))
+			return content, versionOf(content)
 		})})
 	}
 	return files
@@ -112,7 +112,7 @@ func (a *api) getOpenAPI(x *exchange) (response, error) {
 		}
 		buf.b = append(buf.b, part...)
 	}
-	return ifPreconditions(x, Version(checksum(nil, buf.b)), response{status: http.StatusOK, content: buf.b})
+	return ifPreconditions(x, versionOf(buf.b), response{status: http.StatusOK, content: buf.b})
 }
 
 // ifPreconditions returns resp, the response with a version of a file, subject to the

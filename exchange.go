@@ -98,7 +98,7 @@ type response struct {
 	// more returns the next part of the content, or an empty one at the end. It may use the
 	// memory of buf, which no longer holds anything. It is nil if content is complete.
 	more func(buf []byte) ([]byte, error)
-	size int64 // of all parts together, in bytes, if more is set; 0 if unknown
+	size int64 // of all content, in bytes, if more is set or if HEAD needs no content; 0 if unknown
 }
 
 // applicationJSON is the value of Content-Type in most responses. They share the slice, to
@@ -142,13 +142,13 @@ func (x *exchange) send(resp response) {
 		h.Set("Pragma", "no-cache")
 	}
 	if resp.status != http.StatusNoContent && resp.status != http.StatusNotModified {
-		if resp.contentType == "" && len(resp.content) > 0 {
+		if resp.more == nil && resp.size == 0 {
+			resp.size = int64(len(resp.content))
+		}
+		if resp.contentType == "" && (len(resp.content) > 0 || resp.size > 0) {
 			h["Content-Type"] = applicationJSON
 		}
 		x.set("Content-Type", resp.contentType)
-		if resp.more == nil {
-			resp.size = int64(len(resp.content))
-		}
 		if resp.more == nil || resp.size > 0 {
 			x.set("Content-Length", strconv.FormatInt(resp.size, 10))
 		}

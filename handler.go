@@ -92,36 +92,32 @@ func (a *api) contract(method, pattern string, need Scopes, serve func(*exchange
 	})
 }
 
-// getContract returns a contract, or a 304 without content if If-None-Match has its entity tag.
+// getContract returns a contract, or a 304 without content if If-None-Match has its entity tag. For
+// HEAD, it does not read the document.
 func (a *api) getContract(x *exchange, t target) (response, error) {
 	pre, err := parsePreconditions(x.r.Header)
 	if err != nil {
 		return response{}, err
 	}
-	buf := buffers.Get().(*buffer)
-	x.pooled = buf
-	doc, version, err := a.current(buf, t.Key, pre)
+	resp := response{status: http.StatusOK}
+	var version Version
+	if x.r.Method == http.MethodHead {
+		var size int
+		version, size, err = a.store.Find(t.Key, pre.check)
+		resp.size = int64(size)
+	} else {
+		x.pooled = buffers.Get().(*buffer)
+		x.pooled.b, version, err = a.store.Get(x.pooled.b[:0], t.Key, pre.check)
+		resp.content = x.pooled.b
+	}
+	resp.etag = etag(version)
 	switch {
 	case errors.Is(err, errNoneMatch):
-		return response{status: http.StatusNotModified, etag: etag(version)}, nil
+		return response{status: http.StatusNotModified, etag: resp.etag}, nil
 	case err != nil:
 		return response{}, err
 	}
-	return response{status: http.StatusOK, etag: etag(version), content: doc}, nil
-}
-
-// current reads a contract into buf and checks the preconditions against it. It returns
-// ErrNotFound, or the error of a precondition that is false, then with the contract's version.
-func (a *api) current(buf *buffer, k Key, pre preconditions) ([]byte, Version, error) {
-	doc, version, err := a.store.Get(buf.b[:0], k)
-	buf.b = doc
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return nil, 0, err
-	}
-	if failed := pre.check(version, err == nil); failed != nil {
-		return nil, version, failed
-	}
-	return doc, version, err
+	return resp, nil
 }
 
 // listContracts returns a range of a user's contracts as a JSON array, in the order of their ids.
@@ -303,7 +299,8 @@ func (a *api) patchContract(x *exchange, t target) (response, error) {
 	buf := buffers.Get().(*buffer)
 	defer buf.free()
 	for {
-		old, version, err := a.current(buf, t.Key, pre)
+		old, version, err := a.store.Get(buf.b[:0], t.Key, pre.check)
+		buf.b = old
 		if err != nil {
 			return response{}, err
 		}

@@ -406,9 +406,9 @@ func TestIfMatchThatACompressingProxyChangedIsNamed(t *testing.T) {
 		{`"` + tag + `-br"`, altered},
 		{`"` + tag + `--gzip"`, altered}, // Jetty
 		{`"` + tag + `;gzip"`, altered},
-		{`W/"0000000000000000"`, altered}, // it would not match either
-		{`"0000000000000000", "0000000000000000-gzip"`, altered},
-		{`"0000000000000000"`, changed},
+		{`W/"00000000000000000000000000000000"`, altered}, // it would not match either
+		{`"00000000000000000000000000000000", "00000000000000000000000000000000-gzip"`, altered},
+		{`"00000000000000000000000000000000"`, changed},
 		{`"of-another-service"`, changed},
 		{`"-gzip"`, changed},
 	} {

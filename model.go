@@ -24,10 +24,13 @@ import (
 // stored, used as a key and returned. Only parseID and newID make one.
 type ID string
 
+// idSize is the length of an ID in bytes.
+const idSize = 36
+
 // parseID accepts the 36-character form in either case. It refuses braces, URNs and the
 // form without dashes, which uuid.Parse alone would accept.
 func parseID(s string) (ID, error) {
-	if len(s) != 36 {
+	if len(s) != idSize {
 		return "", fmt.Errorf("must be a UUID of 36 characters, has %d", len([]rune(s)))
 	}
 	if _, err := uuid.Parse(s); err != nil {
@@ -53,9 +56,16 @@ type Key struct {
 	Contract ID
 }
 
-// Version identifies the content of a document. It is the checksum that the store keeps
-// beside the document, so equal documents of a contract have equal versions.
-type Version uint64
+// Version identifies a document: it is the first 128 bits of its SHA-256. So two documents have
+// the same version exactly when they are equal, also if somebody tries to find two that are not
+// and have (RFC 9110 §8.8.1 wants a strong entity tag to change whenever the content does).
+type Version [16]byte
+
+// versionOf returns the version of a document.
+func versionOf(doc []byte) Version {
+	h := sha256.Sum256(doc)
+	return Version(h[:])
+}
 
 // Scopes are the permissions of a client or a token. Their text form is that of RFC 6749
 // §3.3: names separated by spaces.
@@ -137,6 +147,7 @@ type Token struct {
 	Client  string    `json:"client_id"`
 	Org     ID        `json:"org_id"`
 	Scopes  Scopes    `json:"scope"`
+	Issued  time.Time `json:"issued,omitzero"` // zero in a file of format 1
 	Expires time.Time `json:"expires"`
 	// ClientCreated is Client.Created. It tells the client apart from a later one with the
 	// same id.

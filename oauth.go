@@ -101,7 +101,8 @@ func (a *api) postToken(x *exchange) (_ response, err error) {
 		}
 	}
 	text := newSecret()
-	token := Token{Client: client.ID, ClientCreated: client.Created, Org: client.Org, Scopes: scopes, Expires: a.now().Add(a.tokenLifetime)}
+	now := a.now()
+	token := Token{Client: client.ID, ClientCreated: client.Created, Org: client.Org, Scopes: scopes, Issued: now, Expires: now.Add(a.tokenLifetime)}
 	if err := a.store.AddToken(hashOf(text), token); err != nil {
 		return response{}, oauthErrorOf(err)
 	}

@@ -207,7 +207,7 @@ func TestEveryOperationNamesEachIDThatIsNone(t *testing.T) {
 func TestEveryOperationOnOneContractKnowsIfMatch(t *testing.T) {
 	s := start(t, "--demo")
 	every(t, s.url, token(t, s.url, "demo", "demo-secret"), onOneContract, func(_ *operation, h http.Header) {
-		h.Set("If-Match", `"0000000000000000"`)
+		h.Set("If-Match", `"00000000000000000000000000000000"`)
 	}, func(*operation) failure {
 		return failure{Status: 412, Detail: "If-Match does not name the current version of the contract; nothing was changed. Get the contract and decide again."}
 	})

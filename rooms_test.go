@@ -66,6 +66,7 @@ var rooms = []string{
 	"store_health.go",
 	"store_commit.go",
 	"store_expiry.go",
+	"store_quotas.go",
 	"store_read.go",
 	"store_values.go",
 	"store_file.go",

@@ -53,26 +53,29 @@ var (
 	bucketTokens      = []byte("tokens")
 	bucketIdempotency = []byte("idempotency")
 	bucketExpiry      = []byte("expiry")
+	bucketQuotas      = []byte("quotas") // does not exist in format 1
 	bucketImport      = []byte("import") // exists only during an import
-	buckets           = [][]byte{bucketMeta, bucketContracts, bucketClients, bucketTokens, bucketIdempotency, bucketExpiry}
+	buckets           = [][]byte{bucketMeta, bucketContracts, bucketClients, bucketTokens, bucketIdempotency, bucketExpiry, bucketQuotas}
 )
 
-// Store keeps contracts, clients and tokens in a bbolt file of format version 1. All its
+// Store keeps contracts, clients and tokens in a bbolt file of format version 2. All its
 // methods but Close may be called from any goroutine.
 //
 // These are the buckets of the file. Parts of a key or value follow each other without a
 // separator, unless one is shown (␀ is a zero byte):
 //
 //	bucket       key                            value
-//	meta         format                         energy-contracts/1
-//	             program                        version of the program that created the file
+//	meta         format                         energy-contracts/2
+//	             program                        version of the program that gave the file its format
 //	             import                         progress of a committed import (see importKey)
-//	contracts    org_id/user_id/contract_id     checksum, document
+//	contracts    org_id/user_id/contract_id     head, document
 //	clients      client_id                      checksum, JSON of Client
 //	tokens       SHA-256 of the token           checksum, expiry, JSON of Token
-//	idempotency  org_id/user_id/client_id␀key   checksum, expiry, SHA-256 of the body, contract_id, document
+//	idempotency  org_id/user_id/client_id␀key   head (expiry, SHA-256 of the body, contract_id), document
 //	expiry       expiry, bucket, ␀, key         empty (an index of the values that expire)
-//	import       org_id/user_id/contract_id     line number, checksum, document (see store_import.go)
+//	quotas       bucket, client                 checksum, total of the client's values (see quota)
+//	             bucket, client, order, key     size of one of these values
+//	import       org_id/user_id/contract_id     line number, head, document (see store_import.go)
 //
 // A document is the JSON of a contract, exactly as responses send it. Keys are canonical:
 // UUIDs are in lower case. Numbers are 8 bytes, big-endian. An expiry is the Unix time in
@@ -80,8 +83,12 @@ var (
 // the value (see purge).
 //
 // A checksum is the XXH64 of the key and all of the value that follows the checksum, so
-// it detects a change in either. In bucket import it does not cover the line number. The
-// values in buckets meta and expiry have no checksum.
+// it detects a change in either. A head has a checksum of the key and itself, one of the
+// document, and the version of the document (see withHead). In bucket import neither covers the
+// line number. The values in buckets meta and expiry, and the sizes in quotas, have no checksum.
+//
+// A file of format 1 has no heads and no quotas. It becomes one of format 2 with the first commit
+// (see upgrade). Its values stay as they are until they are replaced.
 //
 // Writes use group commit: a write that finds no commit in progress leads one, on the
 // goroutine that called the method. It runs its change and those of the queued writes in

@@ -11,8 +11,8 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"slices"
 
-	"github.com/go-json-experiment/json"
 	"go.etcd.io/bbolt"
 )
 
@@ -103,16 +103,31 @@ func (c Checker) checkFile(ctx context.Context, path string, next func(*bbolt.Tx
 
 // checkBuckets checks the values in all buckets and counts them in contents.
 func (c Checker) checkBuckets(ctx context.Context, tx *bbolt.Tx, contents *Contents) error {
-	for _, bucket := range buckets {
+	meta := tx.Bucket(bucketMeta)
+	if meta == nil {
+		c.Report(fmt.Sprintf("the bucket %s is missing", bucketMeta))
+		return nil
+	}
+	format, _ := parseFormat(meta.Get([]byte(formatKey))) // checkFile has accepted it
+	quotas := quotaChecker{report: c.Report}
+	for _, bucket := range slices.Concat(buckets, [][]byte{bucketImport}) {
 		b := tx.Bucket(bucket)
 		if b == nil {
-			c.Report(fmt.Sprintf("the bucket %s is missing", bucket))
+			if !bytes.Equal(bucket, bucketImport) && (format > 1 || !bytes.Equal(bucket, bucketQuotas)) {
+				c.Report(fmt.Sprintf("the bucket %s is missing", bucket))
+			}
 			continue
 		}
 		err := b.ForEach(func(k, v []byte) error {
 			c.Progress(int64(len(k) + len(v)))
-			if fault := c.checkValue(bucket, k, v, contents); fault != "" {
-				c.Report(fault)
+			if bytes.Equal(bucket, bucketQuotas) {
+				quotas.check(k, v)
+			} else if err := c.checkValue(bucket, k, v, contents); err != nil {
+				name := string(k)
+				if bytes.Equal(bucket, bucketTokens) {
+					name = hex.EncodeToString(k)
+				}
+				c.Report(fmt.Sprintf("%s %q: %v", bucket, name, err))
 			}
 			return ctx.Err()
 		})
@@ -120,45 +135,105 @@ func (c Checker) checkBuckets(ctx context.Context, tx *bbolt.Tx, contents *Conte
 			return err
 		}
 	}
+	quotas.end()
+	if tx.Bucket(bucketImport) == nil && meta.Get([]byte(importKey)) != nil {
+		c.Report("there is the progress of an import, but the import is missing")
+	}
 	return nil
 }
 
-// checkValue checks the value of a key in a bucket and returns its fault, or "".
-func (c Checker) checkValue(bucket, k, stored []byte, contents *Contents) (fault string) {
-	name := string(k)
-	if bytes.Equal(bucket, bucketTokens) {
-		name = hex.EncodeToString(k)
-	}
-	fail := func(err error) string { return fmt.Sprintf("%s %q: %v", bucket, name, err) }
-	switch {
-	case bytes.Equal(bucket, bucketMeta), bytes.Equal(bucket, bucketExpiry):
-		return ""
-	case bytes.Equal(bucket, bucketContracts):
+// checkValue checks the value of a key in a bucket. Its errors complete a sentence that begins with
+// the key.
+func (c Checker) checkValue(bucket, k, stored []byte, contents *Contents) error {
+	switch string(bucket) {
+	case string(bucketMeta):
+		if string(k) == importKey {
+			_, err := parseImportProgress(stored)
+			return err
+		}
+	case string(bucketContracts):
 		contents.Contracts++
-	case bytes.Equal(bucket, bucketClients):
-		contents.Clients++
-	}
-	value, _, err := verifyChecksum(k, stored)
-	if err != nil {
-		return fail(err)
-	}
-	switch {
-	case bytes.Equal(bucket, bucketContracts):
+		contract, err := verifyHead(k, stored, 0)
+		if err != nil {
+			return err
+		}
+		doc, err := contract.check()
+		if err != nil {
+			return err
+		}
 		key, ok := parseKey(k)
 		if !ok {
-			return fail(errors.New("the key is not three UUIDs in lower case, separated by slashes"))
+			return errNotContractKey
 		}
-		c.Contract(key, value)
-	case bytes.Equal(bucket, bucketClients):
-		if json.Unmarshal(value, new(Client)) != nil {
-			return fail(errors.New("the value is not a client"))
+		c.Contract(key, doc)
+	case string(bucketClients):
+		contents.Clients++
+		if _, err := decodeClient(k, stored); err != nil {
+			return err
 		}
-	case len(value) < expirySize:
-		return fail(errors.New("the value has no expiry"))
-	case bytes.Equal(bucket, bucketTokens):
-		if json.Unmarshal(value[expirySize:], new(Token)) != nil {
-			return fail(errors.New("the value is not a token"))
+	case string(bucketTokens):
+		if len(k) != len(Hash{}) {
+			return errors.New("the key is not a SHA-256")
 		}
+		_, _, err := decodeToken(k, stored)
+		return err
+	case string(bucketIdempotency):
+		f, _, err := decodeFirst(k, stored)
+		if err != nil {
+			return err
+		}
+		_, err = f.response.check()
+		return err
+	case string(bucketExpiry):
+		if _, _, ok := parseExpiryEntry(k); !ok {
+			return errors.New("the entry does not name the key of a value that expires")
+		}
+	case string(bucketImport):
+		if _, ok := parseKey(k); !ok {
+			return errNotContractKey
+		}
+		return verifyStaged(k, stored)
 	}
-	return ""
+	return nil
+}
+
+// errNotContractKey is returned for a key that parseKey does not accept.
+var errNotContractKey = errors.New("the key is not three UUIDs in lower case, separated by slashes")
+
+// quotaChecker checks the entries of bucketQuotas, which come in their order.
+type quotaChecker struct {
+	report   func(fault string)
+	totalKey []byte // of the client whose entries come
+	total    uint64 // that is stored
+	stored   bool   // whether a total is stored
+	sum      uint64 // of the entries
+}
+
+// check checks the next entry.
+func (q *quotaChecker) check(k, v []byte) {
+	if len(k) < quotaTotalSize || len(k) > quotaTotalSize && len(k) < quotaEntrySize || !bytes.ContainsAny(k[:1], "ti") {
+		q.report(fmt.Sprintf("%s %x: the key is neither one of a total nor one of an entry", bucketQuotas, k))
+		return
+	}
+	if !bytes.Equal(k[:quotaTotalSize], q.totalKey) {
+		q.end()
+		*q = quotaChecker{report: q.report, totalKey: bytes.Clone(k[:quotaTotalSize])}
+	}
+	if len(k) == quotaTotalSize {
+		total, err := verifyChecksum(k, v)
+		if err != nil {
+			q.report(fmt.Sprintf("%s %x: %v", bucketQuotas, k, err))
+			return
+		}
+		q.total, q.stored = entrySize(total), true
+		return
+	}
+	q.sum = min(q.sum+entrySize(v), maxEntrySize)
+}
+
+// end checks the total of the client whose entries came last.
+func (q *quotaChecker) end() {
+	if q.stored && q.total != q.sum {
+		q.report(fmt.Sprintf("%s %x: the total is %d, but the entries add up to %d", bucketQuotas, q.totalKey, q.total, q.sum))
+	}
 }

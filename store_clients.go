@@ -20,10 +20,12 @@ func (s *Store) Client(id string) (c Client, err error) {
 		c, err = getClient(r.Tx, id)
 		if errors.Is(err, ErrNotFound) {
 			dummy, dummyErr := s.dummyClient()
-			if dummyErr = errors.Join(dummyErr, decodeJSON(nil, dummy, &c)); dummyErr != nil {
+			if dummyErr == nil {
+				_, dummyErr = decodeClient(nil, dummy)
+			}
+			if dummyErr != nil {
 				return dummyErr
 			}
-			c = Client{}
 		}
 		return err
 	})
@@ -103,11 +105,26 @@ func (s *Store) RemoveClient(id string) error {
 // getClient returns a client, or ErrNotFound, or ErrCorrupt if its checksum is wrong.
 func getClient(tx *bbolt.Tx, id string) (c Client, err error) {
 	key := []byte(id)
-	value, err := seek(tx.Bucket(bucketClients).Cursor(), key)
+	value, err := seek(tx.Bucket(bucketClients).Cursor(), key, verifyValue)
 	if err == nil {
-		err = decodeJSON(key, value, &c)
+		c, err = decodeClient(key, value)
 	}
 	c.ID = id
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		err = fmt.Errorf("client %q: %w", id, err)
+	}
+	return c, err
+}
+
+// errNotClient is returned for a stored value that is not a client. It wraps ErrCorrupt.
+var errNotClient = fmt.Errorf("%w: the value is not a client", ErrCorrupt)
+
+// decodeClient verifies and decodes the stored value of a client.
+func decodeClient(key, stored []byte) (c Client, err error) {
+	b, err := verifyChecksum(key, stored)
+	if err == nil && json.Unmarshal(b, &c) != nil {
+		err = errNotClient
+	}
 	return c, err
 }
 
@@ -149,7 +166,7 @@ func (s *Store) AddSamples(samples Samples) error {
 		}
 		for k, doc := range samples.Documents {
 			key := k.bytes()
-			if err := put(tx, bucketContracts, key, withChecksum(key, doc)); err != nil {
+			if err := put(tx, bucketContracts, key, withHead(key, nil, doc, versionOf(doc))); err != nil {
 				return err
 			}
 		}

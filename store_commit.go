@@ -227,6 +227,9 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 		return math.MaxUint64, err // nothing was written; no transaction reaches this id
 	}
 	txid = uint64(tx.ID())
+	if err := upgrade(tx); err != nil {
+		return txid, errors.Join(err, tx.Rollback())
+	}
 	changed := false
 	for _, w := range batch {
 		w.err = w.do(tx)

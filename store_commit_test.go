@@ -40,7 +40,7 @@ func TestReadersGoOnWhileTheFileIsMappedAnew(t *testing.T) {
 		wg.Go(func() {
 			var buf []byte
 			for ctx.Err() == nil {
-				if buf, _, err := s.Get(buf[:0], k); err != nil && !errors.Is(err, ErrNotFound) {
+				if buf, _, err := s.Get(buf[:0], k, always); err != nil && !errors.Is(err, ErrNotFound) {
 					t.Errorf("Get: %v, %.100s", err, buf)
 					return
 				}
@@ -190,7 +190,7 @@ func TestWriteThatCannotGetIntoTheQueueIsRefused(t *testing.T) {
 	}
 	release()
 	wg.Wait()
-	if _, _, err := s.Get(nil, key(0x8001)); !errors.Is(err, ErrNotFound) {
+	if _, _, err := s.Get(nil, key(0x8001), always); !errors.Is(err, ErrNotFound) {
 		t.Errorf("refused, and there: %v", err)
 	}
 }
@@ -215,7 +215,7 @@ func TestWritesOfACommitSeeEachOtherInOrder(t *testing.T) {
 	one, two := []byte(`{"n":1}`), []byte(`{"n":2}`)
 	is := func(want []byte) Precondition {
 		return func(current Version, exists bool) error {
-			if !exists || current != Version(checksum(key(1).bytes(), want)) {
+			if !exists || current != versionOf(want) {
 				return fmt.Errorf("found version %x, exists %v, want that of %s", current, exists, want)
 			}
 			return nil

@@ -11,24 +11,77 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// Get appends the document of a contract to buf. It returns ErrNotFound, or ErrCorrupt if the
-// checksum of the document is wrong.
-func (s *Store) Get(buf []byte, k Key) ([]byte, Version, error) {
-	var version Version
-	err := s.view(func(r *reader) error {
-		r.key = k.append(r.key[:0])
-		value, err := seek(r.contracts, r.key)
+// Get appends the document of a contract to buf, if check returns nil. Otherwise it returns check's
+// error, and the version if there is a contract, without having read the document. If there is no
+// contract and check allows that, Get returns ErrNotFound. It returns ErrCorrupt if the checksum
+// of the contract is wrong.
+func (s *Store) Get(buf []byte, k Key, check Precondition) (_ []byte, version Version, err error) {
+	err = s.view(func(r *reader) error {
+		contract, err := r.find(k)
 		if err != nil {
+			return missing(err, check)
+		}
+		version = contract.version()
+		if err := check(version, true); err != nil {
 			return err
 		}
-		doc, sum, err := verifyChecksum(r.key, value)
+		doc, err := contract.document()
 		if err != nil {
 			return fmt.Errorf("contract %s: %w", r.key, err)
 		}
-		buf, version = append(buf, doc...), sum
+		buf = append(buf, doc...)
 		return nil
 	})
 	return buf, version, err
+}
+
+// Find returns the version of a contract and the size of its document in bytes. It returns errors
+// as Get does, but does not read the document.
+func (s *Store) Find(k Key, check Precondition) (version Version, size int, err error) {
+	err = s.view(func(r *reader) error {
+		contract, err := r.find(k)
+		if err != nil {
+			return missing(err, check)
+		}
+		version, size = contract.version(), len(contract.doc)
+		return check(version, true)
+	})
+	return version, size, err
+}
+
+// find returns a contract of which only the head is verified. It leaves the key of the contract in
+// r.key.
+func (r *reader) find(k Key) (headed, error) {
+	r.key = k.append(r.key[:0])
+	value, err := seek(r.contracts, r.key, verifyContract)
+	if err != nil {
+		return headed{}, err
+	}
+	contract, err := verifyHead(r.key, value, 0)
+	if err != nil {
+		return headed{}, fmt.Errorf("contract %s: %w", r.key, err)
+	}
+	return contract, nil
+}
+
+// missing returns the error of check for a contract that does not exist, if err is ErrNotFound and
+// there is one, else err.
+func missing(err error, check Precondition) error {
+	if errors.Is(err, ErrNotFound) {
+		if err := check(Version{}, false); err != nil {
+			return err
+		}
+	}
+	return err
+}
+
+// readContract returns the document of a stored contract.
+func readContract(key, stored []byte) ([]byte, error) {
+	contract, err := verifyHead(key, stored, 0)
+	if err != nil {
+		return nil, err
+	}
+	return contract.document()
 }
 
 // Range selects contracts of an owner, in the order of their ids.
@@ -88,7 +141,7 @@ func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 				}
 				continue // to find Last; only keys are read
 			}
-			doc, _, err := verifyChecksum(k, v)
+			doc, err := readContract(k, v)
 			if err != nil {
 				return fmt.Errorf("contract %s: %w", k, err)
 			}
@@ -98,7 +151,7 @@ func (s *Store) List(buf []byte, o Owner, r Range) (page Page, err error) {
 			buf, copied = append(buf, doc...), id
 		}
 		// If the key after the range is corrupt, it may be that of a contract in the range.
-		if err := verifyEntry(k, v); err != nil {
+		if err := verifier(verifyContract).entry(k, v); err != nil {
 			return err
 		}
 		if page.More {
@@ -149,7 +202,7 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 				return nil
 			}
 			size += len(k) + len(v)
-			doc, _, err := verifyChecksum(k, v)
+			doc, err := readContract(k, v)
 			key, ok := parseKey(k)
 			if err != nil || !ok {
 				return fmt.Errorf("contract %s: %w", k, ErrCorrupt)
@@ -159,24 +212,24 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 				each(key, doc)
 			}
 		}
-		return verifyEntry(k, v)
+		return verifier(verifyContract).entry(k, v)
 	})
 	return last, more, err
 }
 
-// Precondition decides whether a contract may be changed; an error refuses the change. It is
-// called in the write transaction, after the writes before it have been applied, with the
-// current version of the contract, or with exists false if there is no contract. The request
-// that leads the group commit may be another one, so that it may be called on the goroutine
-// of any request, or on the committer; it must not block.
+// Precondition decides whether a contract may be read or changed; an error refuses that. It is
+// called in the transaction, after the writes before it have been applied, with the current
+// version of the contract, or with exists false if there is no contract. The version is zero if
+// the contract is corrupt. It may be called on another goroutine than that of the request, and must
+// not block.
 type Precondition func(current Version, exists bool) error
 
 // Put creates or replaces a contract if check returns nil, else it returns check's error. The
 // Version is that of doc.
 func (s *Store) Put(k Key, doc []byte, check Precondition) (Version, error) {
-	key := k.bytes()
-	value := withChecksum(key, doc)
-	return versionOf(value), s.update(func(tx *bbolt.Tx) error {
+	key, version := k.bytes(), versionOf(doc)
+	value := withHead(key, nil, doc, version)
+	return version, s.update(func(tx *bbolt.Tx) error {
 		if err := checkPrecondition(tx, key, check); err != nil {
 			return err
 		}
@@ -196,60 +249,56 @@ func (s *Store) Delete(k Key, check Precondition) error {
 	})
 }
 
-// checkPrecondition calls check with the current version of the contract under key. Only the
-// stored checksum is read, not compared with the document, so that a corrupt document can
-// be replaced or deleted.
+// checkPrecondition calls check with the current version of the contract under key. It does not
+// read the document, and allows a head that is corrupt, so that a corrupt contract can be
+// replaced or deleted.
 func checkPrecondition(tx *bbolt.Tx, key []byte, check Precondition) error {
-	value, err := seek(tx.Bucket(bucketContracts).Cursor(), key)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return check(0, false)
-	case err != nil:
-		return err
-	case len(value) < checksumSize:
-		return fmt.Errorf("contract %s: %w", key, ErrCorrupt)
+	value, err := seek(tx.Bucket(bucketContracts).Cursor(), key, verifyContract)
+	if errors.Is(err, ErrNotFound) {
+		return check(Version{}, false)
 	}
-	return check(versionOf(value), true)
+	if err != nil {
+		return err
+	}
+	var current Version
+	if contract, err := verifyHead(key, value, 0); err == nil {
+		current = contract.version()
+	}
+	return check(current, true)
 }
 
-// Idempotency identifies a request, so that Create creates one contract however often the
-// request is repeated (draft-ietf-httpapi-idempotency-key-header).
-type Idempotency struct {
-	Client string // client id
-	Key    string // Idempotency-Key of the request
-	Body   Hash   // of the request
-}
-
-// Created is a contract as Create created it. The stored contract may have been changed
-// since then.
-type Created struct {
-	ID       ID
-	Document []byte
-	Version  Version
-}
-
-// Create stores a new contract; once may be nil. If the same client has created a contract
-// of the same owner with the same idempotency key within idempotencyLifetime, Create returns
-// that contract and stores nothing, or it returns ErrKeyReused if the body was different.
+// Create stores a new contract; once may be nil. If the same client has created a contract of the
+// same owner with the same idempotency key within idempotencyLifetime, Create returns that contract
+// and stores nothing, or it returns ErrKeyReused if the body was different. If the client then keeps
+// more first responses than firstQuota allows, the oldest is forgotten.
 func (s *Store) Create(k Key, doc []byte, once *Idempotency) (Created, error) {
-	key := k.bytes()
-	value := withChecksum(key, doc)
-	created := Created{k.Contract, doc, versionOf(value)}
+	key, created := k.bytes(), Created{k.Contract, doc, versionOf(doc)}
+	value := withHead(key, nil, doc, created.Version)
+	var first expiring
+	var response []byte
+	if once != nil {
+		first, response = once.first(k.Owner, created, s.now().Add(idempotencyLifetime))
+	}
 	err := s.update(func(tx *bbolt.Tx) error {
-		if once != nil {
-			record := slices.Concat(k.prefix(), []byte(once.Client), []byte{0}, []byte(once.Key))
-			now := s.now()
-			first, expires, err := getExpiring(tx, bucketIdempotency, record)
-			switch {
-			case err == nil && now.Before(expires):
-				return created.replay(k.Owner, once, first)
-			case err != nil && !errors.Is(err, ErrNotFound):
-				return err
-			}
-			first = slices.Concat(once.Body[:], []byte(k.Contract), doc)
-			if err := putExpiring(tx, bucketIdempotency, record, now.Add(idempotencyLifetime), first); err != nil {
-				return err
-			}
+		if once == nil {
+			return put(tx, bucketContracts, key, value)
+		}
+		earlier, v, err := getFirst(tx, first.key)
+		switch {
+		case err == nil && s.now().Before(v.expires):
+			created, err = earlier.repeat(once)
+			return err
+		case err == nil:
+			err = v.remove(tx)
+		case errors.Is(err, ErrNotFound):
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+		size := uint64(len(response))
+		if err := first.put(tx, response, size, func(key []byte) error { return endFirst(tx, key) }); err != nil {
+			return err
 		}
 		return put(tx, bucketContracts, key, value)
 	})
@@ -257,16 +306,4 @@ func (s *Store) Create(k Key, doc []byte, once *Idempotency) (Created, error) {
 		return Created{}, err
 	}
 	return created, nil
-}
-
-// replay sets c to the contract in an idempotency record, which has the hash of the body, the
-// contract id of 36 bytes and the document. It returns ErrKeyReused if the body is different.
-func (c *Created) replay(o Owner, once *Idempotency, record []byte) error {
-	n := len(once.Body)
-	if !bytes.Equal(record[:n], once.Body[:]) {
-		return ErrKeyReused
-	}
-	c.ID, c.Document = ID(record[n:n+36]), bytes.Clone(record[n+36:])
-	c.Version = Version(checksum(Key{o, c.ID}.bytes(), c.Document))
-	return nil
 }

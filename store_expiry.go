@@ -1,6 +1,7 @@
 package main
 
-// Values that expire: tokens and idempotency keys.
+// Values that expire, and of which one client keeps a limited amount: tokens, and the first
+// responses to idempotency keys.
 
 import (
 	"bytes"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"go.etcd.io/bbolt"
 )
 
@@ -20,6 +22,14 @@ const expirySize = 8
 // can be told from an unknown one; and if the clock is set forward by less than this and
 // then back again, no value is lost early.
 const expiredKept = time.Hour
+
+// The values that one client keeps. The oldest are removed when there are more.
+var (
+	// tokenQuota is at most 10,000 tokens, of about 500 bytes each.
+	tokenQuota = quota{bucketTokens, 10_000}
+	// firstQuota is at most 64 MiB of first responses, or one response that is larger.
+	firstQuota = quota{bucketIdempotency, 64 << 20}
+)
 
 // purge removes up to n values that expired at or before until, and their entries in the
 // index, bucketExpiry. The index is sorted by expiry, so purge stops at the first later
@@ -32,19 +42,17 @@ const expiredKept = time.Hour
 func purge(tx *bbolt.Tx, until time.Time, n int) error {
 	c := tx.Bucket(bucketExpiry).Cursor()
 	for k, _ := c.First(); k != nil && n > 0; k, _ = c.First() {
-		if until.Before(expiryOf(k)) {
+		entry := bytes.Clone(k)
+		bucket, key, ok := parseExpiryEntry(entry)
+		if ok && until.Before(expiryOf(entry)) {
 			return nil
 		}
-		bucket, key, _ := bytes.Cut(k[expirySize:], []byte{0})
-		if tx.Bucket(bucket) != nil {
-			_, expires, err := getExpiring(tx, bucket, key)
-			if err == nil && !until.Before(expires) || errors.Is(err, ErrCorrupt) {
-				if err := remove(tx, bucket, key); err != nil {
-					return err
-				}
+		if ok {
+			if err := purgeValue(tx, until, bucket, key); err != nil {
+				return err
 			}
 		}
-		if err := remove(tx, bucketExpiry, bytes.Clone(k)); err != nil {
+		if err := remove(tx, bucketExpiry, entry); err != nil {
 			return err
 		}
 		n--
@@ -52,45 +60,296 @@ func purge(tx *bbolt.Tx, until time.Time, n int) error {
 	return nil
 }
 
-// putExpiring stores a value with its expiry, rounded up to a whole second, and adds it to
-// the index.
-func putExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time, value []byte) error {
-	stamp := binary.BigEndian.AppendUint64(nil, uint64(expires.Add(time.Second-1).Unix()))
-	if err := put(tx, bucket, key, withChecksum(key, append(stamp, value...))); err != nil {
-		return err
+// endValue removes a value that is no longer in the quota of its client. v and err are what was
+// returned for its key: a corrupt value is removed too, and a missing one is no error.
+func endValue(tx *bbolt.Tx, bucket, key []byte, v expiring, err error) error {
+	switch {
+	case err == nil:
+		return v.removeCounted(tx)
+	case errors.Is(err, ErrNotFound):
+		return nil
+	case errors.Is(err, ErrCorrupt):
+		return remove(tx, bucket, key)
 	}
-	return put(tx, bucketExpiry, slices.Concat(stamp, bucket, []byte{0}, key), nil)
+	return err
 }
 
-// removeExpiring removes a value and its index entry. expires is as getExpiring returned it.
-func removeExpiring(tx *bbolt.Tx, bucket, key []byte, expires time.Time) error {
-	if err := remove(tx, bucket, key); err != nil {
-		return err
+// purgeValue removes a value if it expired at or before until, or is corrupt.
+func purgeValue(tx *bbolt.Tx, until time.Time, bucket, key []byte) error {
+	var v expiring
+	var err error
+	if bytes.Equal(bucket, bucketTokens) {
+		_, v, err = getToken(tx, Hash(key))
+	} else {
+		_, v, err = getFirst(tx, key)
 	}
-	stamp := binary.BigEndian.AppendUint64(nil, uint64(expires.Unix()))
-	return remove(tx, bucketExpiry, slices.Concat(stamp, bucket, []byte{0}, key))
+	switch {
+	case errors.Is(err, ErrCorrupt):
+		return remove(tx, bucket, key)
+	case err != nil && !errors.Is(err, ErrNotFound):
+		return err
+	case err != nil || until.Before(v.expires):
+		return nil
+	}
+	return v.remove(tx)
 }
 
-// getExpiring returns a value, without its checksum and expiry, and its expiry. It also
-// returns values that have expired and are not yet purged. It returns ErrNotFound if there
-// is no value, and ErrCorrupt if it, or a neighbor of a missing one, fails its checksum.
-// The value is valid only during the transaction.
-func getExpiring(tx *bbolt.Tx, bucket, key []byte) ([]byte, time.Time, error) {
-	value, err := seek(tx.Bucket(bucket).Cursor(), key)
-	if err != nil {
-		return nil, time.Time{}, err
+// expiryEntry returns the key in bucketExpiry for a value.
+func expiryEntry(expires time.Time, bucket, key []byte) []byte {
+	return slices.Concat(expiryBytes(expires), bucket, []byte{0}, key)
+}
+
+// parseExpiryEntry is the inverse of expiryEntry, but for the expiry. It returns false if the entry
+// does not name the key of a value that expires.
+func parseExpiryEntry(entry []byte) (bucket, key []byte, ok bool) {
+	if len(entry) < expirySize {
+		return nil, nil, false
 	}
-	b, _, err := verifyChecksum(key, value)
-	if err == nil && len(b) < expirySize {
-		err = ErrCorrupt
+	bucket, key, _ = bytes.Cut(entry[expirySize:], []byte{0})
+	switch {
+	case bytes.Equal(bucket, bucketTokens):
+		return bucket, key, len(key) == len(Hash{})
+	case bytes.Equal(bucket, bucketIdempotency):
+		_, ok = clientOfFirst(key)
+		return bucket, key, ok
 	}
-	if err != nil {
-		return nil, time.Time{}, fmt.Errorf("%s %x: %w", bucket, key, err)
-	}
-	return b[expirySize:], expiryOf(b), nil
+	return nil, nil, false
+}
+
+// expiryBytes returns an expiry as it is stored, rounded up to a whole second.
+func expiryBytes(expires time.Time) []byte {
+	return binary.BigEndian.AppendUint64(nil, uint64(expires.Add(time.Second-1).Unix()))
 }
 
 // expiryOf returns the expiry that b begins with.
 func expiryOf(b []byte) time.Time {
 	return time.Unix(int64(binary.BigEndian.Uint64(b)), 0)
+}
+
+// expiring is what has to be known of a stored value to remove it.
+type expiring struct {
+	quota   quota
+	client  string
+	order   uint64 // the place of the value among those of the client
+	key     []byte
+	expires time.Time // rounded up to a whole second
+}
+
+// put stores the value with its entries in the index and in the quota of its client. It calls
+// removed with the key of each older value that it removes to make room.
+func (v expiring) put(tx *bbolt.Tx, stored []byte, size uint64, removed func(key []byte) error) error {
+	oldest, err := v.quota.add(tx, v.client, v.order, v.key, size)
+	if err != nil {
+		return err
+	}
+	for _, key := range oldest {
+		if err := removed(key); err != nil {
+			return err
+		}
+	}
+	if err := put(tx, v.quota.bucket, v.key, stored); err != nil {
+		return err
+	}
+	return put(tx, bucketExpiry, expiryEntry(v.expires, v.quota.bucket, v.key), nil)
+}
+
+// remove removes the value and its entries.
+func (v expiring) remove(tx *bbolt.Tx) error {
+	if err := v.quota.remove(tx, v.client, v.order, v.key); err != nil {
+		return err
+	}
+	return v.removeCounted(tx)
+}
+
+// removeCounted is like remove for a value that is no longer in the quota of its client.
+func (v expiring) removeCounted(tx *bbolt.Tx) error {
+	if err := remove(tx, v.quota.bucket, v.key); err != nil {
+		return err
+	}
+	return remove(tx, bucketExpiry, expiryEntry(v.expires, v.quota.bucket, v.key))
+}
+
+// getToken returns a token, and what has to be known to remove it. It also returns a token that has
+// expired and is not yet purged. It returns ErrNotFound if there is none, and ErrCorrupt if it, or
+// a neighbor of a missing one, fails its checksum.
+func getToken(tx *bbolt.Tx, h Hash) (t Token, v expiring, err error) {
+	stored, err := seek(tx.Bucket(bucketTokens).Cursor(), h[:], verifyValue)
+	if err != nil {
+		return t, v, err
+	}
+	t, expires, err := decodeToken(h[:], stored)
+	if err != nil {
+		return t, v, fmt.Errorf("%s %x: %w", bucketTokens, h, err)
+	}
+	return t, t.expiring(h, expires), nil
+}
+
+// decodeToken verifies and decodes the stored value of a token. It returns the token and the expiry
+// stored beside it.
+func decodeToken(key, stored []byte) (t Token, expires time.Time, err error) {
+	b, err := verifyChecksum(key, stored)
+	if err != nil || len(b) < expirySize {
+		return t, expires, ErrCorrupt
+	}
+	if err := json.Unmarshal(b[expirySize:], &t); err != nil {
+		return t, expires, fmt.Errorf("%w: the value is not a token", ErrCorrupt)
+	}
+	return t, expiryOf(b), nil
+}
+
+// expiring returns what has to be known to remove t. A token of a file of format 1 does not have
+// the time when it was issued, but none is older than maxLifetime when it expires.
+func (t Token) expiring(h Hash, expires time.Time) expiring {
+	issued := t.Issued
+	if issued.IsZero() {
+		issued = t.Expires.Add(-maxLifetime)
+	}
+	return expiring{tokenQuota, t.Client, uint64(issued.UnixNano()), h[:], expires}
+}
+
+// Idempotency identifies a request, so that Create creates one contract however often the
+// request is repeated (draft-ietf-httpapi-idempotency-key-header).
+type Idempotency struct {
+	Client string // client id
+	Key    string // Idempotency-Key of the request
+	Body   Hash   // of the request
+}
+
+// Created is a contract as Create created it. The stored contract may have been changed
+// since then.
+type Created struct {
+	ID       ID
+	Document []byte
+	Version  Version
+}
+
+// first is the first response to an idempotency key.
+type first struct {
+	body     Hash // of the request
+	id       ID
+	response headed
+}
+
+// firstFieldsSize is the size in bytes of the fields in the head of a first response: its expiry,
+// the hash of the body of the request and the id of the contract.
+const firstFieldsSize = expirySize + len(Hash{}) + idSize
+
+// first returns the first response to an idempotency key as it is stored, and what has to be known
+// to store it.
+func (i *Idempotency) first(o Owner, c Created, expires time.Time) (v expiring, stored []byte) {
+	key := slices.Concat(o.prefix(), []byte(i.Client), []byte{0}, []byte(i.Key))
+	fields := slices.Concat(expiryBytes(expires), i.Body[:], []byte(c.ID))
+	return expiringFirst(key, i.Client, expiryOf(fields)), withHead(key, fields, c.Document, c.Version)
+}
+
+// expiringFirst returns what has to be known to store or remove a first response. All live equally
+// long, so that the one that expires first is the oldest.
+func expiringFirst(key []byte, client string, expires time.Time) expiring {
+	return expiring{firstQuota, client, uint64(expires.Unix()), key, expires}
+}
+
+// clientOfFirst returns the client id in the key of a first response. It returns false if the key
+// is not one.
+func clientOfFirst(key []byte) (client string, ok bool) {
+	const owner = idSize + 1 + idSize + 1 // bytes of Owner.prefix
+	end := bytes.LastIndexByte(key, 0)
+	if end < owner || key[idSize] != '/' || key[owner-1] != '/' {
+		return "", false
+	}
+	return string(key[owner:end]), true
+}
+
+// getFirst returns the first response under a key, and what has to be known to remove it. Only the
+// head of the response is verified. It also returns a response that has expired and is not yet
+// purged, and the errors of getToken.
+func getFirst(tx *bbolt.Tx, key []byte) (f first, v expiring, err error) {
+	stored, err := seek(tx.Bucket(bucketIdempotency).Cursor(), key, verifyFirst)
+	if err != nil {
+		return f, v, err
+	}
+	if f, v, err = decodeFirst(key, stored); err != nil {
+		return f, v, fmt.Errorf("%s %q: %w", bucketIdempotency, key, err)
+	}
+	return f, v, nil
+}
+
+// verifyFirst is the verifier of bucketIdempotency.
+func verifyFirst(key, stored []byte) error {
+	_, err := verifyHead(key, stored, firstFieldsSize)
+	return err
+}
+
+// decodeFirst verifies the head of a stored first response and decodes it.
+func decodeFirst(key, stored []byte) (f first, v expiring, err error) {
+	f.response, err = verifyHead(key, stored, firstFieldsSize)
+	if err != nil {
+		return f, v, err
+	}
+	client, ok := clientOfFirst(key)
+	if !ok {
+		return f, v, fmt.Errorf("%w: the key is not one of a first response", ErrCorrupt)
+	}
+	fields := f.response.fields
+	f.body = Hash(fields[expirySize:])
+	id := string(fields[expirySize+len(f.body):])
+	if f.id, err = parseID(id); err != nil || string(f.id) != id {
+		return f, v, fmt.Errorf("%w: it has no contract id", ErrCorrupt)
+	}
+	return f, expiringFirst(key, client, expiryOf(fields)), nil
+}
+
+// repeat returns the contract of a first response. It returns ErrKeyReused if the body of the
+// request was different.
+func (f first) repeat(once *Idempotency) (Created, error) {
+	if f.body != once.Body {
+		return Created{}, ErrKeyReused
+	}
+	doc, err := f.response.document()
+	if err != nil {
+		return Created{}, fmt.Errorf("the first response to the idempotency key %q: %w", once.Key, err)
+	}
+	return Created{f.id, bytes.Clone(doc), f.response.version()}, nil
+}
+
+// endFirst removes a first response that is no longer in the quota of its client.
+func endFirst(tx *bbolt.Tx, key []byte) error {
+	_, v, err := getFirst(tx, key)
+	return endValue(tx, bucketIdempotency, key, v, err)
+}
+
+// upgrade makes a file of format 1 one of format 2. It adds the tokens and first responses to the
+// quotas of their clients, but not the totals, which the next value of a client adds up.
+func upgrade(tx *bbolt.Tx) error {
+	if tx.Bucket(bucketQuotas) != nil {
+		return nil
+	}
+	quotas, err := tx.CreateBucket(bucketQuotas)
+	if err != nil {
+		return fmt.Errorf("%w: create bucket: %w", errTx, err)
+	}
+	enter := func(v expiring, size int) error {
+		entry := v.quota.entryKey(v.quota.totalKey(v.client), v.order, v.key)
+		return quotas.Put(entry, binary.BigEndian.AppendUint64(nil, uint64(size)))
+	}
+	err = errors.Join(
+		tx.Bucket(bucketTokens).ForEach(func(k, stored []byte) error {
+			t, expires, err := decodeToken(k, stored)
+			if err != nil || len(k) != len(Hash{}) {
+				return nil // check reports it
+			}
+			return enter(t.expiring(Hash(k), expires), 1)
+		}),
+		tx.Bucket(bucketIdempotency).ForEach(func(k, stored []byte) error {
+			_, v, err := decodeFirst(k, stored)
+			if err != nil {
+				return nil
+			}
+			return enter(v, len(stored))
+		}),
+		putFormat(tx),
+	)
+	if err != nil {
+		return fmt.Errorf("%w: change the format: %w", errTx, err)
+	}
+	return nil
 }

@@ -3,6 +3,7 @@ package main
 // The store's bbolt file: checking its format, opening it and creating it.
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,13 +18,13 @@ import (
 
 const (
 	// formatKey is the key in bucketMeta of programName, a slash and the format version.
-	// A file of another version than formatVersion is refused.
+	// A file of a later version than formatVersion is refused.
 	formatKey = "format"
-	// programKey is the key in bucketMeta of the version of the program that created the
-	// file, and so of one that can read it. The error for another format version names it.
+	// programKey is the key in bucketMeta of the version of the program that gave the file its
+	// format, and so of one that can read it. The error for a later format version names it.
 	programKey = "program"
-	// formatVersion is the format version that this program reads and writes.
-	formatVersion = 1
+	// formatVersion is the format version that this program writes. It reads version 1 too.
+	formatVersion = 2
 )
 
 // checkFile checks that the file is as long as m, its current meta page, requires, and
@@ -48,19 +49,26 @@ func checkFile(f *os.File, m meta) error {
 		format = leafValue(inline[bucketHeaderSize:], []byte(formatKey))
 		program = leafValue(inline[bucketHeaderSize:], []byte(programKey))
 	}
-	name, version, _ := strings.Cut(string(format), "/")
-	n, err := strconv.Atoi(version)
+	n, ok := parseFormat(format)
 	switch {
-	case name != programName || err != nil:
+	case !ok:
 		return errors.New("is a bbolt database, but not one of this program, or its root page is broken; name another file, or restore a backup")
-	case n != formatVersion:
+	case n > formatVersion:
 		reader := "the program that wrote it"
 		if program != nil {
 			reader = fmt.Sprintf("%s %s or a later one", programName, quoted(string(program)))
 		}
-		return fmt.Errorf("has format version %d, and this program (%s) reads version %d; use %s", n, readBuild().Version, formatVersion, reader)
+		return fmt.Errorf("has format version %d, and this program (%s) reads version %d and earlier; use %s", n, readBuild().Version, formatVersion, reader)
 	}
 	return nil
+}
+
+// parseFormat returns the format version from the value of formatKey. It returns false if the value is
+// not one of this program.
+func parseFormat(value []byte) (version int, ok bool) {
+	name, text, _ := strings.Cut(string(value), "/")
+	version, err := strconv.Atoi(text)
+	return version, err == nil && version > 0 && name == programName
 }
 
 // initialMmapSize is the size in bytes to which the file can grow before bbolt must map it
@@ -105,8 +113,24 @@ func (s *Store) open(check func(*os.File, meta) error, resync bool) (txid uint64
 	if err != nil {
 		return 0, err
 	}
+	if err := checkBuckets(db); err != nil {
+		return 0, errors.Join(ofDatabase(s.path, err), db.Close())
+	}
 	s.db = db
 	return txid, nil
+}
+
+// checkBuckets returns an error that wraps ErrDamaged if a bucket is missing that exists in every
+// file of the program.
+func checkBuckets(db *bbolt.DB) error {
+	return db.View(func(tx *bbolt.Tx) error {
+		for _, name := range buckets {
+			if tx.Bucket(name) == nil && !bytes.Equal(name, bucketQuotas) { // which upgrade creates
+				return fmt.Errorf("%w: the bucket %s is missing; restore a backup", ErrDamaged, name)
+			}
+		}
+		return nil
+	})
 }
 
 // ofBolt explains the error of bbolt.Open for a file that cannot be mapped.
@@ -168,9 +192,7 @@ func create(path string) error {
 				return err
 			}
 		}
-		format := fmt.Sprintf("%s/%d", programName, formatVersion)
-		b := tx.Bucket(bucketMeta)
-		return errors.Join(b.Put([]byte(formatKey), []byte(format)), b.Put([]byte(programKey), []byte(readBuild().Version)))
+		return putFormat(tx)
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
@@ -179,4 +201,12 @@ func create(path string) error {
 		return err
 	}
 	return nil
+}
+
+// putFormat stores the format version and the version of this program.
+func putFormat(tx *bbolt.Tx) error {
+	b := tx.Bucket(bucketMeta)
+	return errors.Join(
+		b.Put([]byte(formatKey), fmt.Appendf(nil, "%s/%d", programName, formatVersion)),
+		b.Put([]byte(programKey), []byte(readBuild().Version)))
 }

@@ -94,11 +94,11 @@ func (i *Import) Stage(lines []ImportLine) (before []int64, err error) {
 		b.FillPercent = importFill
 		for n, l := range lines {
 			key := l.Key.bytes()
-			if first := b.Get(key); first != nil {
+			if first := b.Get(key); len(first) >= lineSize {
 				before[n] = int64(binary.BigEndian.Uint64(first))
 				continue
 			}
-			value := append(binary.BigEndian.AppendUint64(nil, uint64(l.Line)), withChecksum(key, l.Document)...)
+			value := append(binary.BigEndian.AppendUint64(nil, uint64(l.Line)), withHead(key, nil, l.Document, versionOf(l.Document))...)
 			if err := put(tx, bucketImport, key, value); err != nil {
 				return err
 			}
@@ -182,7 +182,10 @@ func (s *Store) settleImport() error {
 func (s *Store) moveStaged() (moved int, done bool, err error) {
 	err = s.update(func(tx *bbolt.Tx) error {
 		moved = 0
-		start := bytes.TrimPrefix(tx.Bucket(bucketMeta).Get([]byte(importKey)), []byte(importAfter))
+		start, err := parseImportProgress(tx.Bucket(bucketMeta).Get([]byte(importKey)))
+		if err != nil {
+			return err
+		}
 		// put calls tx.Bucket too, which returns the same Bucket within a transaction.
 		tx.Bucket(bucketContracts).FillPercent = importFill
 		c := tx.Bucket(bucketImport).Cursor()
@@ -193,10 +196,15 @@ func (s *Store) moveStaged() (moved int, done bool, err error) {
 		var last []byte
 		for size := 0; k != nil && moved < importContracts && size < importBytes; k, v = c.Next() {
 			last = bytes.Clone(k)
+			size += len(k) + len(v)
+			if err := verifyStaged(last, v); err != nil {
+				// The contract that is stored may be sound.
+				s.log.Error("a contract of a committed import is corrupt and was left out; import it again", "contract", string(last), "err", err)
+				continue
+			}
 			if err := put(tx, bucketContracts, last, bytes.Clone(v[lineSize:])); err != nil {
 				return err
 			}
-			size += len(v)
 			moved++
 		}
 		if done = k == nil; done {
@@ -205,6 +213,26 @@ func (s *Store) moveStaged() (moved int, done bool, err error) {
 		return put(tx, bucketMeta, []byte(importKey), append([]byte(importAfter), last...))
 	})
 	return moved, done && err == nil, err
+}
+
+// verifyStaged returns an error that wraps ErrCorrupt if a staged value is not a contract, or not
+// one with this key.
+func verifyStaged(key, v []byte) error {
+	if _, ok := parseKey(key); !ok || len(v) < lineSize {
+		return ErrCorrupt
+	}
+	_, err := readContract(key, v[lineSize:])
+	return err
+}
+
+// parseImportProgress returns the key of the contract that was moved last, or nil, from the value of
+// importKey. It returns an error that wraps ErrCorrupt if the value is not of that form.
+func parseImportProgress(value []byte) (last []byte, err error) {
+	last, ok := bytes.CutPrefix(value, []byte(importAfter))
+	if _, isKey := parseKey(last); !ok || len(last) > 0 && !isKey {
+		return nil, fmt.Errorf("%w: the progress of the import is %q", ErrCorrupt, value)
+	}
+	return last, nil
 }
 
 // dropStaged removes bucketImport and importKey from the file, if they are there.

@@ -61,15 +61,15 @@ func transaction(t testing.TB, s *Store) uint64 {
 
 func wantDocument(t testing.TB, s *Store, k Key, want string) {
 	t.Helper()
-	got, v, err := s.Get(nil, k)
-	if err != nil || string(got) != want || v != Version(checksum(k.bytes(), got)) {
+	got, v, err := s.Get(nil, k, always)
+	if err != nil || string(got) != want || v != versionOf(got) {
 		t.Errorf("Get %s: %q, version %x, %v; want %q", k.bytes(), got, v, err, want)
 	}
 }
 
 func TestContractIsMadeReplacedAndDeleted(t *testing.T) {
 	s, _ := openStore(t, newPath(t))
-	if _, _, err := s.Get(nil, key(1)); !errors.Is(err, ErrNotFound) {
+	if _, _, err := s.Get(nil, key(1), always); !errors.Is(err, ErrNotFound) {
 		t.Errorf("before: %v", err)
 	}
 	first, err := s.Put(key(1), []byte(`{"a":1}`), absent)
@@ -96,7 +96,7 @@ func TestContractIsMadeReplacedAndDeleted(t *testing.T) {
 	if err := s.Delete(key(1), always); err != nil {
 		t.Error(err)
 	}
-	if _, _, err := s.Get(nil, key(1)); !errors.Is(err, ErrNotFound) {
+	if _, _, err := s.Get(nil, key(1), always); !errors.Is(err, ErrNotFound) {
 		t.Errorf("after: %v", err)
 	}
 }
@@ -186,11 +186,11 @@ func TestKeyBelongsToOneClientAndUser(t *testing.T) {
 	} {
 		got, err := s.Create(tt.key, fmt.Appendf(nil, `{"id":"%s"}`, tt.key.Contract), &tt.once)
 		if !errors.Is(err, tt.error) || err == nil && (got.ID != tt.want || !strings.Contains(string(got.Document), string(tt.want)) ||
-			got.Version != Version(checksum(Key{tt.key.Owner, tt.want}.bytes(), got.Document))) {
+			got.Version != versionOf(got.Document)) {
 			t.Errorf("%s: %+v, %v, want %s, %v", tt.name, got, err, tt.want, tt.error)
 		}
 	}
-	if _, _, err := s.Get(nil, key(2)); !errors.Is(err, ErrNotFound) {
+	if _, _, err := s.Get(nil, key(2), always); !errors.Is(err, ErrNotFound) {
 		t.Errorf("the repeated request made a contract too: %v", err)
 	}
 }
@@ -226,26 +226,48 @@ func TestClientsAndTokensSurviveARestart(t *testing.T) {
 }
 
 func TestEveryFlippedBitFailsTheChecksum(t *testing.T) {
-	k := key(1).bytes()
-	sealed := withChecksum(k, []byte(`{"energy_contract_type":null,"energy_prices":[{"price":0.1523,"timestamp":null}]}`))
-	if _, _, err := verifyChecksum(k, sealed); err != nil {
-		t.Fatal(err)
-	}
-	for i := range 8 * (len(sealed) + len(k)) {
-		key, value := slices.Clone(k), slices.Clone(sealed)
-		if at := i / 8; at < len(value) {
-			value[at] ^= 1 << (i % 8)
-		} else {
-			key[at-len(value)] ^= 1 << (i % 8)
-		}
-		if got, _, err := verifyChecksum(key, value); !errors.Is(err, ErrCorrupt) {
-			t.Errorf("bit %d: %q, %v", i, got, err)
-		}
-	}
-	for n := range len(sealed) {
-		if got, _, err := verifyChecksum(k, sealed[:n]); !errors.Is(err, ErrCorrupt) {
-			t.Errorf("cut to %d bytes: %q, %v", n, got, err)
-		}
+	k, doc := key(1).bytes(), []byte(`{"energy_contract_type":null,"energy_prices":[{"price":0.1523,"timestamp":null}]}`)
+	fields := bytes.Repeat([]byte{7}, firstFieldsSize)
+	for _, tt := range []struct {
+		name   string
+		sealed []byte
+		fields int
+	}{
+		{"a contract", withHead(k, nil, doc, versionOf(doc)), 0},
+		{"a first response", withHead(k, fields, doc, versionOf(doc)), len(fields)},
+		{"a contract of format 1", withChecksum(k, doc), 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			read := func(key, stored []byte) ([]byte, error) {
+				h, err := verifyHead(key, stored, tt.fields)
+				if err != nil {
+					return nil, err
+				}
+				if h.version() != versionOf(doc) { // only the head of a value of format 2 is verified
+					t.Errorf("version %x of %q", h.version(), stored)
+				}
+				return h.document()
+			}
+			if got, err := read(k, tt.sealed); err != nil || !bytes.Equal(got, doc) {
+				t.Fatalf("%q, %v", got, err)
+			}
+			for i := range 8 * (len(tt.sealed) + len(k)) {
+				key, value := slices.Clone(k), slices.Clone(tt.sealed)
+				if at := i / 8; at < len(value) {
+					value[at] ^= 1 << (i % 8)
+				} else {
+					key[at-len(value)] ^= 1 << (i % 8)
+				}
+				if got, err := read(key, value); !errors.Is(err, ErrCorrupt) {
+					t.Errorf("bit %d: %q, %v", i, got, err)
+				}
+			}
+			for n := range len(tt.sealed) {
+				if got, err := read(k, tt.sealed[:n]); !errors.Is(err, ErrCorrupt) {
+					t.Errorf("cut to %d bytes: %q, %v", n, got, err)
+				}
+			}
+		})
 	}
 }
 
@@ -382,7 +404,7 @@ func TestFirstAnswerIsRepeatedWhateverBecameOfTheContract(t *testing.T) {
 	s, c := openStore(t, newPath(t))
 	once := &Idempotency{Client: "a", Key: "k", Body: hashOf("body")}
 	const doc = `{"n":1}`
-	version := Version(checksum(key(1).bytes(), []byte(doc)))
+	version := versionOf([]byte(doc))
 	// create repeats the request. The handler makes a new id each time.
 	create := func(when string, n int, want Key, wantVersion Version) {
 		t.Helper()
@@ -404,15 +426,15 @@ func TestFirstAnswerIsRepeatedWhateverBecameOfTheContract(t *testing.T) {
 	c.move(idempotencyLifetime - time.Minute)
 	create("a minute before its end", 4, key(1), version)
 	for n := range 5 {
-		if got, _, err := s.Get(nil, key(n)); !errors.Is(err, ErrNotFound) {
+		if got, _, err := s.Get(nil, key(n), always); !errors.Is(err, ErrNotFound) {
 			t.Errorf("contract %d is there: %s, %v", n, got, err)
 		}
 	}
 	c.move(2 * time.Minute)
-	create("a minute after its end", 5, key(5), Version(checksum(key(5).bytes(), []byte(doc))))
+	create("a minute after its end", 5, key(5), versionOf([]byte(doc)))
 	wantDocument(t, s, key(5), doc)
 	c.move(idempotencyLifetime - time.Minute)
-	create("and that one's own day", 6, key(5), Version(checksum(key(5).bytes(), []byte(doc))))
+	create("and that one's own day", 6, key(5), versionOf([]byte(doc)))
 }
 
 // flipped changes one bit of a file. A process that has mapped the file sees the change.
@@ -437,7 +459,7 @@ func flipped(t testing.TB, path string, bit int64) {
 // and its neighbors are returned.
 func wantCorrupt(t testing.TB, s *Store, when string) {
 	t.Helper()
-	got, _, err := s.Get(nil, key(1))
+	got, _, err := s.Get(nil, key(1), always)
 	if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), string(key(1).bytes())) || len(got) > 0 {
 		t.Errorf("%s: Get: %q, %v", when, got, err)
 	}
@@ -465,7 +487,7 @@ func threeContracts(t testing.TB) (path string, at, size int64) {
 	if err := errors.Join(s.AddSamples(samples), s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	file, sealed := readFile(t, path), string(withChecksum(key(1).bytes(), []byte(someDocument(1))))
+	file, sealed := readFile(t, path), string(withHead(key(1).bytes(), nil, []byte(someDocument(1)), versionOf([]byte(someDocument(1)))))
 	if n := strings.Count(file, sealed); n != 1 {
 		t.Fatalf("the value is in the file %d times", n)
 	}
@@ -497,7 +519,7 @@ func TestWriteHealsACorruptContract(t *testing.T) {
 		{"replaced by what it was", 100, func(s *Store) error {
 			// The checksum is intact, and so is the entity tag that a client has.
 			_, err := s.Put(key(1), []byte(someDocument(1)), func(current Version, exists bool) error {
-				if want := Version(checksum(key(1).bytes(), []byte(someDocument(1)))); !exists || current != want {
+				if want := versionOf([]byte(someDocument(1))); !exists || current != want {
 					return fmt.Errorf("found %x, %v, want %x", current, exists, want)
 				}
 				return nil
@@ -518,7 +540,7 @@ func TestWriteHealsACorruptContract(t *testing.T) {
 			documents := []string{someDocument(0), tt.want, someDocument(2)}
 			if tt.want == "" {
 				documents = slices.Delete(documents, 1, 2)
-				if got, _, err := s.Get(nil, key(1)); !errors.Is(err, ErrNotFound) {
+				if got, _, err := s.Get(nil, key(1), always); !errors.Is(err, ErrNotFound) {
 					t.Errorf("Get: %s, %v", got, err)
 				}
 			} else {
@@ -587,7 +609,7 @@ func TestCorruptClientTokenAndKeyAreRefusedAndExpireAsOthersDo(t *testing.T) {
 		if got, err := s.Create(key(2), []byte("{}"), once); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("create with the key: %+v, %v", got, err)
 		}
-		if _, _, err := s.Get(nil, key(2)); !errors.Is(err, ErrNotFound) {
+		if _, _, err := s.Get(nil, key(2), always); !errors.Is(err, ErrNotFound) {
 			t.Errorf("refused, and there: %v", err)
 		}
 		clock.move(idempotencyLifetime + expiredKept + time.Minute)

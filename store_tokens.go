@@ -4,21 +4,33 @@ package main
 
 import (
 	"fmt"
-	"time"
 
 	"github.com/go-json-experiment/json"
 	"go.etcd.io/bbolt"
 )
 
-// AddToken stores a token; h is the hash of its text.
+// AddToken stores a token; h is the hash of its text. If its client then has more tokens than
+// tokenQuota allows, the oldest ends.
 func (s *Store) AddToken(h Hash, t Token) error {
 	b, err := json.Marshal(t)
 	if err != nil {
 		return fmt.Errorf("encode token: %w", err)
 	}
+	stored := withChecksum(h[:], append(expiryBytes(t.Expires), b...))
 	return s.update(func(tx *bbolt.Tx) error {
-		return putExpiring(tx, bucketTokens, h[:], t.Expires, b)
+		return t.expiring(h, t.Expires).put(tx, stored, 1, func(key []byte) error { return s.endToken(tx, key) })
 	})
+}
+
+// endToken removes a token that is no longer in the quota of its client.
+func (s *Store) endToken(tx *bbolt.Tx, key []byte) error {
+	if len(key) != len(Hash{}) {
+		return nil
+	}
+	h := Hash(key)
+	tx.OnCommit(func() { s.cache.forgetToken(h) })
+	_, v, err := getToken(tx, h)
+	return endValue(tx, bucketTokens, key, v, err)
 }
 
 // Token returns the token with this hash and sets the time when its client was last used to
@@ -63,7 +75,7 @@ func (s *Store) readToken(h Hash) (t Token, err error) {
 // ErrForeign if it belongs to another client.
 func (s *Store) RevokeToken(h Hash, client string) error {
 	return s.update(func(tx *bbolt.Tx) error {
-		t, expiry, err := getToken(tx, h)
+		t, v, err := getToken(tx, h)
 		switch {
 		case err != nil:
 			return err
@@ -71,19 +83,6 @@ func (s *Store) RevokeToken(h Hash, client string) error {
 			return ErrForeign
 		}
 		tx.OnCommit(func() { s.cache.forgetToken(h) })
-		return removeExpiring(tx, bucketTokens, h[:], expiry)
+		return v.remove(tx)
 	})
-}
-
-// getToken returns a token and the expiry stored beside it: Token.Expires, rounded up to a
-// second.
-func getToken(tx *bbolt.Tx, h Hash) (t Token, expiry time.Time, err error) {
-	b, expiry, err := getExpiring(tx, bucketTokens, h[:])
-	if err != nil {
-		return t, expiry, err
-	}
-	if err := json.Unmarshal(b, &t); err != nil {
-		return t, expiry, fmt.Errorf("decode token: %w", err)
-	}
-	return t, expiry, nil
 }

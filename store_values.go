@@ -10,47 +10,26 @@ import (
 	"strings"
 
 	"github.com/cespare/xxhash/v2"
-	"github.com/go-json-experiment/json"
 	"go.etcd.io/bbolt"
 )
 
-// checksumSize is the size in bytes of the checksum before a stored value.
+// checksumSize is the size of a checksum in bytes.
 const checksumSize = 8
 
 // withChecksum returns the value to store under key: the checksum of key and value, then
 // value. The checksum includes the key, so that a value found under a wrong key is corrupt.
 func withChecksum(key, value []byte) []byte {
-	stored := make([]byte, checksumSize, checksumSize+len(value))
-	binary.BigEndian.PutUint64(stored, checksum(key, value))
-	return append(stored, value...)
+	return append(binary.BigEndian.AppendUint64(make([]byte, 0, checksumSize+len(value)), checksum(key, value)), value...)
 }
 
-// verifyChecksum returns the value that withChecksum stored under key, and its version. It
-// returns ErrCorrupt if key and value do not match the checksum. The value is part of
-// stored, not a copy.
-func verifyChecksum(key, stored []byte) ([]byte, Version, error) {
-	if len(stored) < checksumSize || checksum(key, stored[checksumSize:]) != uint64(versionOf(stored)) {
-		return nil, 0, ErrCorrupt
+// verifyChecksum returns the value that withChecksum stored under key. It returns ErrCorrupt
+// if key and value do not match the checksum. The value is part of stored, not a copy.
+func verifyChecksum(key, stored []byte) ([]byte, error) {
+	if len(stored) < checksumSize || checksum(key, stored[checksumSize:]) != binary.BigEndian.Uint64(stored) {
+		return nil, ErrCorrupt
 	}
-	return stored[checksumSize:], versionOf(stored), nil
+	return stored[checksumSize:], nil
 }
-
-// decodeJSON verifies the checksum of a value stored under key and decodes its JSON into
-// into.
-func decodeJSON(key, stored []byte, into any) error {
-	b, _, err := verifyChecksum(key, stored)
-	if err == nil {
-		err = json.Unmarshal(b, into)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", key, err)
-	}
-	return nil
-}
-
-// versionOf returns the checksum of a stored value, which is its version. It does not
-// verify the checksum. stored has at least checksumSize bytes.
-func versionOf(stored []byte) Version { return Version(binary.BigEndian.Uint64(stored)) }
 
 // checksum returns the XXH64 of key followed by value.
 func checksum(key, value []byte) uint64 {
@@ -61,50 +40,148 @@ func checksum(key, value []byte) uint64 {
 	return d.Sum64()
 }
 
+// A value with a document begins with the checksum of its key and its head. The head has
+// headMark, the fields of the bucket if it has any, the checksum of the document and its
+// version. So the head can be verified and used without reading the document, which may be
+// large.
+//
+// In a file of format 1 the value has neither headMark nor sums, and its checksum covers all of
+// it. At the place of headMark it has the brace of a document, or the first byte of an expiry,
+// which is 0.
+const (
+	headMark = 2
+	// sumsSize is the size in bytes of the end of a head.
+	sumsSize = checksumSize + len(Version{})
+)
+
+// withHead returns the value to store under key for a document, which has that version, and the
+// fields of its bucket.
+func withHead(key, fields, doc []byte, version Version) []byte {
+	size := checksumSize + 1 + len(fields) + sumsSize
+	stored := append(make([]byte, checksumSize, size+len(doc)), headMark)
+	stored = append(stored, fields...)
+	stored = binary.BigEndian.AppendUint64(stored, checksum(nil, doc))
+	stored = append(stored, version[:]...)
+	binary.BigEndian.PutUint64(stored, checksum(key, stored[checksumSize:]))
+	return append(stored, doc...)
+}
+
+// headed is a stored value with a document whose head has been verified.
+type headed struct {
+	fields []byte
+	sums   []byte // nil in a value of format 1, whose document has been verified too
+	doc    []byte // without sums, use document
+}
+
+// verifyHead verifies the head of a value that withHead stored under key, with that many bytes of
+// fields. It returns ErrCorrupt if key and head do not match the checksum. The slices of the
+// result are part of stored, not copies.
+func verifyHead(key, stored []byte, fields int) (h headed, err error) {
+	if len(stored) <= checksumSize || stored[checksumSize] != headMark {
+		all, err := verifyChecksum(key, stored)
+		if err != nil || len(all) < fields {
+			return headed{}, ErrCorrupt
+		}
+		return headed{fields: all[:fields], doc: all[fields:]}, nil
+	}
+	size := checksumSize + 1 + fields + sumsSize
+	if len(stored) < size {
+		return headed{}, ErrCorrupt
+	}
+	head, err := verifyChecksum(key, stored[:size])
+	if err != nil {
+		return headed{}, err
+	}
+	return headed{fields: head[1 : 1+fields], sums: head[1+fields:], doc: stored[size:]}, nil
+}
+
+// version returns the version of the document. It reads the document only in a value of format
+// 1.
+func (h headed) version() Version {
+	if h.sums == nil {
+		return versionOf(h.doc)
+	}
+	return Version(h.sums[checksumSize:])
+}
+
+// document returns the document. It returns ErrCorrupt if the document does not match its
+// checksum.
+func (h headed) document() ([]byte, error) {
+	if h.sums != nil && checksum(nil, h.doc) != binary.BigEndian.Uint64(h.sums) {
+		return nil, ErrCorrupt
+	}
+	return h.doc, nil
+}
+
+// check is like document, but also returns ErrCorrupt if the version is not that of the document.
+// That takes longer, and the head is verified, so that only Check calls it.
+func (h headed) check() ([]byte, error) {
+	doc, err := h.document()
+	if err == nil && h.version() != versionOf(doc) {
+		err = fmt.Errorf("%w: its version is not that of its document", ErrCorrupt)
+	}
+	return doc, err
+}
+
+// verifier returns an error that wraps ErrCorrupt if a stored value does not match its checksum.
+// It does not read the document of a value that has a head.
+type verifier func(key, stored []byte) error
+
+// verifyValue is the verifier of values without a head.
+func verifyValue(key, stored []byte) error {
+	_, err := verifyChecksum(key, stored)
+	return err
+}
+
+// verifyContract is the verifier of bucketContracts.
+func verifyContract(key, stored []byte) error {
+	_, err := verifyHead(key, stored, 0)
+	return err
+}
+
 // seek returns the value stored under key with its checksum, which it does not verify.
 //
 // If there is none, seek verifies the two entries between which key would be, and returns
-// ErrCorrupt if one fails its checksum, else ErrNotFound. The reason: if a bit of a stored
-// key flips, a lookup of the original key finds nothing, as if it had never been stored.
-// But the entry is still at its place in the page, so the search ends at it or at the entry
-// after it.
-func seek(c *bbolt.Cursor, key []byte) ([]byte, error) {
+// ErrCorrupt if one fails, else ErrNotFound. The reason: if a bit of a stored key flips, a
+// lookup of the original key finds nothing, as if it had never been stored. But the entry is
+// still at its place in the page, so the search ends at it or at the entry after it.
+func seek(c *bbolt.Cursor, key []byte, verify verifier) ([]byte, error) {
 	k, v := c.Seek(key)
 	if bytes.Equal(k, key) {
 		return v, nil
 	}
-	if err := verifyEntry(k, v); err != nil {
+	if err := verify.entry(k, v); err != nil {
 		return nil, err
 	}
-	if err := verifyEntry(c.Prev()); err != nil {
+	if err := verify.entry(c.Prev()); err != nil {
 		return nil, err
 	}
 	return nil, ErrNotFound
 }
 
-// seekAfter returns the first entry whose key is greater than start, and moves c to it. The
-// entry is not verified. If start itself is not a key, seekAfter verifies the entry before
-// the first one, and returns ErrCorrupt if it fails its checksum: a flipped bit can make its
-// key less than start, and a list would silently omit it.
+// seekAfter returns the first contract whose key is greater than start, and moves c to it. The
+// contract is not verified. If start itself is not a key, seekAfter verifies the entry before
+// the first one, and returns ErrCorrupt if it fails: a flipped bit can make its key less than
+// start, and a list would silently omit it.
 func seekAfter(c *bbolt.Cursor, start []byte) (key, value []byte, err error) {
 	if key, _ = c.Seek(start); bytes.Equal(key, start) {
 		key, value = c.Next()
 		return key, value, nil
 	}
-	if err := verifyEntry(c.Prev()); err != nil {
+	if err := verifier(verifyContract).entry(c.Prev()); err != nil {
 		return nil, nil, err
 	}
 	key, value = c.Seek(start)
 	return key, value, nil
 }
 
-// verifyEntry returns an error that wraps ErrCorrupt if stored does not match its checksum.
-// A nil key, which a cursor returns beyond either end of a bucket, is no error.
-func verifyEntry(key, stored []byte) error {
+// entry verifies an entry that a cursor returned. A nil key, which it returns beyond either end
+// of a bucket, is no error.
+func (verify verifier) entry(key, stored []byte) error {
 	if key == nil {
 		return nil
 	}
-	if _, _, err := verifyChecksum(key, stored); err != nil {
+	if err := verify(key, stored); err != nil {
 		return fmt.Errorf("%q: %w", key, err)
 	}
 	return nil

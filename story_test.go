@@ -161,7 +161,7 @@ func (n *names) show(text string) string {
 var (
 	requestID   = regexp.MustCompile(`(?m)^X-Request-Id: (\S+)$`)
 	madeID      = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`)
-	entityTagRE = regexp.MustCompile(`"[0-9a-f]{16}"`)
+	entityTagRE = regexp.MustCompile(`"[0-9a-f]{32}"`)
 	secret      = regexp.MustCompile(`"[A-Za-z0-9_-]{43}"`)
 )
 
@@ -190,7 +190,7 @@ func (n *names) name(value, kind string, count *int) string {
 
 func TestStoryNamesAreOneForOneValue(t *testing.T) {
 	n := &names{values: map[string]string{}}
-	got := n.hide(`"0123456789abcdef" "0123456789abcdee" "0123456789abcdef"`)
+	got := n.hide(`"0123456789abcdef0123456789abcdef" "0123456789abcdef0123456789abcdee" "0123456789abcdef0123456789abcdef"`)
 	if want := `{etag 1} {etag 2} {etag 1}`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}

@@ -69,7 +69,7 @@ func messages() map[string]message {
 		"another's":        {method: "GET", path: strings.Replace(benchContract, demoOrg, demoOtherOrg, 1)},
 		"nowhere":          {method: "GET", path: benchContract + "/prices"},
 		"no such method":   {method: "POST", path: benchContract, header: jsonType, body: benchBody},
-		"another version":  {method: "PUT", path: benchContract, header: jsonType + "If-Match: \"0000000000000000\"\r\n", body: benchBody},
+		"another version":  {method: "PUT", path: benchContract, header: jsonType + "If-Match: \"00000000000000000000000000000000\"\r\n", body: benchBody},
 		"no media type":    {method: "PUT", path: benchContract, body: benchBody},
 		"no contract":      {method: "PUT", path: benchContract, header: jsonType, body: `{"meter_id":7,"price":[]}`},
 		"a limit too high": {method: "GET", path: benchContracts + "?limit=1001"},
