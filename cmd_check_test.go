@@ -68,10 +68,22 @@ func TestCheckSaysWhatIsWrongWithADocument(t *testing.T) {
 		{"a key in upper case", sealedIn(bucketContracts, strings.ToUpper(under(1)), fmt.Sprintf(good, id(1))), `contracts "` + strings.ToUpper(under(1)) + `": the key is not three UUIDs in lower case, separated by slashes`},
 		{"a key of two parts", sealedIn(bucketContracts, org+"/"+user, "{}"), `contracts "` + org + "/" + user + `": the key is not three UUIDs in lower case, separated by slashes`},
 		{"a client that is none", sealedIn(bucketClients, "c", "[]"), `clients "c": the value is not a client`},
-		{"a token without an end", sealedIn(bucketTokens, "\x01\x02", "1"), `tokens "0102": the value has no expiry`},
-		{"a token that is none", sealedIn(bucketTokens, "\x01\x02", "12345678[]"), `tokens "0102": the value is not a token`},
+		{"a token without an end", sealedIn(bucketTokens, strings.Repeat("\x01", 32), "1"), `tokens "` + strings.Repeat("01", 32) + `": the value has no expiry`},
+		{"a token that is none", sealedIn(bucketTokens, strings.Repeat("\x01", 32), "12345678[]"), `tokens "` + strings.Repeat("01", 32) + `": the value is not a token`},
+		{"a token under a key that is no hash", sealedIn(bucketTokens, "\x01\x02", "12345678{}"), `tokens "0102": the key is not a SHA-256`},
+		{"an idempotency record that is too short", sealedIn(bucketIdempotency, under(1)[:74]+"c\x00k", "12345678"), `idempotency "` + under(1)[:74] + `c\x00k": stored value fails its checksum`},
+		{"an idempotency record of no client", sealedIn(bucketIdempotency, "c\x00k", strings.Repeat("0", firstFieldsSize)), `idempotency "c\x00k": the key is not that of a response to an idempotency key`},
+		{"an idempotency record without an id", sealedIn(bucketIdempotency, under(1)[:74]+"c\x00k", strings.Repeat("0", firstFieldsSize)), `idempotency "` + under(1)[:74] + `c\x00k": the value has no contract id`},
+		{"an expiry of one byte", raw(bucketExpiry, "\x01", ""), `expiry "\x01": the entry does not name the key of a value that expires`},
+		{"an expiry of the format", raw(bucketExpiry, "\x00\x00\x00\x00\x00\x00\x00\x01meta\x00format", ""), `expiry "\x00\x00\x00\x00\x00\x00\x00\x01meta\x00format": the entry does not name the key of a value that expires`},
+		{"an expiry of no hash", raw(bucketExpiry, "\x00\x00\x00\x00\x00\x00\x00\x01tokens\x00t", ""), `expiry "\x00\x00\x00\x00\x00\x00\x00\x01tokens\x00t": the entry does not name the key of a value that expires`},
+		{"a version that is not that of the document", func(tx *bbolt.Tx) error {
+			k, doc := []byte(under(1)), []byte(fmt.Sprintf(good, id(1)))
+			return tx.Bucket(bucketContracts).Put(k, withHead(k, nil, doc, Version{}))
+		}, `contracts "` + under(1) + `": the version is not that of the document`},
+		{"progress without an import", raw(bucketMeta, importKey, importAfter), "there is the progress of an import, but the import is missing"},
+		{"an import's progress that is none", raw(bucketMeta, importKey, "after all"), "meta \"import\": the progress of the import is \"after all\"\nthere is the progress of an import, but the import is missing"},
 		{"an idempotency key with a wrong checksum", raw(bucketIdempotency, "k\x00l", "123456789"), `idempotency "k\x00l": stored value fails its checksum`},
-		{"a bucket that is missing", func(tx *bbolt.Tx) error { return tx.DeleteBucket(bucketTokens) }, "the bucket tokens is missing"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -94,6 +106,18 @@ func TestCheckSaysWhatIsWrongWithADocument(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestCheckOfADatabaseWithoutABucket(t *testing.T) {
+	for _, bucket := range buckets[1:] {
+		db := shortPath(t)
+		ok(t, db, "import", absolute(t, contractLines))
+		editBolt(t, db, func(tx *bbolt.Tx) error { return tx.DeleteBucket(bucket) })
+		want := db + " has 1 fault; repair a contract with PUT or DELETE; for any other fault, restore a backup"
+		if got, fault := refusedCommand(t, db, want, "check"), fmt.Sprintf("the bucket %s is missing\n", bucket); got != fault {
+			t.Errorf("printed %swant %s", got, fault)
+		}
 	}
 }
 

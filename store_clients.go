@@ -116,14 +116,11 @@ func getClient(tx *bbolt.Tx, id string) (c Client, err error) {
 	return c, err
 }
 
-// errNotClient is returned for a stored value that is not a client. It wraps ErrCorrupt.
-var errNotClient = fmt.Errorf("%w: the value is not a client", ErrCorrupt)
-
 // decodeClient verifies and decodes the stored value of a client.
 func decodeClient(key, stored []byte) (c Client, err error) {
 	b, err := verifyChecksum(key, stored)
 	if err == nil && json.Unmarshal(b, &c) != nil {
-		err = errNotClient
+		err = corruption("the value is not a client")
 	}
 	return c, err
 }

@@ -188,11 +188,14 @@ func getToken(tx *bbolt.Tx, h Hash) (t Token, v expiring, err error) {
 // stored beside it.
 func decodeToken(key, stored []byte) (t Token, expires time.Time, err error) {
 	b, err := verifyChecksum(key, stored)
-	if err != nil || len(b) < expirySize {
-		return t, expires, ErrCorrupt
+	if err != nil {
+		return t, expires, err
+	}
+	if len(b) < expirySize {
+		return t, expires, corruption("the value has no expiry")
 	}
 	if err := json.Unmarshal(b[expirySize:], &t); err != nil {
-		return t, expires, fmt.Errorf("%w: the value is not a token", ErrCorrupt)
+		return t, expires, corruption("the value is not a token")
 	}
 	return t, expiryOf(b), nil
 }
@@ -287,13 +290,13 @@ func decodeFirst(key, stored []byte) (f first, v expiring, err error) {
 	}
 	client, ok := clientOfFirst(key)
 	if !ok {
-		return f, v, fmt.Errorf("%w: the key is not one of a first response", ErrCorrupt)
+		return f, v, corruption("the key is not that of a response to an idempotency key")
 	}
 	fields := f.response.fields
 	f.body = Hash(fields[expirySize:])
 	id := string(fields[expirySize+len(f.body):])
 	if f.id, err = parseID(id); err != nil || string(f.id) != id {
-		return f, v, fmt.Errorf("%w: it has no contract id", ErrCorrupt)
+		return f, v, corruption("the value has no contract id")
 	}
 	return f, expiringFirst(key, client, expiryOf(fields)), nil
 }

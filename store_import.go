@@ -230,7 +230,7 @@ func verifyStaged(key, v []byte) error {
 func parseImportProgress(value []byte) (last []byte, err error) {
 	last, ok := bytes.CutPrefix(value, []byte(importAfter))
 	if _, isKey := parseKey(last); !ok || len(last) > 0 && !isKey {
-		return nil, fmt.Errorf("%w: the progress of the import is %q", ErrCorrupt, value)
+		return nil, corruption(fmt.Sprintf("the progress of the import is %q", value))
 	}
 	return last, nil
 }

@@ -319,7 +319,7 @@ func TestListIsEachContractOnceInOrder(t *testing.T) {
 	doc := func(i int) string { return fmt.Sprintf(`{"n":%0*d}`, size, i) }
 	id := func(i int) ID { return key(step * i).Contract }
 	owner := key(0).Owner
-	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg}}, Documents: map[Key][]byte{}}
+	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}}}, Documents: map[Key][]byte{}}
 	for i := range contracts {
 		samples.Documents[key(step*i)] = []byte(doc(i))
 	}
@@ -480,7 +480,7 @@ func threeContracts(t testing.TB) (path string, at, size int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg}}, Documents: map[Key][]byte{}}
+	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}}}, Documents: map[Key][]byte{}}
 	for i := range 3 {
 		samples.Documents[key(i)] = []byte(someDocument(i))
 	}
@@ -627,5 +627,44 @@ func TestCorruptClientTokenAndKeyAreRefusedAndExpireAsOthersDo(t *testing.T) {
 		if n := count(t, path, []byte(bucket)); n != want {
 			t.Errorf("%s has %d keys, want %d", bucket, n, want)
 		}
+	}
+}
+
+// Entries of the index that are no entries of a value are removed, and nothing else.
+func TestCraftedExpiryChangesNothingElse(t *testing.T) {
+	long := "\x00\x00\x00\x00\x00\x00\x00\x01"
+	for name, entry := range map[string]string{
+		"one byte":                     "\x01",
+		"an expiry only":               long,
+		"the format":                   long + "meta\x00format",
+		"a contract":                   long + "contracts\x00" + string(key(1).bytes()),
+		"a client":                     long + "clients\x00a",
+		"a token whose key is no hash": long + "tokens\x00short",
+		"an index entry":               long + "expiry\x00\x01",
+		"a first response of nobody":   long + "idempotency\x00k",
+		"no bucket":                    long + "\x00",
+		"an expiry that overflows":     "\xff\xff\xff\xff\xff\xff\xff\xff" + "tokens\x00" + strings.Repeat("t", 32),
+	} {
+		t.Run(name, func(t *testing.T) {
+			path, _, _ := threeContracts(t)
+			edit(t, path, func(tx *bbolt.Tx) error { return tx.Bucket(bucketExpiry).Put([]byte(entry), nil) })
+			for range 2 {
+				t.Run("write", func(t *testing.T) {
+					s, _ := openStore(t, path)
+					if _, err := s.Put(key(4), []byte(someDocument(4)), always); err != nil {
+						t.Error(err)
+					}
+					for i := range 3 {
+						wantDocument(t, s, key(i), someDocument(i))
+					}
+					if _, err := s.Client("a"); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			if n := count(t, path, bucketExpiry); n != 0 {
+				t.Errorf("the index has %d entries", n)
+			}
+		})
 	}
 }

@@ -13,6 +13,16 @@ import (
 	"go.etcd.io/bbolt"
 )
 
+// corruption is an error that says in which way a value with the right checksum is corrupt. It is
+// ErrCorrupt for errors.Is.
+type corruption string
+
+// Error returns the text.
+func (c corruption) Error() string { return string(c) }
+
+// Is reports whether target is ErrCorrupt.
+func (c corruption) Is(target error) bool { return target == ErrCorrupt }
+
 // checksumSize is the size of a checksum in bytes.
 const checksumSize = 8
 
@@ -118,7 +128,7 @@ func (h headed) document() ([]byte, error) {
 func (h headed) check() ([]byte, error) {
 	doc, err := h.document()
 	if err == nil && h.version() != versionOf(doc) {
-		err = fmt.Errorf("%w: its version is not that of its document", ErrCorrupt)
+		err = corruption("the version is not that of the document")
 	}
 	return doc, err
 }
