@@ -327,3 +327,45 @@ func TestCorruptValueOfACommittedImportIsLeftOut(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkLargeNeighbors compares requests that look at documents of 4 MiB without needing them
+// with the same requests for documents of 200 bytes.
+func BenchmarkLargeNeighbors(b *testing.B) {
+	s, _ := openStore(b, newPath(b))
+	large := []byte(`{"supplier":"` + strings.Repeat("a", 4<<20) + `"}`)
+	for n, doc := range map[int][]byte{1: large, 3: large, 11: []byte(someDocument(1)), 13: []byte(someDocument(3))} {
+		if _, err := s.Put(key(n), doc, always); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for _, bench := range []struct {
+		name string
+		do   func(of int) error
+		want error
+	}{
+		{"missing", func(of int) error { _, _, err := s.Get(nil, key(of+2), always); return err }, ErrNotFound},
+		{"head", func(of int) error { _, _, err := s.Find(key(of+1), always); return err }, nil},
+		{"none-match", func(of int) error {
+			_, _, err := s.Get(nil, key(of+1), func(Version, bool) error { return errNoneMatch })
+			return err
+		}, errNoneMatch},
+	} {
+		b.Run(bench.name, func(b *testing.B) {
+			const each = 2000
+			var took [2]time.Duration // of the large ones, and of the small ones
+			for b.Loop() {
+				for i, of := range []int{0, 10} {
+					began := time.Now()
+					for range each {
+						if err := bench.do(of); !errors.Is(err, bench.want) {
+							b.Fatal(err)
+						}
+					}
+					took[i] += time.Since(began)
+				}
+			}
+			b.ReportMetric(float64(took[0])/float64(took[1]), "×small")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}

@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -81,12 +82,16 @@ func makeBench(t testing.TB) {
 // bucketContracts is the bucket of the contracts, each with its checksum.
 var bucketContracts = []byte("contracts")
 
-// withChecksum returns a value as the database stores it: after the checksum of key and value.
-func withChecksum(key, value []byte) []byte {
+// storedContract returns a contract as the database stores it: the checksum of its key and its
+// head, the head (a mark, the checksum of the document, 128 bits of its SHA-256), and the document.
+func storedContract(key, doc []byte) []byte {
+	version := sha256.Sum256(doc)
+	head := binary.BigEndian.AppendUint64([]byte{2}, xxhash.Sum64(doc))
+	head = append(head, version[:16]...)
 	sum := xxhash.New()
 	_, _ = sum.Write(key) // never fails
-	_, _ = sum.Write(value)
-	return append(binary.BigEndian.AppendUint64(nil, sum.Sum64()), value...)
+	_, _ = sum.Write(head)
+	return slices.Concat(binary.BigEndian.AppendUint64(nil, sum.Sum64()), head, doc)
 }
 
 // benchFile makes a database with n contracts, as after an import.
@@ -108,7 +113,7 @@ func benchFile(t testing.TB, n int) string {
 				k := benchKey(i)
 				doc := bytes.Clone(bench.document)
 				copy(doc[at:], k.Contract)
-				if err := b.Put(k.bytes(), withChecksum(k.bytes(), doc)); err != nil {
+				if err := b.Put(k.bytes(), storedContract(k.bytes(), doc)); err != nil {
 					return err
 				}
 			}
@@ -128,7 +133,7 @@ func benchFile(t testing.TB, n int) string {
 func benchValue(t testing.TB) []byte {
 	t.Helper()
 	makeBench(t)
-	return withChecksum(benchKey(0).bytes(), bench.document)
+	return storedContract(benchKey(0).bytes(), bench.document)
 }
 
 // copyOf returns the path of a copy of a file.
