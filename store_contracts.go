@@ -166,9 +166,8 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 
 // Precondition decides whether a contract may be changed; an error refuses the change. It is
 // called in the write transaction, after the writes before it have been applied, with the
-// current version of the contract, or with exists false if there is no contract. The request
-// that leads the group commit may be another one, so that it may be called on the goroutine
-// of any request, or on the committer; it must not block.
+// current version of the contract, or with exists false if there is no contract. It is called
+// on the committer goroutine, perhaps after the caller has given up; it must not block.
 type Precondition func(current Version, exists bool) error
 
 // Put creates or replaces a contract if check returns nil, else it returns check's error. The
@@ -176,7 +175,7 @@ type Precondition func(current Version, exists bool) error
 func (s *Store) Put(k Key, doc []byte, check Precondition) (Version, error) {
 	key := k.bytes()
 	value := withChecksum(key, doc)
-	return versionOf(value), s.update(func(tx *bbolt.Tx) error {
+	return versionOf(value), s.update(len(value), func(tx *bbolt.Tx) error {
 		if err := checkPrecondition(tx, key, check); err != nil {
 			return err
 		}
@@ -188,7 +187,7 @@ func (s *Store) Put(k Key, doc []byte, check Precondition) (Version, error) {
 // no contract and check allows that, Delete does nothing.
 func (s *Store) Delete(k Key, check Precondition) error {
 	key := k.bytes()
-	return s.update(func(tx *bbolt.Tx) error {
+	return s.update(0, func(tx *bbolt.Tx) error {
 		if err := checkPrecondition(tx, key, check); err != nil {
 			return err
 		}
@@ -235,7 +234,7 @@ func (s *Store) Create(k Key, doc []byte, once *Idempotency) (Created, error) {
 	key := k.bytes()
 	value := withChecksum(key, doc)
 	created := Created{k.Contract, doc, versionOf(value)}
-	err := s.update(func(tx *bbolt.Tx) error {
+	err := s.update(len(value)+len(doc), func(tx *bbolt.Tx) error {
 		if once != nil {
 			record := slices.Concat(k.prefix(), []byte(once.Client), []byte{0}, []byte(once.Key))
 			now := s.now()

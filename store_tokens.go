@@ -16,7 +16,7 @@ func (s *Store) AddToken(h Hash, t Token) error {
 	if err != nil {
 		return fmt.Errorf("encode token: %w", err)
 	}
-	return s.update(func(tx *bbolt.Tx) error {
+	return s.update(len(b), func(tx *bbolt.Tx) error {
 		return putExpiring(tx, bucketTokens, h[:], t.Expires, b)
 	})
 }
@@ -62,7 +62,7 @@ func (s *Store) readToken(h Hash) (t Token, err error) {
 // RevokeToken removes a token of a client. It returns ErrNotFound if the token is unknown and
 // ErrForeign if it belongs to another client.
 func (s *Store) RevokeToken(h Hash, client string) error {
-	return s.update(func(tx *bbolt.Tx) error {
+	return s.update(0, func(tx *bbolt.Tx) error {
 		t, expiry, err := getToken(tx, h)
 		switch {
 		case err != nil:
