@@ -47,45 +47,47 @@ const (
 	maxPageSize    = 16 << 20
 )
 
-// openFile opens and locks an existing database file, verifies that it has a valid meta page
-// and calls check with it. With resync it then writes both meta pages again, unchanged, and
-// syncs the file. Otherwise, a meta page might be in the page cache only: after a sync that
-// failed or that the end of the process cut short, the kernel may take the cached page for
-// clean and never write it. openFile returns the locked file and the current meta page.
-func openFile(path string, check func(*os.File, meta) error, resync bool, log *slog.Logger) (_ *os.File, m meta, err error) {
+// openFile opens and locks an existing database file and calls syncMetas. It returns the
+// locked file and the current meta page.
+func openFile(path string, check func(*os.File, meta) error, log *slog.Logger) (*os.File, meta, error) {
 	f, err := openLocked(path, os.O_RDWR)
 	if err != nil {
-		return nil, m, ofDatabase(path, err)
+		return nil, meta{}, ofDatabase(path, err)
 	}
-	defer func() {
-		// An open file stays locked, so that Store.reopen could not lock it again.
-		if err != nil {
-			f.Close()
-			err = ofDatabase(path, err)
-		}
-	}()
+	m, err := syncMetas(f, check, log)
+	if err != nil {
+		f.Close()
+		return nil, meta{}, ofDatabase(path, err)
+	}
+	return f, m, nil
+}
+
+// syncMetas verifies that a locked database file has a valid meta page, and calls check with the
+// current one. Then it writes both meta pages again, unchanged, and syncs the file. Otherwise, a
+// meta page might be in the page cache only: after a sync that failed or that the end of the
+// process cut short, the kernel may take the cached page for clean and never write it. syncMetas
+// returns the current meta page.
+func syncMetas(f *os.File, check func(*os.File, meta) error, log *slog.Logger) (m meta, err error) {
 	metas, err := readMetas(f)
 	if err != nil {
-		return nil, m, err
+		return m, err
 	}
 	m = currentMeta(metas)
 	if !metas[0].valid || !metas[1].valid {
-		log.Warn("one of the two meta pages of the database is broken, so the other one is used; make a backup", "file", path)
+		log.Warn("one of the two meta pages of the database is broken, so the other one is used; make a backup", "file", f.Name())
 	}
 	if err := check(f, m); err != nil {
-		return nil, m, err
+		return m, err
 	}
-	if resync {
-		for i := range metas {
-			if _, err := f.WriteAt(metas[i].page, int64(i)*m.pageSize); err != nil {
-				return nil, m, fmt.Errorf("write meta page: %w", err)
-			}
-		}
-		if err := f.Sync(); err != nil {
-			return nil, m, fmt.Errorf("sync: %w", err)
+	for i := range metas {
+		if _, err := f.WriteAt(metas[i].page, int64(i)*m.pageSize); err != nil {
+			return m, fmt.Errorf("write meta page: %w", err)
 		}
 	}
-	return f, m, nil
+	if err := f.Sync(); err != nil {
+		return m, fmt.Errorf("sync: %w", err)
+	}
+	return m, nil
 }
 
 // ofDatabase adds the path of the database to an error, and what to do about it.

@@ -80,9 +80,10 @@ func readControl(x *exchange, out any) error {
 
 // withDetail returns a problem whose detail is the text of err. The API would keep this text
 // for the log, but every user of the socket may read the log. The errors of a canceled request
-// and of a closed store are returned unchanged: they end the connection without a response.
+// and of a write without a known outcome are returned unchanged: they end the connection
+// without a response.
 func withDetail(err error) error {
-	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, ErrClosed) || errors.Is(err, ErrUnknown) {
 		return err
 	}
 	p := *problemOf(err)

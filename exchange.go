@@ -226,10 +226,11 @@ func (x *exchange) fail(err error) {
 		// read a response, but cannot be told from a client that is gone.
 		x.abort(fmt.Errorf("%w: %w", errClientGone, err))
 	}
-	if errors.Is(err, ErrClosed) {
-		// The store was closed before it returned the result of the write. Whether the write
-		// was committed is unknown, and any status would claim one or the other. Without a
-		// response, the client knows that it must check or send the request again.
+	if errors.Is(err, ErrClosed) || errors.Is(err, ErrUnknown) {
+		// The store was closed before it returned the result of the write, or the disk hangs.
+		// Whether the write was committed is unknown, and any status would claim one or the
+		// other. Without a response, the client knows that it must check or send the request
+		// again.
 		x.abort(err)
 	}
 	resp := response{}

@@ -19,7 +19,7 @@ import (
 const metricPrefix = "energy_contracts_"
 
 // The upper bounds of the histogram buckets: durationBounds in seconds, and writesBounds in
-// writes per commit, up to queueLength, which is the most that one commit has.
+// writes per commit, up to the most that one commit has (see leastWrite).
 var (
 	durationBounds = []float64{.0001, .00025, .0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 	writesBounds   = metrics.ExponentialBuckets(1, 2, 11)

@@ -75,7 +75,9 @@ func problemOf(err error) *problem {
 		p.Errors = []fault{{Parameter: "Idempotency-Key", rule: "once", Detail: "was used with another body in the last 24 hours"}}
 		return p
 	case errors.Is(err, ErrBusy):
-		return newProblem(http.StatusServiceUnavailable, "Too many writes are waiting; nothing was changed. Send the request again.").with("Retry-After", retryAfter)
+		return newProblem(http.StatusServiceUnavailable, "Other writes took so long that this one was not begun; nothing was changed. Send the request again.").with("Retry-After", retryAfter)
+	case errors.Is(err, ErrDisplaced):
+		return newProblem(http.StatusServiceUnavailable, "The database file was moved, replaced or removed, so writes are stopped; nothing was changed. The service's log says what to do.").with("Retry-After", retryAfter)
 	case errors.Is(err, ErrUnavailable) && errors.Is(err, ErrDamaged):
 		return newProblem(http.StatusServiceUnavailable, "The database file is damaged and writes are stopped; nothing was changed. The service's log says what to do.").with("Retry-After", retryAfter)
 	case errors.Is(err, ErrUnavailable):

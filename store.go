@@ -24,11 +24,18 @@ var (
 	// ErrKeyReused is returned when the idempotency key was used for another request.
 	ErrKeyReused = errors.New("idempotency key used for another request")
 	// ErrUnavailable is returned by a write that was not made because the last commit
-	// failed or the file is damaged, and by a read when the file cannot be opened.
+	// failed or the file is damaged or displaced, and by a read when the file cannot be
+	// opened.
 	ErrUnavailable = errors.New("the store cannot write")
-	// ErrBusy is returned by a write that was not made because the queue stayed full for
-	// queueTimeout.
-	ErrBusy = errors.New("the store has too many writes waiting")
+	// ErrDisplaced is returned, with ErrUnavailable, by a write that was not made because the
+	// file at the path of the database is not the one that the store has open.
+	ErrDisplaced = errors.New("the database file was moved, replaced or removed")
+	// ErrBusy is returned by a write that was not made because its commit did not begin
+	// within queueTimeout.
+	ErrBusy = errors.New("the store was too slow to begin the write")
+	// ErrUnknown is returned by a write whose commit did not end within commitTimeout: it may
+	// have been made, or may still be made.
+	ErrUnknown = errors.New("the disk does not answer, so the outcome of the write is not known")
 	// ErrCorrupt is returned when a stored value does not match its checksum.
 	ErrCorrupt = errors.New("stored value fails its checksum")
 	// ErrExpired is returned for a token that was valid and has expired.
@@ -90,32 +97,42 @@ var (
 // A file of format 1 has no heads and no quotas. It becomes one of format 2 with the first commit
 // (see upgrade). Its values stay as they are until they are replaced.
 //
-// Writes use group commit: a write that finds no commit in progress leads one, on the
-// goroutine that called the method. It runs its change and those of the queued writes in
-// one transaction and syncs once for all of them. A write that finds a commit in progress
-// is queued and shares the next one. A write returns when its transaction is synced.
+// Writes use group commit: a write is queued, and the committer goroutine runs the changes of
+// all queued writes in one transaction and syncs once for all of them. A write that finds a
+// commit in progress shares the next one. A write returns when its transaction is synced. A
+// sync may take any time, so nothing but the committer waits for one: a write gives up after
+// a time (see updateWithin), and reads wait for no commit.
 //
 // Reads run at any time, beside a commit. They copy the data that they need out of their
 // transaction and end it at once. Like any read of bbolt's, they may see a commit whose
 // last sync is still in progress.
 //
-// Locks are taken in this order: ready, committing, reopenLock, beginMu, readers.mu. So no
-// write is made inside view.
+// Locks are taken in this order: ready, reopenLock, beginMu, readers.mu. So no write is made
+// inside view.
 type Store struct {
 	// path is the path of the database file.
 	path string
+	// file is the open file, which is locked. It does not change, also when db is opened again.
+	file *os.File
+	// reserved is the address space, in bytes, that each db maps at least.
+	reserved int64
 	// now returns the current time, for expiry.
 	now func() time.Time
 	log *slog.Logger
 
 	// queue holds the writes that wait for a commit.
-	queue chan *write
+	queue struct {
+		sync.Mutex
+		writes []*write
+	}
 	// wake wakes the committer goroutine; see wakeUp.
 	wake chan struct{}
 	// closing is closed by Close.
 	closing chan struct{}
-	// stopped is closed by the committer goroutine when it ends, after the last commit.
+	// stopped is closed when nobody waits any longer for the outcome of a write: by the
+	// committer goroutine after the last commit, or by Close when that hangs. Both call stop.
 	stopped chan struct{}
+	stop    func()
 
 	metrics *storeMetrics
 	// cache holds recently used tokens and when each client was last used.
@@ -127,14 +144,14 @@ type Store struct {
 	// known one.
 	dummyClient func() ([]byte, error)
 
-	// reopenLock guards db, file and freeAtOpen. It is held for reading during every read
-	// transaction, and for writing while db is closed and reopened. A commit holds
-	// committing instead, which reopening needs too.
+	// reopenLock guards db, lent and freeAtOpen. It is held for reading during every read
+	// transaction, and for writing while db is closed and opened again. The committer
+	// goroutine, which alone does that, reads db without it.
 	reopenLock sync.RWMutex
 	// db is nil while the file cannot be opened.
 	db *bbolt.DB
-	// file is db's own open file. Closing db closes it.
-	file *os.File
+	// lent is the duplicate of file that db uses, and closes.
+	lent *os.File
 	// reopenWanted is true while a goroutine waits for reopenLock to reopen the file. A
 	// long read transaction, such as a backup's, must then end.
 	reopenWanted atomic.Bool
@@ -157,9 +174,12 @@ type Store struct {
 	// damaged is set when a broken page is found, and never cleared: writes are refused,
 	// since they could break more pages. Reads continue until the store is dead.
 	damaged atomic.Bool
-	// failing is true from a failed commit to the next successful one. Unlike damaged, it
-	// means that the disk refuses writes, which may pass.
-	failing atomic.Bool
+	// failing is the error of the last commit, or nil if it did not fail. Unlike damaged, it
+	// may pass.
+	failing atomic.Pointer[error]
+	// busySince is when the committer goroutine began the commit or the reopening that it is
+	// at, or nil while it waits for work.
+	busySince atomic.Pointer[time.Time]
 
 	// ready is the last result of Ready and when it was determined.
 	ready struct {
@@ -168,10 +188,7 @@ type Store struct {
 		err error
 	}
 
-	// committing is held by the goroutine that commits or reopens the file. When the store
-	// is closed, the committer goroutine takes it and keeps it.
-	committing sync.Mutex
-	// committer is guarded by committing.
+	// committer is used by the committer goroutine only.
 	committer committer
 }
 
@@ -183,13 +200,16 @@ type change func(*bbolt.Tx) error
 // write is a change that waits for its commit.
 type write struct {
 	do    change
+	size  int           // of what it stores, in bytes, and leastWrite at least
 	since time.Time     // when it began to wait
 	err   error         // the outcome, valid once done is closed
 	done  chan struct{} // closed when the outcome is known
 }
 
-// committer is the state that a failed commit leaves for the next one.
+// committer is what one commit leaves for the next.
 type committer struct {
+	// displaced is true while the file at the path is not the open one.
+	displaced bool
 	// failures is the number of commits that have failed in a row.
 	failures int
 	// reopenNeeded is true from a failed commit until the file has been reopened.
@@ -197,8 +217,8 @@ type committer struct {
 	// pausedUntil is the time until which writes are refused without an attempt.
 	pausedUntil time.Time
 	// inDoubt are the writes of a failed commit whose meta page was, or may have been,
-	// written to the file but perhaps not to disk. Only reopening the file decides whether
-	// they were made; until then their callers wait. inDoubtTx is their transaction's id.
+	// written to the file but perhaps not to disk. Only a sync decides whether they were made;
+	// until then they have no outcome. inDoubtTx is their transaction's id.
 	inDoubt   []*write
 	inDoubtTx uint64
 }

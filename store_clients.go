@@ -3,7 +3,6 @@ package main
 // The store's methods for clients, and the record of when each was last used.
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -64,7 +63,7 @@ func (s *Store) HasClients() (has bool, err error) {
 // AddClient stores a client. It replaces a client with the same id, and so ends the tokens of
 // that client.
 func (s *Store) AddClient(c Client) error {
-	return s.update(func(tx *bbolt.Tx) error {
+	return s.update(0, func(tx *bbolt.Tx) error {
 		tx.OnCommit(func() { s.cache.forgetClient(c.ID) })
 		return putClient(tx, c)
 	})
@@ -73,7 +72,7 @@ func (s *Store) AddClient(c Client) error {
 // RotateClient gives a client a new secret. The old secret stays valid until graceEnds. It
 // returns ErrNotFound for an unknown id.
 func (s *Store) RotateClient(id string, secret Hash, graceEnds time.Time) error {
-	return s.update(func(tx *bbolt.Tx) error {
+	return s.update(0, func(tx *bbolt.Tx) error {
 		c, err := getClient(tx, id)
 		if err != nil {
 			return err
@@ -93,7 +92,7 @@ func (s *Store) RotateClient(id string, secret Hash, graceEnds time.Time) error 
 // though they stay in the file until they expire. RemoveClient returns ErrNotFound for an
 // unknown id.
 func (s *Store) RemoveClient(id string) error {
-	return s.update(func(tx *bbolt.Tx) error {
+	return s.update(0, func(tx *bbolt.Tx) error {
 		if tx.Bucket(bucketClients).Get([]byte(id)) == nil {
 			return ErrNotFound
 		}
@@ -152,7 +151,7 @@ type Samples struct {
 // AddSamples stores the samples in one transaction. If the first of their clients exists, it
 // stores nothing. There must be at least one client.
 func (s *Store) AddSamples(samples Samples) error {
-	return s.update(func(tx *bbolt.Tx) error {
+	return s.update(0, func(tx *bbolt.Tx) error {
 		if tx.Bucket(bucketClients).Get([]byte(samples.Clients[0].ID)) != nil {
 			return nil
 		}
@@ -205,9 +204,7 @@ func (s *Store) recordUses(least time.Duration) {
 	if len(uses) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), queueTimeout)
-	defer cancel()
-	err := s.updateContext(ctx, func(tx *bbolt.Tx) error {
+	err := s.updateWithin(queueTimeout, 0, 0, func(tx *bbolt.Tx) error {
 		err := errUnchanged
 		for id, at := range uses {
 			c, getErr := getClient(tx, id)

@@ -3,22 +3,35 @@ package main
 // Group commit: every write to the database, and the recovery after a commit that failed.
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
+	"os"
 	"runtime/debug"
 	"slices"
+	"syscall"
 	"time"
 )
 
 const (
-	// queueLength is the capacity of the queue. A commit takes at most this many writes
-	// from it.
-	queueLength = 1024
-	// queueTimeout is how long a write waits for room in a full queue before it fails
-	// with ErrBusy.
+	// queueTimeout is how long a write of a request waits for its commit to begin before it
+	// fails with ErrBusy.
 	queueTimeout = 5 * time.Second
+	// commitTimeout is how long it waits after that for its commit to end before it fails with
+	// ErrUnknown. So a write of a request takes 30 seconds at most.
+	commitTimeout = 25 * time.Second
+	// patiently is the time that a write waits which is part of a longer task: until the store
+	// is closed.
+	patiently = time.Duration(math.MaxInt64)
+
+	// commitBytes bounds what one commit writes, in bytes, and so what a disk that hangs keeps
+	// in memory of the writes whose callers have given up. A single write may exceed it.
+	commitBytes = 64 << 20
+	// leastWrite is the size in bytes that a smaller write counts as, for the pages that bbolt
+	// changes for it. So a commit has at most 1,024 writes.
+	leastWrite = 64 << 10
+
 	// reopenInterval is the minimum time between two attempts to reopen the database
 	// while reopening fails.
 	reopenInterval = time.Second
@@ -30,64 +43,85 @@ const (
 
 // update runs do in a write transaction and returns when the transaction is synced to
 // disk. The transaction is shared with the other writes of the same batch, which run one
-// after another in the order of their arrival. A nil error means that the change survives
-// a crash. After ErrBusy, ErrUnavailable or an error of do the change was not made; after
-// ErrClosed, or ErrDamaged without ErrUnavailable, it may have been made.
-func (s *Store) update(do change) error { return s.updateContext(context.Background(), do) }
+// after another in the order of their arrival. size is the size of what do stores, in bytes.
+// A nil error means that the change survives a crash. After ErrBusy, ErrUnavailable or an
+// error of do the change was not made; after ErrUnknown or ErrClosed, or ErrDamaged without
+// ErrUnavailable, it may have been made, and do may still be running: nobody may read then
+// what do writes.
+func (s *Store) update(size int, do change) error {
+	return s.updateWithin(queueTimeout, commitTimeout, size, do)
+}
 
-// updateContext is like update but returns ctx's error when ctx ends first. The change
-// may still be made afterwards.
-func (s *Store) updateContext(ctx context.Context, do change) error {
+// updatePatiently is update without a limit of time, except that it ends when the store is
+// closed.
+func (s *Store) updatePatiently(size int, do change) error {
+	return s.updateWithin(patiently, patiently, size, do)
+}
+
+// updateWithin is update with other limits: queued for the commit to begin, and then taken for
+// it to end.
+func (s *Store) updateWithin(queued, taken time.Duration, size int, do change) error {
 	if s.damaged.Load() {
 		return fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged)
 	}
-	w := &write{do: do, since: time.Now(), done: make(chan struct{})}
-	if !s.leadCommit(w) {
-		if err := s.enqueue(ctx, w); err != nil {
-			return err
-		}
-	}
-	select {
-	case <-w.done:
-		return w.err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.dead:
-		return ErrDamaged
-	case <-s.stopped:
+	w := &write{do: do, size: max(size, leastWrite), since: time.Now(), done: make(chan struct{})}
+	s.queue.Lock()
+	s.queue.writes = append(s.queue.writes, w)
+	s.queue.Unlock()
+	s.wakeUp()
+	for _, limit := range []time.Duration{queued, taken} {
+		timeout := time.NewTimer(limit)
+		defer timeout.Stop()
 		select {
 		case <-w.done:
 			return w.err
-		default:
-			return ErrClosed
+		case <-timeout.C:
+			if s.withdraw(w) {
+				return ErrBusy
+			}
+		case <-s.dead:
+			return ErrDamaged
+		case <-s.stopped:
+			select {
+			case <-w.done:
+				return w.err
+			default:
+				return ErrClosed
+			}
 		}
 	}
+	return ErrUnknown
 }
 
-// leadCommit makes the calling goroutine the group-commit leader if no commit is in
-// progress: it commits the queued writes together with w, so that a lone write need not
-// wait for the committer goroutine to be scheduled. It returns false, without having
-// queued w, if a commit is in progress or the database must be reopened first; reopening
-// is left to the committer goroutine and its pauses.
-func (s *Store) leadCommit(w *write) bool {
-	if !s.committing.TryLock() {
-		return false
+// withdraw takes w out of the queue. It returns false if a commit has it.
+func (s *Store) withdraw(w *write) bool {
+	s.queue.Lock()
+	defer s.queue.Unlock()
+	i := slices.Index(s.queue.writes, w)
+	if i >= 0 {
+		s.queue.writes = slices.Delete(s.queue.writes, i, i+1)
 	}
-	defer s.committing.Unlock()
-	if s.committer.reopenNeeded {
-		return false
-	}
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	s.commit(append(s.takeQueued(nil), w))
-	if len(s.committer.inDoubt) > 0 {
-		s.wakeUp()
-	}
-	return true
+	return i >= 0
 }
 
-// wakeUp wakes the committer goroutine: there are queued writes to commit, or writes in
-// doubt for which it must set its retry timer. It never blocks; a wake-up that is already
-// pending serves for this one too.
+// take moves the writes of the next commit from the queue to batch: as many as commitBytes has
+// room for, but at least one if there are any.
+func (s *Store) take(batch []*write) []*write {
+	s.queue.Lock()
+	defer s.queue.Unlock()
+	size := 0
+	for _, w := range s.queue.writes {
+		if size += w.size; size > commitBytes && len(batch) > 0 {
+			break
+		}
+		batch = append(batch, w)
+	}
+	s.queue.writes = slices.Delete(s.queue.writes, 0, len(batch))
+	return batch
+}
+
+// wakeUp wakes the committer goroutine: there are queued writes to commit. It never blocks; a
+// wake-up that is already pending serves for this one too.
 func (s *Store) wakeUp() {
 	select {
 	case s.wake <- struct{}{}:
@@ -95,89 +129,50 @@ func (s *Store) wakeUp() {
 	}
 }
 
-// enqueue adds w to the queue and wakes the committer goroutine. It returns ErrBusy if
-// the queue stays full for queueTimeout.
-func (s *Store) enqueue(ctx context.Context, w *write) error {
-	defer s.wakeUp()
-	select {
-	case s.queue <- w:
-		return nil
-	default:
-	}
-	timeout := time.NewTimer(queueTimeout)
-	defer timeout.Stop()
-	select {
-	case s.queue <- w:
-		return nil
-	case <-timeout.C:
-		return ErrBusy
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-s.stopped:
-		return ErrClosed
-	}
-}
-
-// commitLoop is the committer goroutine. It commits the queued writes that no leader has
-// taken, and reopens the database at intervals while writes are in doubt. It does not
-// delay a commit to gather more writes: an idle store commits at once, and in a busy one
-// the writes that arrive during a commit share the next sync.
+// commitLoop is the committer goroutine. It commits the queued writes, and reopens the
+// database at intervals while writes are in doubt. It does not delay a commit to gather more
+// writes: an idle store commits at once, and in a busy one the writes that arrive during a
+// commit share the next sync.
 func (s *Store) commitLoop() {
-	defer close(s.stopped)
+	defer s.stop()
 	debug.SetPanicOnFault(true)
-	c := &s.committer
-	batch := make([]*write, 0, queueLength)
-	var retry <-chan time.Time
-	for {
+	var batch []*write
+	for closing := false; !closing; {
+		var retry <-chan time.Time
+		if len(s.committer.inDoubt) > 0 {
+			retry = time.After(reopenInterval)
+		}
 		select {
 		case <-s.wake:
-			s.committing.Lock()
-			batch = s.takeQueued(batch[:0])
-			s.commit(batch)
 		case <-retry:
-			s.committing.Lock()
+			s.markBusy()
 			s.reopen()
 		case <-s.closing:
-			s.committing.Lock() // never unlocked: no goroutine can lead a commit any more
-			batch = s.takeQueued(batch[:0])
+			closing = true
+		}
+		for batch = s.take(batch); len(batch) > 0; batch = s.take(batch) {
+			s.markBusy()
 			s.commit(batch)
-			return
+			clear(batch) // it would keep their values in memory
+			batch = batch[:0]
 		}
-		retry = nil
-		if len(c.inDoubt) > 0 {
-			retry = time.After(time.Until(c.pausedUntil))
-		}
-		s.committing.Unlock()
+		s.busySince.Store(nil)
 	}
 }
 
-// takeQueued moves queued writes to batch, up to queueLength in all, without blocking.
-func (s *Store) takeQueued(batch []*write) []*write {
-	for len(batch) < queueLength {
-		select {
-		case w := <-s.queue:
-			batch = append(batch, w)
-		default:
-			return batch
-		}
-	}
-	return batch
+// markBusy records that the committer goroutine begins a commit or a reopening.
+func (s *Store) markBusy() {
+	now := time.Now()
+	s.busySince.Store(&now)
 }
 
 // commit commits a batch and finishes each of its writes once its outcome is certain. If
 // the commit fails, it reopens the database. Writes whose outcome that does not settle
-// stay in doubt, unfinished, until a later reopening succeeds. The caller holds committing.
+// stay in doubt, unfinished, until a later reopening succeeds.
 func (s *Store) commit(batch []*write) {
 	c := &s.committer
-	if len(batch) == 0 {
-		return
-	}
-	if s.damaged.Load() {
-		finish(batch, fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged))
-		return
-	}
-	if time.Now().Before(c.pausedUntil) || c.reopenNeeded && !s.reopen() {
-		finish(batch, ErrUnavailable)
+	if err := s.mayCommit(); err != nil {
+		finish(batch, err)
 		return
 	}
 	for _, w := range batch {
@@ -187,7 +182,7 @@ func (s *Store) commit(batch []*write) {
 	switch {
 	case err == nil:
 		c.failures = 0
-		s.failing.Store(false)
+		s.failing.Store(nil)
 		for _, w := range batch {
 			w.finish(w.err)
 		}
@@ -197,7 +192,7 @@ func (s *Store) commit(batch []*write) {
 		s.log.Error("commit failed; reopening the database", "err", err, "transaction", txid, "writes", len(batch))
 		c.failures++
 		c.reopenNeeded = true
-		s.failing.Store(true)
+		s.failing.Store(&ErrUnavailable)
 		s.metrics.failures.Inc()
 		if s.mayBeCommitted(txid) {
 			c.inDoubt, c.inDoubtTx = slices.Clone(batch), txid
@@ -208,6 +203,47 @@ func (s *Store) commit(batch []*write) {
 			c.pausedUntil = time.Now().Add(failurePause)
 		}
 	}
+}
+
+// mayCommit returns nil if a commit may be tried, after it has reopened the database if that is
+// needed. Otherwise its error wraps ErrUnavailable.
+func (s *Store) mayCommit() error {
+	c := &s.committer
+	if s.damaged.Load() {
+		return fmt.Errorf("%w: %w", ErrUnavailable, ErrDamaged)
+	}
+	if err := s.inPlace(); err != nil {
+		s.failing.Store(&err)
+		return err
+	}
+	if time.Now().Before(c.pausedUntil) || c.reopenNeeded && !s.reopen() {
+		return ErrUnavailable
+	}
+	return nil
+}
+
+// inPlace returns nil if the file at the path of the database is the open one, or if that
+// cannot be told, and otherwise an error that wraps ErrUnavailable and ErrDisplaced. It logs
+// when that changes. A write to a file without its name would be lost, and one beside another
+// process that has the new file would not be seen.
+func (s *Store) inPlace() error {
+	open, openErr := s.file.Stat()
+	placed, err := os.Stat(s.path)
+	displaced := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) ||
+		openErr == nil && err == nil && !os.SameFile(open, placed)
+	if displaced != s.committer.displaced {
+		s.committer.displaced = displaced
+		if displaced {
+			s.log.Error("the database file was moved, replaced or removed, so writes are refused, and reads show the file that this server still has open; "+
+				"put that file back at its path, or run backup to save what it has and then stop this server", "file", s.path)
+		} else {
+			s.log.Info("the database file is back at its path; writes are accepted again", "file", s.path)
+		}
+	}
+	if displaced {
+		return fmt.Errorf("%w: %w", ErrUnavailable, ErrDisplaced)
+	}
+	return nil
 }
 
 // apply runs the writes of a batch in one transaction, and commits it unless every write
@@ -255,52 +291,69 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 // mayBeCommitted reports whether the commit of transaction txid, which failed, may still
 // take effect. It may if its meta page was written to the file, or if the meta pages
 // cannot be read. If the meta page was not written, the transaction is undone for good,
-// even after a crash. It is called while the file is still locked: once the lock is
-// released, another process could commit under the same id.
+// even after a crash.
 func (s *Store) mayBeCommitted(txid uint64) bool {
 	metas, err := readMetas(s.file)
 	return err != nil || currentMeta(metas).txid >= txid
 }
 
-// reopen closes and reopens the database after a failed commit. It reports whether the
-// store can write again. If it can, the writes in doubt are finished: if the current meta
-// page is that of their transaction or a later one, they were made, else they fail with
-// ErrUnavailable. The caller holds committing.
+// reopen makes the file sound after a failed commit, and opens it with bbolt again. It reports
+// whether the store can write again.
 //
-// Reopening rewrites both meta pages and syncs (openFile with resync), for this reason.
-// bbolt writes a transaction's meta page first and syncs it second. When that sync fails,
-// the commit returns an error, yet the new meta page is in the kernel's page cache, where
-// reads see it. The kernel may now consider the cached page clean, so that no later sync
-// writes it, and the meta page on disk stays the old one. The next transaction would then
-// overwrite pages that the old meta page still refers to, and a crash would leave a broken
-// database. Rewriting the meta pages makes them dirty again, so that the sync writes them.
+// First it rewrites both meta pages and syncs (resync), for this reason. bbolt writes a
+// transaction's meta page first and syncs it second. When that sync fails, the commit returns
+// an error, yet the new meta page is in the kernel's page cache, where reads see it. The
+// kernel may now consider the cached page clean, so that no later sync writes it, and the meta
+// page on disk stays the old one. The next transaction would then overwrite pages that the old
+// meta page still refers to, and a crash would leave a broken database. Rewriting the meta
+// pages makes them dirty again, so that the sync writes them. This may take as long as the disk
+// likes: reads go on with the db as it is.
 //
-// If that fails too, the file is opened without it, for reads only: writes are refused
-// until a later reopening succeeds.
+// After that sync the writes in doubt have an outcome, and db is replaced, which no longer
+// waits for a sync. bbolt may have taken pages for free that an open read transaction still
+// reads, so all of them must end first.
 func (s *Store) reopen() bool {
 	c := &s.committer
-	s.reopenWanted.Store(true)
-	s.reopenLock.Lock()
-	s.reopenWanted.Store(false)
-	defer s.reopenLock.Unlock()
-	var closeErr error
-	s.endReaders()
-	defer s.keepReaders()
-	if s.db != nil {
-		closeErr = s.db.Close()
-	}
-	txid, err := s.open(checkFile, true)
-	if err != nil {
-		c.pausedUntil = time.Now().Add(reopenInterval)
-		s.log.Error("reopening the database failed, and writes are refused until it succeeds; free space on the disk or repair it; no restart is needed",
-			"err", errors.Join(closeErr, err))
-		if _, err := s.open(checkFile, false); err != nil {
-			s.log.Error("the database cannot be opened for reading either; reads are refused too", "err", err)
-		}
+	if s.inPlace() != nil {
 		return false
 	}
-	s.log.Info("database reopened; writes are accepted again", "transaction", txid)
+	m, err := s.resync()
+	if err != nil {
+		c.pausedUntil = time.Now().Add(reopenInterval)
+		s.log.Error("reopening the database failed, and writes are refused until it succeeds; free space on the disk or repair it; no restart is needed", "err", err)
+		return false
+	}
+	s.settleDoubt(m.txid)
+	if s.damaged.Load() {
+		return false // after a panic bbolt may still hold a lock, and closing would deadlock
+	}
+	if err := s.replaceDB(m); err != nil {
+		c.pausedUntil = time.Now().Add(reopenInterval)
+		s.log.Error("the database cannot be opened again after a commit that failed, and reads and writes are refused until it can; no restart is needed", "err", err)
+		return false
+	}
+	s.log.Info("database reopened; writes are accepted again", "transaction", m.txid)
 	c.reopenNeeded, c.pausedUntil = false, time.Time{}
+	return true
+}
+
+// resync makes the current meta page durable, and returns it. The file is still locked, unless
+// an earlier replaceDB failed: then resync locks it again.
+func (s *Store) resync() (m meta, err error) {
+	if err = lock(s.file, syscall.LOCK_EX); err == nil {
+		m, err = syncMetas(s.file, checkFile, s.log)
+	}
+	if err != nil {
+		return m, ofDatabase(s.path, err)
+	}
+	return m, nil
+}
+
+// settleDoubt finishes the writes in doubt, since txid is now on the disk as the last
+// transaction: if that is their transaction or a later one, they were made, else they fail with
+// ErrUnavailable.
+func (s *Store) settleDoubt(txid uint64) {
+	c := &s.committer
 	// bbolt runs the OnCommit hooks, which remove revoked tokens from the cache, only
 	// after a commit that succeeded, so not for the writes in doubt.
 	s.cache.forgetTokens()
@@ -311,7 +364,18 @@ func (s *Store) reopen() bool {
 		w.finish(w.err)
 	}
 	c.inDoubt = nil
-	return true
+}
+
+// replaceDB closes db and opens it again. The file stays locked meanwhile.
+func (s *Store) replaceDB(m meta) error {
+	s.reopenWanted.Store(true)
+	s.reopenLock.Lock()
+	s.reopenWanted.Store(false)
+	defer s.reopenLock.Unlock()
+	s.endReaders()
+	defer s.keepReaders()
+	s.closeDB()
+	return s.openDB(m)
 }
 
 // finish sets the outcome of a write and wakes the goroutine that waits for it.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -99,7 +101,7 @@ func TestWritesThatWaitShareACommit(t *testing.T) {
 			_, errs[i] = s.Put(key(i*((i+1)%2)+(i%2)), fmt.Appendf(nil, "%d", i), check)
 		})
 	}
-	waitFor(t, "all writes wait", func() bool { return len(s.queue) == writers })
+	waitFor(t, "all writes wait", func() bool { return s.Waiting() == writers })
 	release()
 	wg.Wait()
 	if n := transaction(t, s) - before; n != 2 {
@@ -164,34 +166,133 @@ func TestManyWritersAreAllThereAfterARestart(t *testing.T) {
 	}
 }
 
-func TestWriteThatCannotGetIntoTheQueueIsRefused(t *testing.T) {
-	slow(t)
-	t.Parallel()
-	s, _ := openStore(t, newPath(t))
-	release := hold(t, s)
-	var wg sync.WaitGroup
-	for i := range queueLength {
-		wg.Go(func() {
-			if _, err := s.Put(key(i), []byte("waits"), always); err != nil {
-				t.Errorf("a write that waited: %v", err)
+// A commit that hangs holds up nobody for longer than the limits, which pass at once in the
+// time of the test.
+func TestCommitThatHangsHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := openStore(t, newPath(t))
+		if _, err := s.Put(key(1), []byte("before"), always); err != nil {
+			t.Fatal(err)
+		}
+		let, held := make(chan struct{}), make(chan error)
+		began := time.Now()
+		go func() {
+			_, err := s.Put(key(2), []byte("held"), func(Version, bool) error { <-let; return nil })
+			if d := time.Since(began); d != queueTimeout+commitTimeout {
+				err = fmt.Errorf("after %s: %w", d, err)
 			}
-		})
-	}
-	waitFor(t, "the queue is full", func() bool { return len(s.queue) == queueLength })
-	gone, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := s.updateContext(gone, func(*bbolt.Tx) error { return nil }); !errors.Is(err, context.Canceled) {
-		t.Errorf("of a caller that left: %v", err)
-	}
-	started := time.Now()
-	_, err := s.Put(key(0x8001), []byte("one too many"), always)
-	if d := time.Since(started); !errors.Is(err, ErrBusy) || d < queueTimeout {
-		t.Errorf("after %s: %v", d, err)
-	}
-	release()
-	wg.Wait()
-	if _, _, err := s.Get(nil, key(0x8001), always); !errors.Is(err, ErrNotFound) {
-		t.Errorf("refused, and there: %v", err)
+			held <- err
+		}()
+		synctest.Wait()
+		for range 3 {
+			asked := time.Now()
+			if err := s.Ready(); !errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrBusy) || time.Since(asked) > readyTimeout {
+				t.Errorf("Ready after %s: %v", time.Since(asked), err)
+			}
+			if n := s.Waiting(); n != 0 {
+				t.Errorf("Ready left %d writes in the queue", n)
+			}
+			time.Sleep(readyInterval)
+		}
+		asked := time.Now()
+		if err := s.Ready(); !errors.Is(err, ErrUnavailable) || time.Since(asked) != 0 {
+			t.Errorf("Ready of a commit that is known to hang, after %s: %v", time.Since(asked), err)
+		}
+		asked = time.Now()
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				_, err := s.Put(key(0x8000+i), []byte("waits"), always)
+				if d := time.Since(asked); !errors.Is(err, ErrBusy) || d != queueTimeout {
+					t.Errorf("a write that waited: after %s: %v", d, err)
+				}
+			})
+		}
+		wg.Wait()
+		wantDocument(t, s, key(1), "before")
+		if err := <-held; !errors.Is(err, ErrUnknown) {
+			t.Errorf("the write whose commit hangs: %v", err)
+		}
+		close(let)
+		if _, err := s.Put(key(3), []byte("after"), always); err != nil {
+			t.Errorf("a write when the commit has ended: %v", err)
+		}
+		wantDocument(t, s, key(2), "held")
+		if _, _, err := s.Get(nil, key(0x8000), always); !errors.Is(err, ErrNotFound) {
+			t.Errorf("refused, and there: %v", err)
+		}
+		if err := s.Ready(); err != nil {
+			t.Errorf("Ready when the commit has ended: %v", err)
+		}
+	})
+}
+
+func TestCloseDoesNotWaitForACommitThatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &lockedBuffer{}
+		s, err := Open(newPath(t), time.Now, slog.New(slog.NewTextHandler(log, nil)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		let := make(chan struct{})
+		defer close(let)
+		ended := make(chan error, 2)
+		for _, do := range []func() error{
+			func() error {
+				_, err := s.Put(key(1), []byte("held"), func(Version, bool) error { <-let; return nil })
+				return err
+			},
+			func() error { _, err := s.StartImport(); return err }, // which waits in the queue without a limit
+		} {
+			go func() { ended <- do() }()
+			synctest.Wait()
+		}
+		s.MarkUsed("a client, whose last use Close stores")
+		began := time.Now()
+		if err := s.Close(); err != nil || time.Since(began) > 10*time.Second {
+			t.Errorf("Close after %s: %v", time.Since(began), err)
+		}
+		for range 2 {
+			if err := <-ended; !errors.Is(err, ErrClosed) {
+				t.Errorf("a write that had not ended: %v", err)
+			}
+		}
+		if !strings.Contains(log.String(), "the disk does not answer, so the last commit was not waited for") {
+			t.Errorf("the log does not say so\n%s", log)
+		}
+	})
+}
+
+// What a commit takes stays in memory while the disk hangs, also after its writes were broken off.
+func TestCommitTakesBoundedBytes(t *testing.T) {
+	s, _ := openStore(t, newPath(t))
+	for _, tt := range []struct {
+		writes, size int
+		want         uint64 // commits
+	}{
+		{1025, 1, 2},
+		{1024, 1, 1},
+		{3, commitBytes / 2, 3}, // the stored value has a checksum, too
+		{2, commitBytes + 1, 2},
+		{17, 4<<20 - checksumSize, 2},
+	} {
+		before := transaction(t, s)
+		release := hold(t, s)
+		doc := bytes.Repeat([]byte("x"), tt.size)
+		var wg sync.WaitGroup
+		for i := range tt.writes {
+			wg.Go(func() {
+				if _, err := s.Put(key(i), doc, always); err != nil {
+					t.Errorf("%d writes of %d bytes: %v", tt.writes, tt.size, err)
+				}
+			})
+		}
+		waitFor(t, "all writes wait", func() bool { return s.Waiting() == tt.writes })
+		release()
+		wg.Wait()
+		if n := transaction(t, s) - before - 1; n != tt.want {
+			t.Errorf("%d writes of %d bytes took %d commits, want %d", tt.writes, tt.size, n, tt.want)
+		}
 	}
 }
 
@@ -245,7 +346,7 @@ func TestWritesOfACommitSeeEachOtherInOrder(t *testing.T) {
 	var wg sync.WaitGroup
 	for i, step := range steps {
 		wg.Go(func() { errs[i] = step.do() })
-		waitFor(t, step.name+" waits", func() bool { return len(s.queue) == i+1 }) // so the next comes after it
+		waitFor(t, step.name+" waits", func() bool { return s.Waiting() == i+1 }) // so the next comes after it
 	}
 	release()
 	wg.Wait()

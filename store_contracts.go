@@ -220,8 +220,8 @@ func (s *Store) Scan(sel Selection, after Key, each func(k Key, doc []byte)) (la
 // Precondition decides whether a contract may be read or changed; an error refuses that. It is
 // called in the transaction, after the writes before it have been applied, with the current
 // version of the contract, or with exists false if there is no contract. The version is zero if
-// the contract is corrupt. It may be called on another goroutine than that of the request, and must
-// not block.
+// the contract is corrupt. For a write it is called on the committer goroutine, perhaps after the
+// caller has given up; it must not block.
 type Precondition func(current Version, exists bool) error
 
 // Put creates or replaces a contract if check returns nil, else it returns check's error. The
@@ -229,7 +229,7 @@ type Precondition func(current Version, exists bool) error
 func (s *Store) Put(k Key, doc []byte, check Precondition) (Version, error) {
 	key, version := k.bytes(), versionOf(doc)
 	value := withHead(key, nil, doc, version)
-	return version, s.update(func(tx *bbolt.Tx) error {
+	return version, s.update(len(value), func(tx *bbolt.Tx) error {
 		if err := checkPrecondition(tx, key, check); err != nil {
 			return err
 		}
@@ -241,7 +241,7 @@ func (s *Store) Put(k Key, doc []byte, check Precondition) (Version, error) {
 // no contract and check allows that, Delete does nothing.
 func (s *Store) Delete(k Key, check Precondition) error {
 	key := k.bytes()
-	return s.update(func(tx *bbolt.Tx) error {
+	return s.update(0, func(tx *bbolt.Tx) error {
 		if err := checkPrecondition(tx, key, check); err != nil {
 			return err
 		}
@@ -279,7 +279,7 @@ func (s *Store) Create(k Key, doc []byte, once *Idempotency) (Created, error) {
 	if once != nil {
 		first, response = once.first(k.Owner, created, s.now().Add(idempotencyLifetime))
 	}
-	err := s.update(func(tx *bbolt.Tx) error {
+	err := s.update(len(value)+len(response), func(tx *bbolt.Tx) error {
 		if once == nil {
 			return put(tx, bucketContracts, key, value)
 		}

@@ -3,6 +3,7 @@ package main
 // Copies of the whole database: the snapshot for a backup, and compaction.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,7 +23,7 @@ import (
 // transaction is open, bbolt cannot map a file that grows, and all writers wait
 // (https://github.com/etcd-io/bbolt/issues/850).
 //
-// If a commit fails meanwhile and the file must be reopened, Snapshot returns ErrUnavailable.
+// If the copy must give way to a commit or to a reopening, Snapshot returns errGaveWay.
 // If ctx ends meanwhile, it returns the error of ctx.
 func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error) {
 	const other = "copy the file while no server runs"
@@ -71,8 +72,8 @@ func (s *Store) Snapshot(ctx context.Context) (_ *os.File, size int64, err error
 	return f, size, err
 }
 
-// snapshotWriter writes a snapshot to a file. It fails once ctx ends, or once the store must be
-// reopened, which waits for the transaction of the snapshot to end.
+// snapshotWriter writes a snapshot to a file. It fails once ctx ends or the snapshot must give
+// way.
 type snapshotWriter struct {
 	ctx context.Context
 	s   *Store
@@ -82,12 +83,7 @@ type snapshotWriter struct {
 
 // Write implements io.Writer.
 func (w *snapshotWriter) Write(b []byte) (n int, err error) {
-	switch {
-	case w.ctx.Err() != nil:
-		err = w.ctx.Err()
-	case w.s.reopenWanted.Load():
-		err = ErrUnavailable
-	default:
+	if err = cmp.Or(w.ctx.Err(), w.s.giveWay()); err == nil {
 		n, err = w.f.Write(b)
 	}
 	w.err = err

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -71,53 +72,87 @@ func parseFormat(value []byte) (version int, ok bool) {
 	return version, err == nil && version > 0 && name == programName
 }
 
-// initialMmapSize is the size in bytes to which the file can grow before bbolt must map it
-// again, for which it waits until all open read transactions end. It takes address space,
-// not memory.
-const initialMmapSize = 1 << 30
+// open opens the file with openFile, which runs check, and then with bbolt.
+func (s *Store) open(check func(*os.File, meta) error) error {
+	f, m, err := openFile(s.path, check, s.log)
+	if err != nil {
+		return err
+	}
+	s.file, s.reserved = f, reservable()
+	if err := s.openDB(m); err != nil {
+		f.Close()
+		return err
+	}
+	return nil
+}
 
-// open opens the file with openFile, which runs check and, with resync, rewrites and syncs
-// the meta pages before bbolt maps the file. It returns the id of the last committed
-// transaction. If it fails, db is nil. Unless the store is new, the caller holds committing
-// and reopenLock.
-func (s *Store) open(check func(*os.File, meta) error, resync bool) (txid uint64, err error) {
+// openDB opens the file, whose current meta page is m, with bbolt. If it fails, db is nil and
+// the file may be unlocked. Unless the store is new, the caller holds reopenLock.
+func (s *Store) openDB(m meta) (err error) {
+	lent, err := duplicate(s.file)
+	if err != nil {
+		return err
+	}
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if p := recover(); p != nil { // bbolt panics on a broken freelist page
-			s.file.Close()
+			lent.Close()
 			err = fmt.Errorf("database %s: %w: %v; restore a backup", s.path, ErrDamaged, p)
 		}
 	}()
-	s.db = nil
-	opened := false
 	db, err := bbolt.Open(s.path, 0o600, &bbolt.Options{
 		Timeout:         lockTimeout,
-		InitialMmapSize: initialMmapSize,
-		OpenFile: func(path string, _ int, _ os.FileMode) (_ *os.File, err error) {
-			var m meta
-			if s.file, m, err = openFile(path, check, resync, s.log); err != nil {
-				return nil, err
-			}
-			opened = true
-			txid = m.txid
-			list := make([]byte, pageHeaderSize+8)
-			if _, err := s.file.ReadAt(list, int64(m.freelist)*m.pageSize); err == nil {
-				s.freeAtOpen, _, _ = freeCount(list)
-			}
-			return s.file, nil
-		},
+		InitialMmapSize: int(s.reserved),
+		OpenFile:        func(string, int, os.FileMode) (*os.File, error) { return lent, nil },
 	})
-	if opened && err != nil {
-		err = ofDatabase(s.path, ofBolt(s.path, err))
-	}
 	if err != nil {
-		return 0, err
+		return ofDatabase(s.path, ofBolt(s.path, err))
 	}
 	if err := checkBuckets(db); err != nil {
-		return 0, errors.Join(ofDatabase(s.path, err), db.Close())
+		return errors.Join(ofDatabase(s.path, err), db.Close())
 	}
-	s.db = db
-	return txid, nil
+	s.db, s.lent = db, lent
+	list := make([]byte, pageHeaderSize+8)
+	if _, err := s.file.ReadAt(list, int64(m.freelist)*m.pageSize); err == nil {
+		s.freeAtOpen, _, _ = freeCount(list)
+	}
+	return nil
+}
+
+// closeDB closes db, to open it again. bbolt would unlock the file, and another process could
+// take it. So bbolt finds its handle closed already, and unmaps the file only; the lock stays
+// with the handle of the store. The caller holds reopenLock.
+func (s *Store) closeDB() {
+	if s.db == nil {
+		return
+	}
+	s.lent.Close()
+	_ = s.db.Close() // fails to unlock the file
+	s.db = nil
+}
+
+// reservations are the sizes of the address space, in bytes, that reservable tries. No file
+// outgrows the first. A process may have less address space where its limit is set (ulimit -v)
+// or where the kernel or the emulator of one has fewer bits for it.
+var reservations = []int64{16 << 40, 1 << 40, 64 << 30, 4 << 30, 1 << 30}
+
+// reservable returns the address space, in bytes, that bbolt shall map for the file at least.
+// When the file outgrows it, bbolt must map it again, for which it waits until all open read
+// transactions end, and then all others wait for bbolt. reservable leaves as much address space
+// for everything else. Address space takes no memory.
+func reservable() int64 {
+	for _, size := range reservations {
+		if size > math.MaxInt/2 {
+			continue
+		}
+		b, err := syscall.Mmap(-1, 0, int(2*size), syscall.PROT_NONE, syscall.MAP_PRIVATE|syscall.MAP_ANON|syscall.MAP_NORESERVE)
+		if err != nil {
+			continue
+		}
+		_ = syscall.Munmap(b) // fails for no mapping of Mmap
+		return size
+	}
+	return 0
 }
 
 // checkBuckets returns an error that wraps ErrDamaged if a bucket is missing that exists in every

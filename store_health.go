@@ -3,7 +3,6 @@ package main
 // Readiness and statistics of the store.
 
 import (
-	"context"
 	"errors"
 	"math"
 	"time"
@@ -12,26 +11,32 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// readyInterval is the minimum time between two test commits by Ready.
-const readyInterval = time.Second
+const (
+	// readyInterval is the minimum time between two test commits by Ready.
+	readyInterval = time.Second
+	// readyTimeout is how long such a commit may take.
+	readyTimeout = 3 * time.Second
+)
 
 // Ready returns nil if the store can write. At most once in readyInterval it tries a commit
 // without changes, which also reopens the database if the last commit failed; between
-// these attempts it returns the last result, or ErrUnavailable if a commit has failed since.
-// The error may wrap ErrUnavailable, ErrBusy, ErrDamaged or ErrClosed.
+// these attempts it returns the last result, or the error of a commit that has failed since.
+// The error may wrap ErrUnavailable, ErrDisplaced, ErrBusy, ErrDamaged or ErrClosed. If the
+// disk hangs, Ready returns within readyTimeout, and leaves no more than one write behind.
 func (s *Store) Ready() error {
 	s.ready.Lock()
 	defer s.ready.Unlock()
 	if time.Since(s.ready.at) < readyInterval {
-		if s.ready.err == nil && s.failing.Load() {
-			return ErrUnavailable
+		if failing := s.failing.Load(); s.ready.err == nil && failing != nil {
+			return *failing
 		}
 		return s.ready.err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), queueTimeout)
-	defer cancel()
-	err := s.updateContext(ctx, func(*bbolt.Tx) error { return nil })
-	if errors.Is(err, context.DeadlineExceeded) {
+	err := ErrUnavailable
+	if s.busyFor() < readyTimeout {
+		err = s.updateWithin(readyTimeout, 0, 0, func(*bbolt.Tx) error { return nil })
+	}
+	if errors.Is(err, ErrUnknown) {
 		err = ErrUnavailable
 	}
 	s.ready.at, s.ready.err = time.Now(), err
@@ -39,7 +44,11 @@ func (s *Store) Ready() error {
 }
 
 // Waiting returns the number of writes in the queue, which wait for a commit to begin.
-func (s *Store) Waiting() int { return len(s.queue) }
+func (s *Store) Waiting() int {
+	s.queue.Lock()
+	defer s.queue.Unlock()
+	return len(s.queue.writes)
+}
 
 // Stats describes the database file.
 type Stats struct {

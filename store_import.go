@@ -61,7 +61,7 @@ func (s *Store) StartImport() (*Import, error) {
 		return nil, ErrImporting
 	}
 	i := &Import{s: s}
-	err := i.s.update(func(tx *bbolt.Tx) error {
+	err := i.s.updatePatiently(0, func(tx *bbolt.Tx) error {
 		if err := dropStaged(tx); err != nil {
 			return err
 		}
@@ -89,7 +89,7 @@ type ImportLine struct {
 // staged, and before has the line number of the first one at its index; else before has 0.
 func (i *Import) Stage(lines []ImportLine) (before []int64, err error) {
 	before = make([]int64, len(lines))
-	return before, i.s.update(func(tx *bbolt.Tx) error {
+	return before, i.s.updatePatiently(importBytes, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketImport)
 		b.FillPercent = importFill
 		for n, l := range lines {
@@ -111,7 +111,7 @@ func (i *Import) Stage(lines []ImportLine) (before []int64, err error) {
 // the import is not committed, unless the error is ErrClosed or wraps ErrDamaged: then it is
 // not known whether the import is committed, and the next Open finds out.
 func (i *Import) Commit() error {
-	err := i.s.update(func(tx *bbolt.Tx) error {
+	err := i.s.updatePatiently(0, func(tx *bbolt.Tx) error {
 		return put(tx, bucketMeta, []byte(importKey), []byte(importAfter))
 	})
 	i.committed = err == nil
@@ -145,7 +145,7 @@ func (i *Import) Close() {
 		_, _, err = i.Move()
 	}
 	if !i.committed {
-		err = i.s.update(dropStaged)
+		err = i.s.updatePatiently(0, dropStaged)
 	}
 	if err != nil {
 		i.s.log.Warn("an import is left unfinished in the database; the next start finishes it if it is committed, or else drops it", "committed", i.committed, "err", err)
@@ -166,7 +166,7 @@ func (s *Store) settleImport() error {
 	}
 	if !committed {
 		s.log.Info("dropping an import that was interrupted before it was committed; nothing of it was imported")
-		return s.update(dropStaged)
+		return s.updatePatiently(0, dropStaged)
 	}
 	s.log.Info("finishing an import that was interrupted after it was committed")
 	for done := false; !done && err == nil; {
@@ -180,7 +180,7 @@ func (s *Store) settleImport() error {
 // importKey records the last one moved, so that none is moved twice, which could undo a
 // change that a client has made since.
 func (s *Store) moveStaged() (moved int, done bool, err error) {
-	err = s.update(func(tx *bbolt.Tx) error {
+	err = s.updatePatiently(importBytes, func(tx *bbolt.Tx) error {
 		moved = 0
 		start, err := parseImportProgress(tx.Bucket(bucketMeta).Get([]byte(importKey)))
 		if err != nil {
@@ -212,7 +212,10 @@ func (s *Store) moveStaged() (moved int, done bool, err error) {
 		}
 		return put(tx, bucketMeta, []byte(importKey), append([]byte(importAfter), last...))
 	})
-	return moved, done && err == nil, err
+	if err != nil {
+		return 0, false, err // without a look at moved, which a change that goes on may still write
+	}
+	return moved, done, nil
 }
 
 // verifyStaged returns an error that wraps ErrCorrupt if a staged value is not a contract, or not

@@ -27,13 +27,13 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		path:    path,
 		now:     now,
 		log:     log,
-		queue:   make(chan *write, queueLength),
 		wake:    make(chan struct{}, 1),
 		closing: make(chan struct{}),
 		stopped: make(chan struct{}),
 		dead:    make(chan struct{}),
 		cache:   newTokenCache(),
 	}
+	s.stop = sync.OnceFunc(func() { close(s.stopped) })
 	s.metrics = newStoreMetrics(s)
 	s.dummyClient = sync.OnceValues(func() ([]byte, error) {
 		return encodeClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()})
@@ -46,7 +46,7 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		checked, err = checkSmallFile(f, m)
 		return err
 	}
-	if _, err := s.open(check, true); err != nil {
+	if err := s.open(check); err != nil {
 		return nil, err
 	}
 	go s.commitLoop()
@@ -66,17 +66,42 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 // checkBranches checks the branch pages of a large file in the background, while serving.
 // If one is broken, it marks the store dead: a lookup could follow the broken page in
 // circles forever, and only the end of the process would stop it.
+//
+// The check may take long. It begins again after it gave way to a commit or a reopening, and
+// when the file cannot be opened at the moment.
 func (s *Store) checkBranches() {
 	var first firstFault
-	progress := func(int64) error { // ends the check when the store is closed
+	err := s.lookAtBranches(&first)
+	for errors.Is(err, ErrUnavailable) && first.err() == nil {
+		select {
+		case <-time.After(reopenInterval):
+			err = s.lookAtBranches(&first)
+		case <-s.closing:
+			return
+		}
+	}
+	if err != nil && !errors.Is(err, ErrClosed) {
+		s.log.Warn("the branch pages of the database could not be checked; stop the service and run check", "err", err)
+	}
+	s.beginMu.Lock()
+	defer s.beginMu.Unlock()
+	if err := first.err(); err != nil && !s.isDead() {
+		_ = s.markDead(err) // it is logged
+	}
+}
+
+// lookAtBranches checks the branch pages, in one read transaction. It returns errGaveWay if it
+// had to end that early, and ErrClosed if the store was closed.
+func (s *Store) lookAtBranches(first *firstFault) error {
+	progress := func(int64) error {
 		select {
 		case <-s.closing:
 			return ErrClosed
 		default:
-			return nil
+			return s.giveWay()
 		}
 	}
-	err := s.view(func(r *reader) error {
+	return s.view(func(r *reader) error {
 		var roots []uint64
 		err := r.ForEach(func(_ []byte, b *bbolt.Bucket) error {
 			if root := b.Root(); root != 0 { // 0 is an inline bucket, which has no pages
@@ -90,25 +115,26 @@ func (s *Store) checkBranches() {
 		pageSize := int64(s.db.Info().PageSize)
 		return checkBranches(s.file, pageSize, uint64(r.Size()/pageSize), roots, first.found, progress)
 	})
-	if err != nil && !errors.Is(err, ErrClosed) {
-		s.log.Warn("the branch pages of the database could not be checked; stop the service and run check", "err", err)
-	}
-	s.beginMu.Lock()
-	defer s.beginMu.Unlock()
-	if err := first.err(); err != nil && !s.isDead() {
-		_ = s.markDead(err) // it is logged
-	}
 }
 
+// closeTimeout is how long Close waits for the last commit. Before that it may wait for
+// queueTimeout.
+const closeTimeout = 5 * time.Second
+
 // Close commits the queued writes and closes the file. Writes in doubt fail with ErrClosed.
-// No method may be called after Close. If the file is damaged or the store is
-// dead, the file stays open until the process ends.
+// No method may be called after Close. If the file is damaged or the store is dead, the file
+// stays open until the process ends; so it does if the last commit takes longer than
+// closeTimeout, and then the writes that have not ended fail with ErrClosed too.
 func (s *Store) Close() error {
 	s.recordUses(recordInterval)
 	close(s.closing)
 	select {
 	case <-s.stopped:
 	case <-s.dead:
+		return nil
+	case <-time.After(closeTimeout):
+		s.log.Error("the disk does not answer, so the last commit was not waited for; the next start finds out what is on the disk", "file", s.path)
+		s.stop()
 		return nil
 	}
 	if s.damaged.Load() {
@@ -117,8 +143,8 @@ func (s *Store) Close() error {
 	s.reopenLock.Lock()
 	defer s.reopenLock.Unlock()
 	if s.db == nil {
-		return nil
+		return s.file.Close()
 	}
 	s.endReaders()
-	return s.db.Close()
+	return errors.Join(s.db.Close(), s.file.Close())
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"runtime/debug"
+	"time"
 
 	"go.etcd.io/bbolt"
 )
@@ -36,6 +37,42 @@ func (s *Store) view(fn func(*reader) error) (err error) {
 		r.contracts = r.Bucket(bucketContracts).Cursor()
 	}
 	return fn(r)
+}
+
+// errGaveWay is returned by a long read that ended early because giveWay said so.
+var errGaveWay = fmt.Errorf("%w at the moment, and a long read would be in the way; try again", ErrUnavailable)
+
+// A long read gives way to a commit that takes longer than slowCommit, if the file may grow
+// beyond the reserved address space. A commit makes it grow by less than most, in bytes.
+const (
+	slowCommit = time.Second
+	mostGrowth = 1 << 30
+)
+
+// giveWay returns errGaveWay if a long read transaction must end, since what waits for the end
+// of it keeps all other reads waiting too: the reopening of the file after a failed commit, or
+// a commit for which bbolt must map the file again. It is called often during a long read.
+func (s *Store) giveWay() error {
+	if s.reopenWanted.Load() {
+		return errGaveWay
+	}
+	if s.busyFor() < slowCommit {
+		return nil
+	}
+	if info, err := s.file.Stat(); err == nil && info.Size() < s.reserved-mostGrowth {
+		return nil
+	}
+	return errGaveWay
+}
+
+// busyFor returns how long the committer goroutine has been at its commit or its reopening, or
+// 0 if it waits for work.
+func (s *Store) busyFor() time.Duration {
+	since := s.busySince.Load()
+	if since == nil {
+		return 0
+	}
+	return time.Since(*since)
 }
 
 // begin returns an idle reader or begins a new one.

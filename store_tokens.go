@@ -17,7 +17,7 @@ func (s *Store) AddToken(h Hash, t Token) error {
 		return fmt.Errorf("encode token: %w", err)
 	}
 	stored := withChecksum(h[:], append(expiryBytes(t.Expires), b...))
-	return s.update(func(tx *bbolt.Tx) error {
+	return s.update(len(stored), func(tx *bbolt.Tx) error {
 		return t.expiring(h, t.Expires).put(tx, stored, 1, func(key []byte) error { return s.endToken(tx, key) })
 	})
 }
@@ -74,7 +74,7 @@ func (s *Store) readToken(h Hash) (t Token, err error) {
 // RevokeToken removes a token of a client. It returns ErrNotFound if the token is unknown and
 // ErrForeign if it belongs to another client.
 func (s *Store) RevokeToken(h Hash, client string) error {
-	return s.update(func(tx *bbolt.Tx) error {
+	return s.update(0, func(tx *bbolt.Tx) error {
 		t, v, err := getToken(tx, h)
 		switch {
 		case err != nil:
