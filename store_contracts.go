@@ -234,8 +234,9 @@ type Created struct {
 func (s *Store) Create(k Key, doc []byte, once *Idempotency) (Created, error) {
 	key := k.bytes()
 	value := withChecksum(key, doc)
-	created := Created{k.Contract, doc, versionOf(value)}
+	var created Created
 	err := s.update(func(tx *bbolt.Tx) error {
+		created = Created{k.Contract, doc, versionOf(value)}
 		if once != nil {
 			record := slices.Concat(k.prefix(), []byte(once.Client), []byte{0}, []byte(once.Key))
 			now := s.now()

@@ -26,16 +26,16 @@ const (
 	formatVersion = 1
 )
 
-// checkFile checks that the file is as long as m, its current meta page, requires, and
-// that it is in the format of this program. The error completes a sentence that begins
+// checkFile checks m, the current meta page of the file, and that the file is in the format of
+// this program. The error completes a sentence that begins
 // with the name of the file.
 func checkFile(f *os.File, m meta) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if want := int64(m.pages) * m.pageSize; info.Size() < want {
-		return fmt.Errorf("is truncated: it has %d bytes, but its meta page requires %d; restore a backup", info.Size(), want)
+	if err := m.check(info.Size()); err != nil {
+		return err
 	}
 	leaf, err := rootLeaf(f, m, bucketMeta)
 	if err != nil {

@@ -43,7 +43,7 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		if err := checkFile(f, m); err != nil {
 			return err
 		}
-		checked, err = checkSmallFile(f, m)
+		checked, err = checkBeforeUse(f, m)
 		return err
 	}
 	if _, err := s.open(check, true); err != nil {
