@@ -4,8 +4,8 @@ package main
 // each page is used exactly once, that the elements of a page lie inside it, that keys are in
 // order, and whatever else bbolt assumes of pages, even in its own check, and crashes, loops
 // forever or overwrites data where it does not hold. So a file is checked before bbolt maps it,
-// except for a large one that is served: of that, the list of free pages is checked before and
-// the branch pages right after.
+// except for a large one that is served: of that, the list of free pages and the root bucket are
+// checked before, and the branch pages right after.
 //
 // A file may have been made to harm the checker. So no recursion is deeper than maxTreeDepth,
 // no page is followed twice, and memory does not depend on numbers in the file: there is a bit
@@ -32,10 +32,11 @@ const (
 // pageChecker checks the pages that a meta page leads to.
 type pageChecker struct {
 	pageAccount
-	// branchesOnly is true if leaf pages are only marked as used and not read.
-	branchesOnly bool
-	previous     []byte                   // the previous key of a large page
-	branches     [maxTreeDepth + 1][]byte // the branch pages above the current page, by level
+	// branchesOnly is true if leaf pages are only marked as used and not read, and rootOnly if the
+	// pages of the buckets are not.
+	branchesOnly, rootOnly bool
+	previous               []byte                   // the previous key of a large page
+	branches               [maxTreeDepth + 1][]byte // the branch pages above the current page, by level
 }
 
 // pageTree is the tree of pages of one bucket.
@@ -72,10 +73,7 @@ func (p pageElement) String() string {
 func checkPages(f *os.File, m meta, report func(string), progress func(bytes int64) error) error {
 	broken := false
 	c := pageChecker{pageAccount: newPageAccount(f, m.pageSize, m.pages, func(fault string) { broken = true; report(fault) }, progress)}
-	if err := c.checkFreelist(m.freelist); err != nil {
-		return err
-	}
-	if err := c.checkTree(&pageTree{isRoot: true}, m.root, 1, bounds{}); err != nil {
+	if err := c.checkFromMeta(m); err != nil {
 		return err
 	}
 	// The checker does not read the pages below a broken page, so they look lost.
@@ -91,24 +89,31 @@ func checkPages(f *os.File, m meta, report func(string), progress func(bytes int
 	return nil
 }
 
+// checkFromMeta checks the list of free pages and the tree of the root bucket.
+func (c *pageChecker) checkFromMeta(m meta) error {
+	if err := c.checkFreelist(m.freelist); err != nil {
+		return err
+	}
+	return c.checkTree(&pageTree{isRoot: true}, m.root, 1, bounds{})
+}
+
 // maxSmallFile is the size, in bytes, of the largest file of which all pages are checked
-// before it is served, which takes some 20 ms. Of a larger file only the list of free pages is
-// checked before, and the branch pages in the background while it is served; the check command
-// checks all of it.
+// before it is served, which takes some 20 ms. Of a larger file the branch pages are checked in
+// the background while it is served; the check command checks all of it.
 const maxSmallFile = 32 << 20
 
 // checkBeforeUse checks the pages of a file before bbolt maps it: all of a file of at most
-// maxSmallFile, and else the list of free pages, which bbolt loads at once. It returns an error
-// that wraps ErrDamaged if a page is broken, and whether all pages were checked. meta.check has
-// accepted m.
+// maxSmallFile, and else the list of free pages, which bbolt loads at once, and the root bucket. It
+// returns an error that wraps ErrDamaged if a page is broken, and whether all pages were checked.
+// meta.check has accepted m.
 func checkBeforeUse(f *os.File, m meta) (all bool, err error) {
 	var first firstFault
 	progress := func(int64) error { return nil }
 	if all = m.bytes() <= maxSmallFile; all {
 		err = checkPages(f, m, first.found, progress)
 	} else {
-		account := newPageAccount(f, m.pageSize, m.pages, first.found, progress)
-		err = account.checkFreelist(m.freelist)
+		c := pageChecker{pageAccount: newPageAccount(f, m.pageSize, m.pages, first.found, progress), rootOnly: true}
+		err = c.checkFromMeta(m)
 	}
 	if err != nil {
 		return false, err
@@ -190,8 +195,11 @@ func (c *pageChecker) checkTree(t *pageTree, id uint64, depth int, b bounds) err
 		c.report(where.String() + " is neither a branch page nor a leaf page")
 		return nil
 	// bbolt merges pages that are beside each other, whatever they are.
-	case t.height > 0 && (kind == leafPageFlag) != (depth == t.height):
-		c.report(fmt.Sprintf("%s is on level %d, and the leaf pages of its tree are on level %d", where, depth, t.height))
+	case kind == branchPageFlag && t.height > 0 && depth >= t.height:
+		c.report(fmt.Sprintf("%s is a branch page on level %d, and the leaf pages of its tree are on level %d", where, depth, t.height))
+		return nil
+	case kind == leafPageFlag && t.height > 0 && depth != t.height:
+		c.report(fmt.Sprintf("%s is a leaf page on level %d, and other leaf pages of its tree are on level %d", where, depth, t.height))
 		return nil
 	case kind == branchPageFlag:
 		return c.checkBranch(t, where, size, depth, b)
@@ -203,7 +211,7 @@ func (c *pageChecker) checkTree(t *pageTree, id uint64, depth int, b bounds) err
 		return nil
 	}
 	roots, err := c.checkLeaf(where, c.page, size, b, t.isRoot)
-	for i := 0; i < len(roots) && err == nil; i++ {
+	for i := 0; i < len(roots) && err == nil && !c.rootOnly; i++ {
 		err = c.checkTree(&pageTree{}, roots[i], depth+1, bounds{})
 	}
 	return err

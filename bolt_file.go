@@ -12,7 +12,6 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"log/slog"
-	"math"
 	"os"
 	"syscall"
 	"time"
@@ -55,6 +54,10 @@ const (
 	minPages = 4
 	maxPages = 1 << 32
 )
+
+// lastTransaction is the highest transaction id that a file can have when it passes a check. As
+// meta.check accepts twice as many, a file that has passed can be written to for ever.
+const lastTransaction = 1 << 62
 
 // openFile opens and locks an existing database file, verifies that it has a valid meta page
 // and calls check with it. With resync it then writes both meta pages again, unchanged, and
@@ -247,7 +250,7 @@ func (m meta) check(size int64) error {
 		return broken("page of free pages", m.freelist)
 	// A backup has the transaction before this one too. At the last number the next one would
 	// begin at 0, and bbolt would take its commit for an old one.
-	case m.txid < 1 || m.txid > math.MaxInt64:
+	case m.txid < 1 || m.txid > 2*lastTransaction:
 		return broken("transaction", m.txid)
 	}
 	return nil

@@ -37,16 +37,15 @@ func checkFile(f *os.File, m meta) error {
 	if err := m.check(info.Size()); err != nil {
 		return err
 	}
-	leaf, err := rootLeaf(f, m, bucketMeta)
+	inline, err := rootBucket(f, m, bucketMeta)
 	if err != nil {
 		return err
 	}
-	// A bucket this small is inline: the value of its element in the root is a header and
-	// then a leaf page.
+	// A bucket this small is inline: its value is a header and then a leaf page.
 	var format, program []byte
-	if inline := leafValue(leaf, bucketMeta); len(inline) > bucketHeaderSize {
-		format = leafValue(inline[bucketHeaderSize:], []byte(formatKey))
-		program = leafValue(inline[bucketHeaderSize:], []byte(programKey))
+	if len(inline) > bucketHeaderSize {
+		format = leafValue(inline[bucketHeaderSize:], []byte(formatKey), 0)
+		program = leafValue(inline[bucketHeaderSize:], []byte(programKey), 0)
 	}
 	name, version, _ := strings.Cut(string(format), "/")
 	n, err := strconv.Atoi(version)
@@ -59,6 +58,21 @@ func checkFile(f *os.File, m meta) error {
 			reader = fmt.Sprintf("%s %s or a later one", programName, quoted(string(program)))
 		}
 		return fmt.Errorf("has format version %d, and this program (%s) reads version %d; use %s", n, readBuild().Version, formatVersion, reader)
+	}
+	return nil
+}
+
+// checkRoot checks that the file has each of buckets, which the store uses without looking. Its
+// error is as checkFile's.
+func checkRoot(f *os.File, m meta) error {
+	for _, name := range buckets {
+		value, err := rootBucket(f, m, name)
+		if err != nil {
+			return err
+		}
+		if value == nil {
+			return fmt.Errorf("is broken: it has no bucket %s; restore a backup", name)
+		}
 	}
 	return nil
 }

@@ -43,8 +43,10 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		if err := checkFile(f, m); err != nil {
 			return err
 		}
-		checked, err = checkBeforeUse(f, m)
-		return err
+		if checked, err = checkBeforeUse(f, m); err != nil {
+			return err
+		}
+		return checkRoot(f, m)
 	}
 	if _, err := s.open(check, true); err != nil {
 		return nil, err
