@@ -28,7 +28,7 @@ var ErrInUse = errors.New("another process has it open; stop that one (a running
 // transaction is that of the valid meta page with the higher txid.
 type meta struct {
 	page     []byte // the whole page
-	valid    bool   // magic number, version, checksum and pageSize are right
+	valid    bool   // magic number, version and checksum are right: bbolt uses the page
 	pageSize int64  // in bytes
 	root     uint64 // page id of the root bucket
 	freelist uint64 // page id of the freelist
@@ -36,16 +36,28 @@ type meta struct {
 	txid     uint64 // transaction id
 }
 
-// The constants of bbolt's file format. Sizes are in bytes. maxPageSize is the largest page
-// size with which bbolt looks for a second meta page.
+// The constants of bbolt's file format. Sizes are in bytes. A new file gets the page size of the
+// system, and no system that Go runs on has pages outside of minPageSize to maxPageSize.
 const (
 	metaMagic      = 0xED0CDAED
 	metaVersion    = 2
 	metaSize       = 64
 	pageHeaderSize = 16
 	minPageSize    = 1 << 10
-	maxPageSize    = 16 << 20
+	maxPageSize    = 64 << 10
 )
+
+// The number of pages of a file. The fewest are two meta pages, the list of free pages and the
+// root page. maxPages, 16 TiB of 4 KiB pages, bounds the memory that the page checker takes: a
+// bit for each page.
+const (
+	minPages = 4
+	maxPages = 1 << 32
+)
+
+// lastTransaction is the highest transaction id that a file can have when it passes a check. As
+// meta.check accepts twice as many, a file that has passed can be written to for ever.
+const lastTransaction = 1 << 62
 
 // openFile opens and locks an existing database file and calls syncMetas. It returns the
 // locked file and the current meta page.
@@ -162,7 +174,9 @@ func lock(f *os.File, how int) error {
 	}
 }
 
-// readMetas reads both meta pages. It returns an error if neither is valid.
+// readMetas reads both meta pages. It returns an error if neither is valid, or if they disagree
+// on the page size: bbolt takes that of the first one that it finds for both. Otherwise it
+// checks only what it needs itself; see meta.check.
 func readMetas(f *os.File) (metas [2]meta, err error) {
 	info, err := f.Stat()
 	if err != nil {
@@ -171,22 +185,24 @@ func readMetas(f *os.File) (metas [2]meta, err error) {
 	if info.Size() == 0 {
 		return metas, errors.New("is empty, so it is not a database; remove it, or name another file")
 	}
-	var pageSize int64
-	if first := readMeta(f, 0, minPageSize); first.valid {
-		pageSize = first.pageSize
-	}
+	found, at := readMeta(f, 0, minPageSize), int64(0)
 	// The second meta page follows the first, which has the page size. If the first is
 	// broken, the second is looked for at every possible page size, as bbolt does.
-	for at := int64(minPageSize); pageSize == 0 && at <= maxPageSize; at *= 2 {
-		if second := readMeta(f, at, minPageSize); second.valid && second.pageSize == at {
-			pageSize = at
-		}
+	for next := int64(minPageSize); !found.valid && next <= maxPageSize; next *= 2 {
+		found, at = readMeta(f, next, minPageSize), next
 	}
-	if pageSize == 0 {
+	size := found.pageSize
+	switch {
+	case !found.valid:
 		return metas, errors.New("is not a database, or both its meta pages are broken; restore a backup, or name another file")
+	case size < minPageSize || size > maxPageSize || size&(size-1) != 0 || at != 0 && at != size:
+		return metas, fmt.Errorf("is broken: its meta page at byte %d has the page size %d; restore a backup", at, size)
 	}
 	for i := range metas {
-		metas[i] = readMeta(f, int64(i)*pageSize, pageSize)
+		metas[i] = readMeta(f, int64(i)*size, size)
+		if metas[i].valid && metas[i].pageSize != size {
+			return metas, fmt.Errorf("is broken: its meta pages have the page sizes %d and %d; restore a backup", size, metas[i].pageSize)
+		}
 	}
 	return metas, nil
 }
@@ -212,10 +228,38 @@ func readMeta(f *os.File, offset, size int64) meta {
 	m.pageSize, m.root, m.freelist, m.pages, m.txid = int64(u32(8)), u64(16), u64(32), u64(40), u64(48)
 	sum := fnv.New64a()
 	sum.Write(b[:56])
-	m.valid = u32(0) == metaMagic && u32(4) == metaVersion && u64(56) == sum.Sum64() &&
-		m.pageSize >= minPageSize && m.pageSize <= maxPageSize
+	m.valid = u32(0) == metaMagic && u32(4) == metaVersion && u64(56) == sum.Sum64()
 	return m
 }
+
+// check checks the numbers of a valid meta page of a file of size bytes, since a checksum
+// proves nothing about who wrote them. Without an error, the pages are in the file and no
+// product of a page id and pageSize overflows. The error completes a sentence that begins with
+// the name of the file.
+func (m meta) check(size int64) error {
+	broken := func(what string, n uint64) error {
+		return fmt.Errorf("is broken: its meta page has the %s %d; restore a backup", what, n)
+	}
+	isPage := func(id uint64) bool { return id >= 2 && id < m.pages }
+	switch want := m.bytes(); {
+	case m.pages < minPages || m.pages > maxPages:
+		return broken("number of pages", m.pages)
+	case size < want:
+		return fmt.Errorf("is truncated: it has %d bytes, but its meta page requires %d; restore a backup", size, want)
+	case !isPage(m.root):
+		return broken("root page", m.root)
+	case !isPage(m.freelist):
+		return broken("page of free pages", m.freelist)
+	// A backup has the transaction before this one too. At the last number the next one would
+	// begin at 0, and bbolt would take its commit for an old one.
+	case m.txid < 1 || m.txid > 2*lastTransaction:
+		return broken("transaction", m.txid)
+	}
+	return nil
+}
+
+// bytes returns the size of all pages in bytes. It overflows unless check has accepted m.
+func (m meta) bytes() int64 { return int64(m.pages) * m.pageSize }
 
 // exists reports whether there is anything at path. It also returns true if that cannot be
 // determined, so that opening the path returns the reason.

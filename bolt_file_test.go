@@ -109,7 +109,7 @@ func TestFileThatIsNoDatabaseOfOursIsLeftAlone(t *testing.T) {
 		{"another program's", boltFile(t, "things", "a", "b"), "not one of this program"},
 		{"another program's with a like name", boltFile(t, "meta", "format", "energy-prices/1"), "not one of this program"},
 		{"a newer version's", boltFile(t, "meta", "format", "energy-contracts/3"), "reads version 2 and earlier; use the program that wrote it"},
-		{"one without contracts", boltFile(t, "meta", "format", "energy-contracts/2"), "the bucket contracts is missing; restore a backup"},
+		{"one without contracts", boltFile(t, "meta", "format", "energy-contracts/2"), "is broken: it has no bucket contracts; restore a backup"},
 		{"both meta pages broken", changed(changed(sound, 56, zeros[:8]), pageSize+56, zeros[:8]), "both its meta pages are broken"},
 	}
 	pages := len(sound) / pageSize
@@ -246,7 +246,7 @@ func TestProgramRefusesAFileThatIsNoneOfItsOwn(t *testing.T) {
 		{"random bytes", noise, "is not a database, or both its meta pages are broken; restore a backup, or name another file"},
 		{"another program's", boltFile(t, "things", "a", "b"), "is a bbolt database, but not one of this program, or its root page is broken; name another file, or restore a backup"},
 		{"a newer version's", boltFile(t, "meta", "format", "energy-contracts/3"), "reads version 2 and earlier; use the program that wrote it"},
-		{"one without contracts", boltFile(t, "meta", "format", "energy-contracts/2"), "the bucket contracts is missing; restore a backup"},
+		{"one without contracts", boltFile(t, "meta", "format", "energy-contracts/2"), "is broken: it has no bucket contracts; restore a backup"},
 		{"half a file", sound[:len(sound)/2], fmt.Sprintf("is truncated: it has %d bytes, but its meta page requires %d; restore a backup", len(sound)/2, len(sound))},
 		{"both meta pages broken", changed(changed(sound, pageHeaderSize+40, zeros), pageSize+pageHeaderSize+40, zeros), "both its meta pages are broken; restore a backup"},
 	} {

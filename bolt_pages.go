@@ -30,26 +30,37 @@ const (
 	bucketHeaderSize = 16
 )
 
-// rootLeaf returns the page of the root bucket in which key would be. The root bucket is a
-// single leaf page until its inline buckets outgrow that page; then it is one branch page
-// with leaf pages below. It has seven keys at most, so that it needs no more levels.
-func rootLeaf(f *os.File, m meta, key []byte) ([]byte, error) {
-	page := make([]byte, m.pageSize)
+// wholePage is the size in bytes of the largest page that is read as a whole. No branch page
+// reaches it: bbolt splits one that is larger than pageSize, unless it has four keys or fewer.
+const wholePage = 256 << 10
+
+// rootBucket returns the value of a bucket in the root bucket, which begins with the bucket's
+// header, or nil if there is no such bucket. The root bucket is a single leaf page until its
+// inline buckets outgrow that page; then it is one branch page with leaf pages below. It has
+// seven keys at most, so that it needs no more levels. meta.check has accepted m.
+func rootBucket(f *os.File, m meta, name []byte) ([]byte, error) {
 	id := m.root
 	for range 2 {
 		if id >= m.pages {
 			return nil, errors.New("is broken: its root page is outside the file; restore a backup")
 		}
-		if _, err := f.ReadAt(page, int64(id)*m.pageSize); err != nil {
+		page := make([]byte, m.pageSize)
+		_, err := f.ReadAt(page, int64(id)*m.pageSize)
+		overflow := uint64(binary.NativeEndian.Uint32(page[12:]))
+		if size := int64(overflow+1) * m.pageSize; err == nil && overflow > 0 && size <= wholePage && id+overflow < m.pages {
+			page = make([]byte, size)
+			_, err = f.ReadAt(page, int64(id)*m.pageSize)
+		}
+		if err != nil {
 			return nil, fmt.Errorf("read root page: %w", err)
 		}
-		child, ok := branchChild(page, key)
+		child, ok := branchChild(page, name)
 		if !ok {
-			break
+			return leafValue(page, name, bucketLeafFlag), nil
 		}
 		id = child
 	}
-	return page, nil
+	return nil, nil
 }
 
 // branchChild returns the id of the page below a branch page in which key would be. It
@@ -77,9 +88,9 @@ func branchChild(page, key []byte) (child uint64, ok bool) {
 	return child, ok
 }
 
-// leafValue returns the value of a key in a leaf page. It returns nil if the key is not
-// there, or if the page is not a leaf page or is cut off.
-func leafValue(page, key []byte) []byte {
+// leafValue returns the value of a key in a leaf page, whose element has these flags. It returns
+// nil if there is none, or if the page is not a leaf page or is cut off.
+func leafValue(page, key []byte, flags uint32) []byte {
 	if len(page) < pageHeaderSize || binary.NativeEndian.Uint16(page[8:]) != leafPageFlag {
 		return nil
 	}
@@ -95,7 +106,7 @@ func leafValue(page, key []byte) []byte {
 		if end > uint64(len(page)) {
 			return nil
 		}
-		if bytes.Equal(page[pos:keyEnd], key) {
+		if bytes.Equal(page[pos:keyEnd], key) && binary.NativeEndian.Uint32(page[at:]) == flags {
 			return page[keyEnd:end]
 		}
 	}

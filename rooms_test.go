@@ -74,6 +74,7 @@ var rooms = []string{
 	"store_token_cache.go",
 	"metrics.go",
 	"bolt_check.go",
+	"bolt_account.go",
 	"bolt_pages.go",
 	"bolt_file.go",
 	"atomicfile.go",

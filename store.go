@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,6 +52,10 @@ var (
 // errTx wraps an error of bbolt itself inside a transaction. The whole transaction is
 // then rolled back.
 var errTx = errors.New("transaction failed")
+
+// errPanic is wrapped by the error of a read or a write that panicked although no page is broken.
+// The write was not made.
+var errPanic = errors.New("panic")
 
 // The buckets of the file. Store's comment describes their keys and values; buckets lists
 // those that exist in every file.
@@ -194,12 +200,13 @@ type Store struct {
 
 // change makes the changes of one write in a transaction. If it returns an error, it must
 // have changed nothing, because the transaction is still committed for the other writes
-// of the batch; only after an errTx is it rolled back.
+// of the batch; only after an errTx is it rolled back. It may be called again in another
+// transaction, if another write of the batch panics, so it sets all of its results each time.
 type change func(*bbolt.Tx) error
 
 // write is a change that waits for its commit.
 type write struct {
-	do    change
+	do    change        // nil once it has panicked
 	size  int           // of what it stores, in bytes, and leastWrite at least
 	since time.Time     // when it began to wait
 	err   error         // the outcome, valid once done is closed
@@ -214,6 +221,9 @@ type committer struct {
 	failures int
 	// reopenNeeded is true from a failed commit until the file has been reopened.
 	reopenNeeded bool
+	// purgeFailed is true once purge has panicked. It is not tried again, since all writes would
+	// fail.
+	purgeFailed bool
 	// pausedUntil is the time until which writes are refused without an attempt.
 	pausedUntil time.Time
 	// inDoubt are the writes of a failed commit whose meta page was, or may have been,
@@ -247,8 +257,70 @@ type readers struct {
 	generation uint64
 }
 
-// markDamaged turns a panic of bbolt's on a broken page into an error that wraps
-// ErrDamaged, and refuses all later writes. The first call logs the panic.
+// run runs do in tx, and recovers from a panic of this program's own: it then rolls tx back, so
+// that nothing of do is committed, and returns an error that wraps errPanic. After a panic on a
+// broken page it panics too, for apply to mark the file damaged.
+func (s *Store) run(tx *bbolt.Tx, do change) (err error) {
+	defer func() {
+		p := recover()
+		switch {
+		case p == nil:
+		case onBrokenPage(p):
+			panic(p)
+		default:
+			err = errors.Join(s.logPanic(p), tx.Rollback())
+		}
+	}()
+	return do(tx)
+}
+
+// panicked turns a panic while the file was read into an error, which wraps ErrDamaged if the
+// panic was on a broken page. It must be called by the deferred function that recovers.
+func (s *Store) panicked(p any) error {
+	if onBrokenPage(p) {
+		return s.markDamaged(p)
+	}
+	return s.logPanic(p)
+}
+
+// logPanic logs a panic of this program's own and returns an error that wraps errPanic.
+func (s *Store) logPanic(p any) error {
+	s.log.Error("a read or write of the database failed because of a mistake in this program, and changed nothing; please report it",
+		"panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+	return fmt.Errorf("%w: %v", errPanic, p)
+}
+
+// onBrokenPage reports whether a panic with the value p means that a page of the file is broken
+// or cannot be read: it is a memory fault, or bbolt panicked and not a function of this program
+// that bbolt called. Any other panic is a mistake in this program, and the file is as good as
+// before. onBrokenPage must be called by the deferred function that recovers, or by a function
+// that it calls, so that the stack still has the panic.
+func onBrokenPage(p any) bool {
+	var fault interface{ Addr() uintptr } // see debug.SetPanicOnFault
+	if err, ok := p.(error); ok && errors.As(err, &fault) {
+		return true
+	}
+	var pcs [64]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(1, pcs[:])])
+	f, more := frames.Next()
+	own, _, _ := strings.Cut(f.Function, ".") // the package, which tests call by another name
+	for f.Function != "runtime.gopanic" && more {
+		f, more = frames.Next()
+	}
+	// Between the panic and the function that did it may be functions of Go's library.
+	for ; more; f, more = frames.Next() {
+		if strings.HasPrefix(f.Function, own+".") {
+			return false
+		}
+		if strings.HasPrefix(f.Function, "go.etcd.io/bbolt") {
+			break
+		}
+	}
+	return true
+}
+
+// markDamaged turns a panic on a broken page into an error that wraps ErrDamaged, and refuses
+// all later writes. The first call logs the panic.
 func (s *Store) markDamaged(p any) error {
 	if s.damaged.CompareAndSwap(false, true) {
 		s.log.Error("the database file is damaged; writes are refused; stop the service, then run check or restore a backup",

@@ -12,6 +12,8 @@ import (
 	"slices"
 	"syscall"
 	"time"
+
+	"go.etcd.io/bbolt"
 )
 
 const (
@@ -268,9 +270,16 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 	}
 	changed := false
 	for _, w := range batch {
-		w.err = w.do(tx)
-		if errors.Is(w.err, errTx) {
+		if w.do == nil {
+			continue // it has panicked
+		}
+		w.err = s.run(tx, w.do)
+		switch {
+		case errors.Is(w.err, errTx):
 			return txid, errors.Join(w.err, tx.Rollback())
+		case errors.Is(w.err, errPanic): // the others begin anew without it
+			w.do = nil
+			return s.apply(batch)
 		}
 		changed = changed || w.err == nil
 	}
@@ -279,8 +288,15 @@ func (s *Store) apply(batch []*write) (txid uint64, err error) {
 	}
 	// A write adds at most one expiring value. Removing up to twice as many keeps expired
 	// values from piling up, and still bounds the work of one commit.
-	if err := purge(tx, s.now().Add(-expiredKept), 2*len(batch)); err != nil {
-		return txid, errors.Join(err, tx.Rollback())
+	if !s.committer.purgeFailed {
+		err := s.run(tx, func(tx *bbolt.Tx) error { return purge(tx, s.now().Add(-expiredKept), 2*len(batch)) })
+		switch {
+		case errors.Is(err, errPanic):
+			s.committer.purgeFailed = true
+			return s.apply(batch)
+		case err != nil:
+			return txid, errors.Join(err, tx.Rollback())
+		}
 	}
 	err = tx.Commit()
 	s.metrics.writes.Update(float64(len(batch)))

@@ -272,14 +272,16 @@ func checkPrecondition(tx *bbolt.Tx, key []byte, check Precondition) error {
 // and stores nothing, or it returns ErrKeyReused if the body was different. If the client then keeps
 // more first responses than firstQuota allows, the oldest is forgotten.
 func (s *Store) Create(k Key, doc []byte, once *Idempotency) (Created, error) {
-	key, created := k.bytes(), Created{k.Contract, doc, versionOf(doc)}
-	value := withHead(key, nil, doc, created.Version)
+	key, made := k.bytes(), Created{k.Contract, doc, versionOf(doc)}
+	value := withHead(key, nil, doc, made.Version)
 	var first expiring
 	var response []byte
 	if once != nil {
-		first, response = once.first(k.Owner, created, s.now().Add(idempotencyLifetime))
+		first, response = once.first(k.Owner, made, s.now().Add(idempotencyLifetime))
 	}
+	var created Created
 	err := s.update(len(value)+len(response), func(tx *bbolt.Tx) error {
+		created = made
 		if once == nil {
 			return put(tx, bucketContracts, key, value)
 		}

@@ -28,27 +28,26 @@ const (
 	formatVersion = 2
 )
 
-// checkFile checks that the file is as long as m, its current meta page, requires, and
-// that it is in the format of this program. The error completes a sentence that begins
+// checkFile checks m, the current meta page of the file, and that the file is in the format of
+// this program. The error completes a sentence that begins
 // with the name of the file.
 func checkFile(f *os.File, m meta) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if want := int64(m.pages) * m.pageSize; info.Size() < want {
-		return fmt.Errorf("is truncated: it has %d bytes, but its meta page requires %d; restore a backup", info.Size(), want)
+	if err := m.check(info.Size()); err != nil {
+		return err
 	}
-	leaf, err := rootLeaf(f, m, bucketMeta)
+	inline, err := rootBucket(f, m, bucketMeta)
 	if err != nil {
 		return err
 	}
-	// A bucket this small is inline: the value of its element in the root is a header and
-	// then a leaf page.
+	// A bucket this small is inline: its value is a header and then a leaf page.
 	var format, program []byte
-	if inline := leafValue(leaf, bucketMeta); len(inline) > bucketHeaderSize {
-		format = leafValue(inline[bucketHeaderSize:], []byte(formatKey))
-		program = leafValue(inline[bucketHeaderSize:], []byte(programKey))
+	if len(inline) > bucketHeaderSize {
+		format = leafValue(inline[bucketHeaderSize:], []byte(formatKey), 0)
+		program = leafValue(inline[bucketHeaderSize:], []byte(programKey), 0)
 	}
 	n, ok := parseFormat(format)
 	switch {
@@ -70,6 +69,24 @@ func parseFormat(value []byte) (version int, ok bool) {
 	name, text, _ := strings.Cut(string(value), "/")
 	version, err := strconv.Atoi(text)
 	return version, err == nil && version > 0 && name == programName
+}
+
+// checkRoot checks that the file has each of buckets, which the store uses without looking. Its
+// error is as checkFile's.
+func checkRoot(f *os.File, m meta) error {
+	for _, name := range buckets {
+		if bytes.Equal(name, bucketQuotas) {
+			continue // upgrade creates it
+		}
+		value, err := rootBucket(f, m, name)
+		if err != nil {
+			return err
+		}
+		if value == nil {
+			return fmt.Errorf("is broken: it has no bucket %s; restore a backup", name)
+		}
+	}
+	return nil
 }
 
 // open opens the file with openFile, which runs check, and then with bbolt.
@@ -107,9 +124,6 @@ func (s *Store) openDB(m meta) (err error) {
 	})
 	if err != nil {
 		return ofDatabase(s.path, ofBolt(s.path, err))
-	}
-	if err := checkBuckets(db); err != nil {
-		return errors.Join(ofDatabase(s.path, err), db.Close())
 	}
 	s.db, s.lent = db, lent
 	list := make([]byte, pageHeaderSize+8)
@@ -153,19 +167,6 @@ func reservable() int64 {
 		return size
 	}
 	return 0
-}
-
-// checkBuckets returns an error that wraps ErrDamaged if a bucket is missing that exists in every
-// file of the program.
-func checkBuckets(db *bbolt.DB) error {
-	return db.View(func(tx *bbolt.Tx) error {
-		for _, name := range buckets {
-			if tx.Bucket(name) == nil && !bytes.Equal(name, bucketQuotas) { // which upgrade creates
-				return fmt.Errorf("%w: the bucket %s is missing; restore a backup", ErrDamaged, name)
-			}
-		}
-		return nil
-	})
 }
 
 // ofBolt explains the error of bbolt.Open for a file that cannot be mapped.

@@ -92,6 +92,7 @@ func (i *Import) Stage(lines []ImportLine) (before []int64, err error) {
 	return before, i.s.updatePatiently(importBytes, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketImport)
 		b.FillPercent = importFill
+		clear(before)
 		for n, l := range lines {
 			key := l.Key.bytes()
 			if first := b.Get(key); len(first) >= lineSize {

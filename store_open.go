@@ -43,8 +43,10 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 		if err := checkFile(f, m); err != nil {
 			return err
 		}
-		checked, err = checkSmallFile(f, m)
-		return err
+		if checked, err = checkBeforeUse(f, m); err != nil {
+			return err
+		}
+		return checkRoot(f, m)
 	}
 	if err := s.open(check); err != nil {
 		return nil, err

@@ -13,7 +13,7 @@ import (
 // view runs fn in a read transaction. fn must copy the data that it needs: bbolt's slices
 // point into the mapped file and are valid only during the transaction. fn must not write
 // to the store. If bbolt panics on a broken page, view returns an error that wraps
-// ErrDamaged.
+// ErrDamaged; if fn panics, one that wraps errPanic.
 func (s *Store) view(fn func(*reader) error) (err error) {
 	s.reopenLock.RLock()
 	defer s.reopenLock.RUnlock()
@@ -27,7 +27,7 @@ func (s *Store) view(fn func(*reader) error) (err error) {
 	defer func() {
 		p := recover()
 		if p != nil {
-			err = s.markDamaged(p)
+			err = s.panicked(p)
 		}
 		if p != nil || !s.readers.keep(r) {
 			s.rollback(r)
