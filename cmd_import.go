@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -35,7 +36,7 @@ func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 	}
 	defer func() { err = errors.Join(err, control.close()) }()
 	query := url.Values{"keep_going": {strconv.FormatBool(c.KeepGoing)}}
-	content, _, err := control.send(ctx, http.MethodPost, "/contracts?"+query.Encode(), contextReader{ctx, file})
+	content, _, err := control.send(ctx, http.MethodPost, "/contracts?"+query.Encode(), untilDone(ctx, file))
 	if err != nil {
 		return err
 	}
@@ -68,8 +69,15 @@ func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 		default:
 			bar.done()
 			fmt.Fprintf(a.stdout, "imported %s\n", counted(e.End.Imported, "contract"))
+			var missing []string
 			if e.End.Bad > 0 {
-				return fmt.Errorf("skipped %s out of %d", counted(e.End.Bad, "invalid line"), e.End.Lines)
+				missing = append(missing, fmt.Sprintf("skipped %s out of %d", counted(e.End.Bad, "invalid line"), e.End.Lines))
+			}
+			if e.End.CutOff {
+				missing = append(missing, cutOff)
+			}
+			if missing != nil {
+				return errors.New(strings.Join(missing, "; "))
 			}
 			return nil
 		}

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,18 +25,19 @@ import (
 	"energy-contracts/internal/servicetest"
 )
 
-// exportedLines returns the lines of the file contractLines. All but the last include their
-// newline.
+// exportedLines returns the lines of the file contractLines that have a contract, with their
+// newlines.
 func exportedLines(t testing.TB) []string {
 	t.Helper()
-	return strings.SplitAfter(strings.TrimSuffix(readFile(t, contractLines), "\n"), "\n")
+	lines := slices.Collect(strings.Lines(readFile(t, contractLines)))
+	return lines[1 : len(lines)-1]
 }
 
 func TestExportWritesWhatImportReads(t *testing.T) {
 	slow(t)
 	besideAndWithout(t, func(t *testing.T, db string, served func() string) {
 		lines := exportedLines(t)
-		all := strings.Join(lines, "") + "\n"
+		all := readFile(t, contractLines)
 		if got, want := ok(t, db, "import", absolute(t, contractLines)), "imported 4 contracts\n"; got != want {
 			t.Errorf("import printed %q, want %q", got, want)
 		}
@@ -46,12 +48,12 @@ func TestExportWritesWhatImportReads(t *testing.T) {
 		}{
 			{nil, all},
 			{[]string{"-"}, all},
-			{[]string{"--org", demoOrg}, lines[0] + lines[1] + lines[2]},
-			{[]string{"--org", strings.ToUpper(demoOtherOrg)}, lines[3] + "\n"},
-			{[]string{"--user", demoUser}, lines[0] + lines[1] + lines[3] + "\n"},
-			{[]string{"--org", demoOrg, "--user", demoUser}, lines[0] + lines[1]},
-			{[]string{"--org", demoOtherOrg, "--user", "2f6f1c52-7d0a-4c8e-b4d3-95a1e0c7f6d2"}, ""},
-			{[]string{"--org", "00000000-0000-4000-8000-000000000000"}, ""},
+			{[]string{"--org", demoOrg}, export(lines[0] + lines[1] + lines[2])},
+			{[]string{"--org", strings.ToUpper(demoOtherOrg)}, export(lines[3])},
+			{[]string{"--user", demoUser}, export(lines[0] + lines[1] + lines[3])},
+			{[]string{"--org", demoOrg, "--user", demoUser}, export(lines[0] + lines[1])},
+			{[]string{"--org", demoOtherOrg, "--user", "2f6f1c52-7d0a-4c8e-b4d3-95a1e0c7f6d2"}, export("")},
+			{[]string{"--org", "00000000-0000-4000-8000-000000000000"}, export("")},
 		} {
 			if got := ok(t, db, append([]string{"export"}, tt.args...)...); got != tt.want {
 				t.Errorf("export %q printed\n%swant\n%s", tt.args, got, tt.want)
@@ -80,7 +82,7 @@ func TestExportWritesWhatImportReads(t *testing.T) {
 			t.Fatal(err)
 		}
 		ok(t, db, "import", file)
-		wantExport(t, db, lines[0]+changed+lines[2]+lines[3]+"\n")
+		wantExport(t, db, export(lines[0]+changed+lines[2]+lines[3]))
 
 		// The API's representation is the line without its first two members.
 		c := addClient(t, db)
@@ -159,7 +161,7 @@ func TestImportReportsEachBadLine(t *testing.T) {
 		if want := report.String() + "imported 3 contracts\n"; stdout != want {
 			t.Errorf("import printed\n%swant\n%s", stdout, want)
 		}
-		if got := ok(t, db, "export"); strings.Count(got, "\n") != 7 {
+		if got := ok(t, db, "export"); strings.Count(got, "\n") != 2+7 {
 			t.Errorf("want 7 contracts, export printed\n%s", got)
 		}
 		if got := ok(t, db, "check"); !strings.Contains(got, " is sound: 7 contracts") {
@@ -178,14 +180,14 @@ func TestImportOfAnEmptyFile(t *testing.T) {
 			t.Errorf("import printed %q", got)
 		}
 		refusedCommand(t, db, "open "+file+"x: no such file or directory; name a file that this account may read, or - for standard input", "import", file+"x")
-		wantExport(t, db, "")
+		wantExport(t, db, export(""))
 	})
 }
 
 func TestImportSkipsEmptyLines(t *testing.T) {
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		lines := exportedLines(t)
-		in := "\r\n" + lines[0] + "\n \t\n" + lines[1] + lines[2] + lines[3] + "\n\n\r\n  "
+		in := "\r\n" + lines[0] + "\n \t\n" + lines[1] + lines[2] + lines[3] + "\n\r\n  "
 		if got, want := ok(t, db, "import", writeFile(t, []byte(in))), "imported 4 contracts\n"; got != want {
 			t.Errorf("import printed %q, want %q", got, want)
 		}
@@ -221,7 +223,7 @@ func TestImportOfUTF16IsRefusedWithOneSentence(t *testing.T) {
 				}
 			}
 		}
-		wantExport(t, db, "")
+		wantExport(t, db, export(""))
 	})
 }
 
@@ -244,7 +246,7 @@ func TestImportOfAnotherFormatIsRefusedWithOneSentence(t *testing.T) {
 				t.Errorf("import printed %q", head(stdout))
 			}
 		}
-		wantExport(t, db, "")
+		wantExport(t, db, export(""))
 	})
 }
 
@@ -390,7 +392,7 @@ func TestImportIsAllOrNothingWhenTheServerIsKilled(t *testing.T) {
 		_ = cmd.Wait()
 		got := ok(t, db, "export")
 		switch {
-		case got == "":
+		case got == export(""):
 			none++
 		case got == readFile(t, file):
 			all++
@@ -487,7 +489,7 @@ func TestImportThroughTheSocketIsLoggedInOneLine(t *testing.T) {
 func TestLineReaderReturnsEachLine(t *testing.T) {
 	long := bytes.Repeat([]byte("x"), 200<<10)
 	in := "a\n\n" + string(long) + "\nlast"
-	l := lineReader{r: bufio.NewReaderSize(strings.NewReader(in), 16)}
+	l := lineReader{r: bufio.NewReaderSize(strings.NewReader(in), 16), max: len(long) + 1}
 	for i, want := range []string{"a", "", string(long), "last"} {
 		if got, err := l.next(); err != nil || string(got) != want {
 			t.Errorf("line %d: %q, %v", i, head(string(got)), err)
@@ -562,7 +564,7 @@ func FuzzLineReader(f *testing.F) {
 		if last := len(want) - 1; len(want[last]) == 0 { // nothing follows the last newline
 			want = want[:last]
 		}
-		l := lineReader{r: bufio.NewReaderSize(bytes.NewReader(in), 16)}
+		l := lineReader{r: bufio.NewReaderSize(bytes.NewReader(in), 16), max: len(in)}
 		for i, line := range want {
 			if got, err := l.next(); err != nil || !bytes.Equal(got, line) {
 				t.Fatalf("line %d is %q, %v, want %q", i+1, got, err, line)
