@@ -47,7 +47,9 @@ func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 	storing := false
 	for {
 		var e importEvent
-		if err := json.UnmarshalDecode(events, &e); err != nil {
+		if err := json.UnmarshalDecode(events, &e); ctx.Err() != nil {
+			return errors.New("the import was interrupted; repeat it to be sure of its result")
+		} else if err != nil {
 			return fmt.Errorf("read the result of the import: %w", explainTruncation(err))
 		}
 		for _, f := range e.Faults {

@@ -90,7 +90,10 @@ func (c *restoreCmd) copy(ctx context.Context, a *app, to, backup *os.File, size
 	if _, err := io.CopyN(io.MultiWriter(to, bar), from, int64(m.pages)*m.pageSize-n); err != nil && err != io.EOF {
 		return failed(err)
 	}
-	// bbolt lets a file be longer than it must be. Whoever writes the rest to a pipe should not fail.
+	if size >= 0 {
+		return nil
+	}
+	// A file of bbolt may be longer than it must be, and whoever writes it to a pipe should not fail.
 	if _, err := io.Copy(io.Discard, from); err != nil {
 		return failed(err)
 	}

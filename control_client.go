@@ -88,7 +88,10 @@ func (a *app) connect(db string, mayCreate bool) (*controlClient, error) {
 	l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
 	server := &http.Server{Handler: newControl(context.Background(), store, a.now, a.log, defaultMaxBody)}
 	go server.Serve(l) // until the client is closed
-	return newControlClient(l.dial, func() error { return errors.Join(server.Close(), store.Close()) }), nil
+	return newControlClient(l.dial, func() error {
+		finishRequests(server) // a request that was interrupted still uses the store
+		return store.Close()
+	}), nil
 }
 
 // noDatabase returns the error of a command that needs an existing database.

@@ -181,7 +181,7 @@ func (r *importRun) stage() error {
 			r.refuse("the input brought less than 64 KiB in 30 seconds, so nothing was imported; write it to a file and import the file")
 			return nil
 		case err != nil && !errors.As(err, &long):
-			return fmt.Errorf("line %d cannot be read: %w; nothing was imported", r.line+1, err)
+			return fmt.Errorf("%w: line %d cannot be read: %w; nothing was imported", errClientGone, r.line+1, err)
 		}
 		r.line++
 		if err == nil && r.hasNoContract(bytes.Trim(line, "\ufeff \t\r")) {

@@ -92,10 +92,16 @@ func (c *controlServer) stop() {
 		return
 	}
 	os.Remove(c.path)
+	finishRequests(c.server)
+	c.listener.Close() // the server has not closed it if stop came before Serve
+}
+
+// finishRequests waits for the requests of commands that are in flight, for at most shutdownTimeout, and
+// closes the server.
+func finishRequests(server *http.Server) {
 	grace, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
-	if c.server.Shutdown(grace) != nil {
-		c.server.Close()
+	if server.Shutdown(grace) != nil {
+		server.Close()
 	}
-	c.listener.Close() // the server has not closed it if stop came before Serve
 }
