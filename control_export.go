@@ -3,6 +3,7 @@ package main
 // The control endpoint that sends contracts as JSON Lines.
 
 import (
+	"fmt"
 	"net/http"
 )
 
@@ -26,7 +27,13 @@ func (c exportControl) get(x *exchange) (response, error) {
 	var after Key
 	var buf []byte
 	more, ended := true, false
+	connection := http.NewResponseController(x.w)
 	return response{status: http.StatusOK, contentType: jsonLinesType, content: []byte(exportBegin + "\n"), more: func([]byte) (_ []byte, err error) {
+		if after == (Key{}) { // an export that fails has begun
+			if err := connection.Flush(); err != nil {
+				return nil, fmt.Errorf("%w: %w", errClientGone, err)
+			}
+		}
 		buf = buf[:0]
 		for more && len(buf) == 0 && err == nil { // a scan may select nothing
 			after, more, err = c.store.Scan(sel, after, func(k Key, doc []byte) { buf = appendLine(buf, k, doc) })

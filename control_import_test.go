@@ -189,6 +189,26 @@ func TestInputOfAnImportMayWaitForTheReaderOfItsEvents(t *testing.T) {
 	})
 }
 
+// The faults of a step are in memory together.
+func TestFaultsOfAnImportAreSentInPieces(t *testing.T) {
+	i := newImporter(t)
+	const lines = 500
+	faults, most := 0, 0
+	e := end(t, i.start(t, func(w io.Writer, _ func()) {
+		for range lines {
+			fmt.Fprintf(w, "{\"energy_prices\":[%s1]}\n", strings.Repeat("1,", 2*maxFaults))
+		}
+	}), func(e importEvent) {
+		faults += len(e.Faults)
+		if e.Read > 0 { // the end of a step
+			most, faults = max(most, faults), 0
+		}
+	})
+	if e.End == nil || e.End.Bad != lines || most == 0 || most > importContracts+maxFaults {
+		t.Errorf("%d faults in a step, and at the end %+v", most, e)
+	}
+}
+
 func TestImportEndsWithTheServer(t *testing.T) {
 	const lines = 10_000
 	for name, tt := range map[string]struct {
