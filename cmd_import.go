@@ -18,12 +18,12 @@ import (
 // importCmd is the import command with its arguments.
 type importCmd struct {
 	File      string `arg:"" help:"Import contracts from this file, in the format that export writes; - means standard input."`
-	KeepGoing bool   `env:"-" help:"Skip invalid lines and import the others; exit with status 1 if there were any."`
+	KeepGoing bool   `env:"-" help:"Skip invalid lines and import the others, also of an export that is cut off; exit with status 1 then."`
 	database
 }
 
-// Run prints the faults of each invalid line, and stores the contracts of all lines, or
-// of none if a line is invalid; with --keep-going, it stores those of all valid lines.
+// Run prints the faults of each invalid line, and stores the contracts of all lines, or of none if
+// a line is invalid or an export is cut off; with --keep-going, it stores those of all valid lines.
 func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 	file, size, err := a.input(c.File)
 	if err != nil {
