@@ -10,8 +10,8 @@ import (
 // exportControl serves the export endpoint.
 type exportControl struct{ store *Store }
 
-// get sends one line for each contract, between exportBegin and exportEnd. The query parameters org_id and user_id select
-// the contracts of one organization and of one user.
+// get sends one line for each contract, between exportBegin and exportEnd. The query parameters
+// org_id and user_id select the contracts of one organization and of one user.
 func (c exportControl) get(x *exchange) (response, error) {
 	var sel Selection
 	query := x.r.URL.Query()
@@ -29,7 +29,7 @@ func (c exportControl) get(x *exchange) (response, error) {
 	more, ended := true, false
 	connection := http.NewResponseController(x.w)
 	return response{status: http.StatusOK, contentType: jsonLinesType, content: []byte(exportBegin + "\n"), more: func([]byte) (_ []byte, err error) {
-		if after == (Key{}) { // an export that fails has begun
+		if after == (Key{}) { // so that an export that fails at once is one that is cut off
 			if err := connection.Flush(); err != nil {
 				return nil, fmt.Errorf("%w: %w", errClientGone, err)
 			}

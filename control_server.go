@@ -96,8 +96,8 @@ func (c *controlServer) stop() {
 	c.listener.Close() // the server has not closed it if stop came before Serve
 }
 
-// finishRequests waits for the requests of commands that are in flight, for at most shutdownTimeout, and
-// closes the server.
+// finishRequests waits for the requests of commands that are in flight, for at most
+// shutdownTimeout, and closes the server.
 func finishRequests(server *http.Server) {
 	grace, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
