@@ -116,17 +116,16 @@ func (a *app) input(name string) (f *os.File, size int64, err error) {
 	return f, info.Size(), nil
 }
 
-// contextReader reads from r until ctx is done, and then returns ctx's error.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c contextReader) Read(b []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(b)
+// untilDone returns a reader of r that fails with ctx's error once ctx is done, even while a read
+// of r waits, as one of a pipe may do without end. The caller closes it.
+func untilDone(ctx context.Context, r io.Reader) io.ReadCloser {
+	out, in := io.Pipe()
+	context.AfterFunc(ctx, func() { in.CloseWithError(ctx.Err()) })
+	go func() {
+		_, err := io.Copy(in, r)
+		in.CloseWithError(err)
+	}()
+	return out
 }
 
 // progress is a progress bar on stderr. It shows nothing if stderr is not a terminal,

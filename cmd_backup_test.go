@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+
+	"energy-contracts/internal/servicetest"
 
 	"go.etcd.io/bbolt"
 )
@@ -284,6 +287,40 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 		}
 		wantExport(t, db, readFile(t, contractLines))
 	})
+	// A file of bbolt is longer than it must be, and may be on a disk with nothing but zeros after it.
+	t.Run("and no more than its pages", func(t *testing.T) {
+		content, tail := readFile(t, backup), strings.Repeat("\x00", 20<<20)
+		long := writeFile(t, []byte(content))
+		if err := os.Truncate(long, 1<<40); err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range []string{long, "-"} {
+			db := shortPath(t)
+			cmd := command(t, nil, "restore", "--db", db, file)
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			stdin, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if file == "-" {
+				if _, err := io.WriteString(stdin, content+tail); err != nil {
+					t.Errorf("whoever writes to the pipe gets %v", err)
+				}
+			}
+			stdin.Close()
+			if err := cmd.Wait(); err != nil {
+				t.Fatalf("%v\n%s", err, &stderr)
+			}
+			wantExport(t, db, readFile(t, contractLines))
+			if info, err := os.Stat(db); err != nil || info.Size() > 1<<20 {
+				t.Errorf("it has %d bytes, %v; the backup has %d", info.Size(), err, len(content))
+			}
+		}
+	})
 	t.Run("over another only with --force", func(t *testing.T) {
 		db := shortPath(t)
 		addClient(t, db)
@@ -349,6 +386,15 @@ func TestRestoreIsRefused(t *testing.T) {
 	sound := readFile(t, backup)
 	half := writeFile(t, []byte(sound[:len(sound)/2]))
 	none := writeFile(t, []byte("no database at all, but longer than nothing"))
+	var compressed bytes.Buffer
+	w := gzip.NewWriter(&compressed)
+	if _, err := io.WriteString(w, sound); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	zipped := writeFile(t, compressed.Bytes())
 	faulty := writeFile(t, []byte(sound))
 	editBolt(t, faulty, func(tx *bbolt.Tx) error {
 		return tx.Bucket(bucketContracts).Put([]byte("a/b"), withChecksum([]byte("a/b"), []byte("{}")))
@@ -357,6 +403,7 @@ func TestRestoreIsRefused(t *testing.T) {
 	for _, tt := range []struct{ name, file, want string }{
 		{"of half a file", half, fmt.Sprintf("nothing was restored: database %s: is truncated: it has %d bytes, but its meta page requires %d; restore a backup", half, len(sound)/2, len(sound))},
 		{"of no database", none, "nothing was restored: database " + none + ": is not a database, or both its meta pages are broken; restore a backup, or name another file"},
+		{"of a compressed one", zipped, "nothing was restored: database " + zipped + ": is compressed with gzip; decompress it and restore it again"},
 		{"of a database with a fault", faulty, "nothing was restored: database " + faulty + " has 1 fault, which the check command lists; the first is: contracts \"a/b\": the key is not three UUIDs in lower case, separated by slashes"},
 		{"of nothing", missing, "open " + missing + ": no such file or directory; name a file that this account may read, or - for standard input"},
 	} {
@@ -370,6 +417,60 @@ func TestRestoreIsRefused(t *testing.T) {
 			wantFiles(t, filepath.Dir(db), "c.db")
 		})
 	}
+}
+
+// A wrong input may be larger than the disk.
+func TestRestoreLooksAtItsInputAsItArrives(t *testing.T) {
+	source := shortPath(t)
+	ok(t, source, "import", servicetest.ManyLines(t, 1000, 500))
+	editBolt(t, source, func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketMeta).Put([]byte(formatKey), []byte("other/1"))
+	})
+	other := readFile(t, source)
+	const noDatabase = "is not a database, or both its meta pages are broken; restore a backup, or name another file"
+	t.Run("from standard input", func(t *testing.T) {
+		for name, tt := range map[string]struct{ start, want string }{
+			"text":           {strings.Repeat("no database at all ", 10_000), noDatabase},
+			"zeros":          {strings.Repeat("\x00", 200<<10), noDatabase},
+			"a file of gzip": {gzipMagic + strings.Repeat("x", 200<<10), "is compressed with gzip; decompress it and restore it again"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				db := shortPath(t)
+				cmd := command(t, nil, "restore", "--db", db, "-")
+				var stderr bytes.Buffer
+				cmd.Stderr = &stderr
+				stdin, err := cmd.StdinPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				_, _ = io.WriteString(stdin, tt.start) // and no end
+				_ = cmd.Wait()
+				if want := "energy-contracts: nothing was restored: database -: " + tt.want + "\n"; cmd.ProcessState.ExitCode() != 1 || stderr.String() != want {
+					t.Errorf("%v\n%s, want %s", cmd.ProcessState, &stderr, want)
+				}
+				wantFiles(t, filepath.Dir(db))
+			})
+		}
+	})
+	// The disk has no room for what is in the file.
+	t.Run("from a file", func(t *testing.T) {
+		small := []string{"sh", "-c", `ulimit -f 256 && exec "$@"`, "sh"}
+		for name, tt := range map[string]struct{ content, want string }{
+			"text":                          {strings.Repeat("no database at all ", 100_000), noDatabase},
+			"a database of another program": {other, "is a bbolt database, but not one of this program, or its root page is broken; name another file, or restore a backup"},
+		} {
+			t.Run(name, func(t *testing.T) {
+				file := writeFile(t, []byte(tt.content))
+				got := run(t, small, "restore", file, "--db", shortPath(t))
+				if want := (ran{"", "energy-contracts: nothing was restored: database " + file + ": " + tt.want + "\n", 1}); got != want {
+					t.Errorf("%+v\nwant %+v", got, want)
+				}
+			})
+		}
+	})
 }
 
 func TestCompactRemovesFreePages(t *testing.T) {

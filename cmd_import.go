@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -17,12 +18,12 @@ import (
 // importCmd is the import command with its arguments.
 type importCmd struct {
 	File      string `arg:"" help:"Import contracts from this file, in the format that export writes; - means standard input."`
-	KeepGoing bool   `env:"-" help:"Skip invalid lines and import the others; exit with status 1 if there were any."`
+	KeepGoing bool   `env:"-" help:"Skip invalid lines and import the others, also of an export that is cut off; exit with status 1 then."`
 	database
 }
 
-// Run prints the faults of each invalid line, and stores the contracts of all lines, or
-// of none if a line is invalid; with --keep-going, it stores those of all valid lines.
+// Run prints the faults of each invalid line, and stores the contracts of all lines, or of none if
+// a line is invalid or an export is cut off; with --keep-going, it stores those of all valid lines.
 func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 	file, size, err := a.input(c.File)
 	if err != nil {
@@ -35,7 +36,7 @@ func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 	}
 	defer func() { err = errors.Join(err, control.close()) }()
 	query := url.Values{"keep_going": {strconv.FormatBool(c.KeepGoing)}}
-	content, _, err := control.send(ctx, http.MethodPost, "/contracts?"+query.Encode(), contextReader{ctx, file})
+	content, _, err := control.send(ctx, http.MethodPost, "/contracts?"+query.Encode(), untilDone(ctx, file))
 	if err != nil {
 		return err
 	}
@@ -46,7 +47,9 @@ func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 	storing := false
 	for {
 		var e importEvent
-		if err := json.UnmarshalDecode(events, &e); err != nil {
+		if err := json.UnmarshalDecode(events, &e); ctx.Err() != nil {
+			return errors.New("the import was interrupted; repeat it to be sure of its result")
+		} else if err != nil {
 			return fmt.Errorf("read the result of the import: %w", explainTruncation(err))
 		}
 		for _, f := range e.Faults {
@@ -68,8 +71,15 @@ func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 		default:
 			bar.done()
 			fmt.Fprintf(a.stdout, "imported %s\n", counted(e.End.Imported, "contract"))
+			var missing []string
 			if e.End.Bad > 0 {
-				return fmt.Errorf("skipped %s out of %d", counted(e.End.Bad, "invalid line"), e.End.Lines)
+				missing = append(missing, fmt.Sprintf("skipped %s out of %d", counted(e.End.Bad, "invalid line"), e.End.Lines))
+			}
+			if e.End.CutOff {
+				missing = append(missing, cutOff)
+			}
+			if missing != nil {
+				return errors.New(strings.Join(missing, "; "))
 			}
 			return nil
 		}

@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -24,18 +25,19 @@ import (
 	"energy-contracts/internal/servicetest"
 )
 
-// exportedLines returns the lines of the file contractLines. All but the last include their
-// newline.
+// exportedLines returns the lines of the file contractLines that have a contract, with their
+// newlines.
 func exportedLines(t testing.TB) []string {
 	t.Helper()
-	return strings.SplitAfter(strings.TrimSuffix(readFile(t, contractLines), "\n"), "\n")
+	lines := slices.Collect(strings.Lines(readFile(t, contractLines)))
+	return lines[1 : len(lines)-1]
 }
 
 func TestExportWritesWhatImportReads(t *testing.T) {
 	slow(t)
 	besideAndWithout(t, func(t *testing.T, db string, served func() string) {
 		lines := exportedLines(t)
-		all := strings.Join(lines, "") + "\n"
+		all := readFile(t, contractLines)
 		if got, want := ok(t, db, "import", absolute(t, contractLines)), "imported 4 contracts\n"; got != want {
 			t.Errorf("import printed %q, want %q", got, want)
 		}
@@ -46,12 +48,12 @@ func TestExportWritesWhatImportReads(t *testing.T) {
 		}{
 			{nil, all},
 			{[]string{"-"}, all},
-			{[]string{"--org", demoOrg}, lines[0] + lines[1] + lines[2]},
-			{[]string{"--org", strings.ToUpper(demoOtherOrg)}, lines[3] + "\n"},
-			{[]string{"--user", demoUser}, lines[0] + lines[1] + lines[3] + "\n"},
-			{[]string{"--org", demoOrg, "--user", demoUser}, lines[0] + lines[1]},
-			{[]string{"--org", demoOtherOrg, "--user", "2f6f1c52-7d0a-4c8e-b4d3-95a1e0c7f6d2"}, ""},
-			{[]string{"--org", "00000000-0000-4000-8000-000000000000"}, ""},
+			{[]string{"--org", demoOrg}, export(lines[0] + lines[1] + lines[2])},
+			{[]string{"--org", strings.ToUpper(demoOtherOrg)}, export(lines[3])},
+			{[]string{"--user", demoUser}, export(lines[0] + lines[1] + lines[3])},
+			{[]string{"--org", demoOrg, "--user", demoUser}, export(lines[0] + lines[1])},
+			{[]string{"--org", demoOtherOrg, "--user", "2f6f1c52-7d0a-4c8e-b4d3-95a1e0c7f6d2"}, export("")},
+			{[]string{"--org", "00000000-0000-4000-8000-000000000000"}, export("")},
 		} {
 			if got := ok(t, db, append([]string{"export"}, tt.args...)...); got != tt.want {
 				t.Errorf("export %q printed\n%swant\n%s", tt.args, got, tt.want)
@@ -80,7 +82,7 @@ func TestExportWritesWhatImportReads(t *testing.T) {
 			t.Fatal(err)
 		}
 		ok(t, db, "import", file)
-		wantExport(t, db, lines[0]+changed+lines[2]+lines[3]+"\n")
+		wantExport(t, db, export(lines[0]+changed+lines[2]+lines[3]))
 
 		// The API's representation is the line without its first two members.
 		c := addClient(t, db)
@@ -106,7 +108,190 @@ func TestExportOfABrokenContractFails(t *testing.T) {
 		if readFile(t, file) != "an older one" {
 			t.Errorf("the older file is now\n%s", readFile(t, file))
 		}
+		got = run(t, nil, "export", "-", "--db", db)
+		if got.status != 1 || !strings.Contains(got.stderr, "energy-contracts: ") {
+			t.Errorf("%+v", got)
+		}
+		refusedCommand(t, shortPath(t), cutOff+", so nothing was imported; get all of it, or use --keep-going to import what is there", "import", writeFile(t, []byte(got.stdout)))
 	})
+}
+
+// The cause may be a network that fails, a disk that is full, or a process that is killed.
+func TestImportOfACutOffExportIsRefused(t *testing.T) {
+	const begin, end = `{"export":"begin"}` + "\n", `{"export":"end"}` + "\n"
+	const refused = cutOff + ", so nothing was imported; get all of it, or use --keep-going to import what is there"
+	l := exportedLines(t)
+	half := l[3][:len(l[3])/2]
+	invalid := func(line, of int, fault string) string {
+		return fmt.Sprintf("line %d: %s\nnothing was imported: 1 invalid line out of %d; correct the input, or use --keep-going to import the valid lines", line, fault, of)
+	}
+	cut := invalid(5, 4, "#/id at byte 158: the JSON is cut off")
+	for _, tt := range []struct {
+		name, in string
+		imported int    // contracts, also with --keep-going
+		refused  string // "" if the input is complete
+	}{
+		{"whole", export(l[0] + l[1] + l[2]), 3, ""},
+		{"without the last newline", strings.TrimSuffix(export(l[0]), "\n"), 1, ""},
+		{"with neither the first line nor the last", l[0] + l[1], 2, ""},
+		{"without the first line", l[0] + end, 1, ""},
+		{"without a contract", export(""), 0, ""},
+		{"two in a row", export(l[0]) + export(l[1]+l[2]), 3, ""},
+		{"sorted", begin + end + l[0] + l[1], 2, ""},
+		{"changed on each line", `{"export":"begin","supplier":"X"}` + "\n" + l[0] + `{"export":"end","supplier":"X"}` + "\n", 1, ""},
+		{"with other spaces and line ends", "\ufeff" + `{"export": "begin"}` + "\r\n" + l[0] + ` {"export": "end"}` + "\r\n\r\n", 1, ""},
+		{"cut off after the first line", begin, 0, refused},
+		{"cut off after a contract", begin + l[0] + l[1], 2, refused},
+		{"cut off before a newline", begin + l[0] + strings.TrimSuffix(l[1], "\n"), 2, refused},
+		{"cut off in a contract", begin + l[0] + l[1] + l[2] + half, 3, cut},
+		{"cut off in the last line", begin + l[0] + `{"export":"en`, 1, invalid(3, 2, "#/export at byte 13: the JSON is cut off")},
+		{"two in a row, the first one cut off", begin + l[0] + export(l[1]), 2, refused},
+		{"two in a row, the second one cut off", export(l[0]) + begin + l[1], 2, refused},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			file := writeFile(t, []byte(tt.in))
+			besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
+				imported := fmt.Sprintf("imported %s\n", counted(tt.imported, "contract"))
+				got := run(t, nil, "import", file, "--db", db)
+				if tt.refused == "" {
+					if got != (ran{imported, "", 0}) {
+						t.Errorf("%+v, want %q", got, imported)
+					}
+					return
+				}
+				if text := strings.ReplaceAll(got.stdout+got.stderr, "energy-contracts: ", ""); got.status != 1 || text != tt.refused+"\n" {
+					t.Errorf("%+v\nwant %q", got, tt.refused)
+				}
+				wantExport(t, db, export(""))
+				got = run(t, nil, "import", "--keep-going", file, "--db", db)
+				if got.status != 1 || !strings.HasSuffix(got.stdout, imported) || !strings.HasSuffix(got.stderr, cutOff+"\n") {
+					t.Errorf("with --keep-going: %+v, want %q and %q", got, imported, cutOff)
+				}
+				if n := strings.Count(ok(t, db, "export"), "\n") - 2; n != tt.imported {
+					t.Errorf("%d contracts are stored, want %d", n, tt.imported)
+				}
+			})
+		})
+	}
+}
+
+// An export that is killed leaves whole lines.
+func TestImportFromAnExportThatIsKilledIsRefused(t *testing.T) {
+	source, db := shortPath(t), shortPath(t)
+	const lines = 5000
+	ok(t, source, "import", servicetest.ManyLines(t, lines, 500))
+	for _, tt := range []struct {
+		args   []string
+		stdout string
+		stderr string
+	}{
+		{nil, "", "energy-contracts: " + cutOff + ", so nothing was imported; get all of it, or use --keep-going to import what is there\n"},
+		{[]string{"--keep-going"}, "imported 1000 contracts\n", "energy-contracts: " + cutOff + "\n"},
+	} {
+		exporter := command(t, nil, "export", "-", "--db", source)
+		out, err := exporter.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := exporter.Start(); err != nil {
+			t.Fatal(err)
+		}
+		f := feed(t, db, tt.args...)
+		from := bufio.NewReader(out)
+		for range 1 + 1000 {
+			line, err := from.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(f, line); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_ = exporter.Process.Kill() // it waits, since the pipe is full
+		_ = exporter.Wait()
+		f.Close()
+		if err := f.cmd.Wait(); f.cmd.ProcessState.ExitCode() != 1 || f.stdout.String() != tt.stdout || f.stderr.String() != tt.stderr {
+			t.Errorf("import %q: %v\n%s%s", tt.args, err, f.stdout, f.stderr)
+		}
+	}
+}
+
+// A server need not wait for a pipe that may never bring anything.
+func TestStopDoesNotWaitForAnImport(t *testing.T) {
+	db := shortPath(t)
+	p := startProcess(t, nil, "--db", db)
+	f := feed(t, db)
+	f.lines(t, 0, 5000) // more than the buffers on the way hold
+	refusedCommand(t, db, "Another import is running; try again when it has ended.", "import", writeFile(t, nil))
+	began := time.Now()
+	if err := p.Terminate(t); err != nil {
+		t.Errorf("%v\n%s", err, p.Stderr)
+	}
+	if took := time.Since(began); took > shutdownTimeout/2 {
+		t.Errorf("the stop took %v", took)
+	}
+	_ = f.cmd.Wait()
+	want := "energy-contracts: the server is stopping, so nothing was imported; import again when it has started\n"
+	if f.cmd.ProcessState.ExitCode() != 1 || f.stdout.String() != "" || f.stderr.String() != want {
+		t.Errorf("%v\n%s%s, want %s", f.cmd.ProcessState, f.stdout, f.stderr, want)
+	}
+	wantExport(t, db, export(""))
+}
+
+func TestLineOfAnImportHoldsToMaxBody(t *testing.T) {
+	line := func(i, size int) string {
+		text := fmt.Sprintf("{%s}\n", lineIDs(i))
+		return strings.Repeat(" ", size-len(text)) + text
+	}
+	for _, tt := range []struct {
+		name  string
+		serve []string // nil: no server
+		max   int
+	}{
+		{"without a server", nil, 4<<20 + 1<<20 + 4<<10},
+		{"beside a server", []string{}, 4<<20 + 1<<20 + 4<<10},
+		{"beside a server that takes less", []string{"--max-body", "8192"}, 8<<10 + 2<<10 + 4<<10},
+		{"beside a server that takes more", []string{"--max-body", "8388608"}, 8<<20 + 2<<20 + 4<<10},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			db := shortPath(t)
+			if tt.serve != nil {
+				startProcess(t, nil, append(tt.serve, "--db", db)...)
+			}
+			in := writeFile(t, []byte(line(0, tt.max)+line(1, tt.max+1)+line(2, 3*tt.max)+line(3, 500)))
+			got := run(t, nil, "import", "--keep-going", in, "--db", db)
+			fault := fmt.Sprintf("# must be at most %d bytes; import a longer line while a server with a larger --max-body runs\n", tt.max)
+			want := ran{"line 2: " + fault + "line 3: " + fault + "imported 2 contracts\n", "energy-contracts: skipped 2 invalid lines out of 4\n", 1}
+			if got != want {
+				t.Errorf("%+v\nwant %+v", got, want)
+			}
+		})
+	}
+}
+
+// A stored contract may be larger than the request that it came with, since its timestamps are
+// completed. What the API takes, an import must take too.
+func TestContractOfMaxBodyCanBeImported(t *testing.T) {
+	const maxBody = 64 << 10
+	var body strings.Builder
+	body.WriteString(`{"currency_energy_price":"EUR","energy_prices":[`)
+	for i := 0; ; i++ {
+		price := fmt.Sprintf(`{"price":1,"timestamp":"%s+00"},`, time.Unix(int64(i)*60, 0).UTC().Format("2006-01-02 15:04"))
+		if body.Len()+len(price)+len("]}") > maxBody {
+			break
+		}
+		body.WriteString(price)
+	}
+	content := strings.TrimSuffix(body.String(), ",") + "]}"
+	from, to := shortPath(t), shortPath(t)
+	p := startProcess(t, nil, "--demo", "--db", from, "--max-body", fmt.Sprint(maxBody))
+	startProcess(t, nil, "--db", to, "--max-body", fmt.Sprint(maxBody))
+	if resp, got := do(t, client(p.URL, "demo", "demo-secret"), "PUT", contractsURL(p.URL, demoOrg, demoUser)+"/"+demoContract, jsonBody, content); resp.StatusCode != 200 || len(got) < maxBody*9/8 {
+		t.Fatalf("%s, %d bytes of %d: %s", resp.Status, len(got), len(content), head(got))
+	}
+	exported := ok(t, from, "export")
+	ok(t, to, "import", writeFile(t, []byte(exported)))
+	wantExport(t, to, exported)
 }
 
 // badLines are invalid lines and their errors, one a line, each after "line N: " in the
@@ -159,7 +344,7 @@ func TestImportReportsEachBadLine(t *testing.T) {
 		if want := report.String() + "imported 3 contracts\n"; stdout != want {
 			t.Errorf("import printed\n%swant\n%s", stdout, want)
 		}
-		if got := ok(t, db, "export"); strings.Count(got, "\n") != 7 {
+		if got := ok(t, db, "export"); strings.Count(got, "\n") != 2+7 {
 			t.Errorf("want 7 contracts, export printed\n%s", got)
 		}
 		if got := ok(t, db, "check"); !strings.Contains(got, " is sound: 7 contracts") {
@@ -178,14 +363,14 @@ func TestImportOfAnEmptyFile(t *testing.T) {
 			t.Errorf("import printed %q", got)
 		}
 		refusedCommand(t, db, "open "+file+"x: no such file or directory; name a file that this account may read, or - for standard input", "import", file+"x")
-		wantExport(t, db, "")
+		wantExport(t, db, export(""))
 	})
 }
 
 func TestImportSkipsEmptyLines(t *testing.T) {
 	besideAndWithout(t, func(t *testing.T, db string, _ func() string) {
 		lines := exportedLines(t)
-		in := "\r\n" + lines[0] + "\n \t\n" + lines[1] + lines[2] + lines[3] + "\n\n\r\n  "
+		in := "\r\n" + lines[0] + "\n \t\n" + lines[1] + lines[2] + lines[3] + "\n\r\n  "
 		if got, want := ok(t, db, "import", writeFile(t, []byte(in))), "imported 4 contracts\n"; got != want {
 			t.Errorf("import printed %q, want %q", got, want)
 		}
@@ -221,7 +406,7 @@ func TestImportOfUTF16IsRefusedWithOneSentence(t *testing.T) {
 				}
 			}
 		}
-		wantExport(t, db, "")
+		wantExport(t, db, export(""))
 	})
 }
 
@@ -244,7 +429,7 @@ func TestImportOfAnotherFormatIsRefusedWithOneSentence(t *testing.T) {
 				t.Errorf("import printed %q", head(stdout))
 			}
 		}
-		wantExport(t, db, "")
+		wantExport(t, db, export(""))
 	})
 }
 
@@ -320,10 +505,11 @@ func TestInterruptedImportLeavesNothing(t *testing.T) {
 		"the command is killed": func(t *testing.T, f *feeding, _ *process) { _ = f.cmd.Process.Kill(); _ = f.cmd.Wait() },
 		"the command is interrupted": func(t *testing.T, f *feeding, _ *process) {
 			_ = f.cmd.Process.Signal(os.Interrupt)
-			f.Close()
-			if err := f.cmd.Wait(); err == nil {
-				t.Errorf("the import succeeded\n%s", f.stdout)
+			err := f.cmd.Wait() // although its input goes on
+			if want := "energy-contracts: the import was interrupted; repeat it to be sure of its result\n"; f.cmd.ProcessState.ExitCode() != 1 || f.stderr.String() != want {
+				t.Errorf("%v\n%s%s", err, f.stdout, f.stderr)
 			}
+			f.Close()
 		},
 		"the server is killed": func(t *testing.T, f *feeding, p *process) {
 			p.Kill(t)
@@ -390,7 +576,7 @@ func TestImportIsAllOrNothingWhenTheServerIsKilled(t *testing.T) {
 		_ = cmd.Wait()
 		got := ok(t, db, "export")
 		switch {
-		case got == "":
+		case got == export(""):
 			none++
 		case got == readFile(t, file):
 			all++
@@ -487,7 +673,7 @@ func TestImportThroughTheSocketIsLoggedInOneLine(t *testing.T) {
 func TestLineReaderReturnsEachLine(t *testing.T) {
 	long := bytes.Repeat([]byte("x"), 200<<10)
 	in := "a\n\n" + string(long) + "\nlast"
-	l := lineReader{r: bufio.NewReaderSize(strings.NewReader(in), 16)}
+	l := lineReader{r: bufio.NewReaderSize(strings.NewReader(in), 16), max: len(long) + 1}
 	for i, want := range []string{"a", "", string(long), "last"} {
 		if got, err := l.next(); err != nil || string(got) != want {
 			t.Errorf("line %d: %q, %v", i, head(string(got)), err)
@@ -562,7 +748,7 @@ func FuzzLineReader(f *testing.F) {
 		if last := len(want) - 1; len(want[last]) == 0 { // nothing follows the last newline
 			want = want[:last]
 		}
-		l := lineReader{r: bufio.NewReaderSize(bytes.NewReader(in), 16)}
+		l := lineReader{r: bufio.NewReaderSize(bytes.NewReader(in), 16), max: len(in)}
 		for i, line := range want {
 			if got, err := l.next(); err != nil || !bytes.Equal(got, line) {
 				t.Fatalf("line %d is %q, %v, want %q", i+1, got, err, line)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 )
 
 // restoreCmd is the restore command with its arguments.
@@ -42,11 +43,8 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 		return ofDatabase(c.DB, err)
 	}
 	defer f.discard()
-	bar := a.startProgress("copying", size, "")
-	_, err = io.Copy(io.MultiWriter(f, bar), contextReader{ctx, backup})
-	bar.done()
-	if err != nil {
-		return fmt.Errorf("copy %s: %w", c.File, advise(err, "name another file with --db"))
+	if err := c.copy(ctx, a, f.File, backup, size); err != nil {
+		return err
 	}
 	if err := a.verifyDatabase(ctx, f.Name(), c.File); err != nil {
 		return fmt.Errorf("nothing was restored: %w", err)
@@ -60,4 +58,58 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 		return err
 	}
 	return nil
+}
+
+// metasBytes is the size in bytes of the start of a backup that has both meta pages. The page
+// size is that of the system where the database was created, of which 64 KiB is the largest.
+const metasBytes = 64<<10 + minPageSize
+
+// copy copies a backup of size bytes, or of an unknown size of -1, to a file. What is no backup
+// is refused at its start, and no more is copied than the meta pages require, so that neither a
+// wrong input nor one without end fills the disk.
+func (c *restoreCmd) copy(ctx context.Context, a *app, to, backup *os.File, size int64) error {
+	failed := func(err error) error {
+		return fmt.Errorf("copy %s: %w", c.File, advise(err, "name another file with --db"))
+	}
+	refused := func(err error) error { return fmt.Errorf("nothing was restored: %w", ofDatabase(c.File, err)) }
+	from := untilDone(ctx, backup)
+	defer from.Close()
+	bar := a.startProgress("copying", size, "")
+	defer bar.done()
+	n, err := io.CopyN(io.MultiWriter(to, bar), from, metasBytes)
+	if err != nil && err != io.EOF {
+		return failed(err)
+	}
+	m, err := metaOfBackup(to)
+	if err == nil && size >= 0 {
+		err = checkFile(backup, m) // its pages can be read in any order
+	}
+	if err != nil {
+		return refused(err)
+	}
+	if _, err := io.CopyN(io.MultiWriter(to, bar), from, int64(m.pages)*m.pageSize-n); err != nil && err != io.EOF {
+		return failed(err)
+	}
+	if size >= 0 {
+		return nil
+	}
+	// A file of bbolt may be longer than it must be, and whoever writes it to a pipe should not fail.
+	if _, err := io.Copy(io.Discard, from); err != nil {
+		return failed(err)
+	}
+	return nil
+}
+
+// metaOfBackup returns the current meta page of a backup, of which a file has at least
+// metasBytes.
+func metaOfBackup(f *os.File) (meta, error) {
+	start := make([]byte, len(gzipMagic))
+	if _, err := f.ReadAt(start, 0); err == nil && string(start) == gzipMagic {
+		return meta{}, errors.New("is compressed with gzip; decompress it and restore it again")
+	}
+	metas, err := readMetas(f)
+	if err != nil {
+		return meta{}, err
+	}
+	return currentMeta(metas), nil
 }

@@ -158,7 +158,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	if err != nil {
 		return err
 	}
-	control := serveControl(c.DB, newControl(store, a.now, a.log), a.log)
+	control := serveControl(c.DB, newControl(ctx, store, a.now, a.log, c.MaxBody), a.log)
 	defer control.stop()
 	server := a.newServer(handler)
 	scheme := "http"

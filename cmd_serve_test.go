@@ -19,6 +19,7 @@ import (
 
 	"energy-contracts/internal/servicetest"
 
+	"github.com/alecthomas/kong"
 	"github.com/creack/pty"
 	"go.etcd.io/bbolt"
 )
@@ -411,6 +412,21 @@ func TestExportToATerminalHasNoProgress(t *testing.T) {
 	}
 	if got := strings.ReplaceAll(string(seen), "\r\n", "\n"); got != readFile(t, contractLines) {
 		t.Errorf("the terminal shows %q", got)
+	}
+}
+
+// A command without a server has no flag for what it holds to.
+func TestDefaultOfMaxBodyIsThatOfCommandsWithoutAServer(t *testing.T) {
+	k, err := kong.New(&cli{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := k.Parse([]string{"serve"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := parsed.Selected().Target.Interface().(serveCmd).MaxBody; got != defaultMaxBody {
+		t.Errorf("the default of --max-body is %d, defaultMaxBody is %d", got, defaultMaxBody)
 	}
 }
 

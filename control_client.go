@@ -23,6 +23,10 @@ import (
 // defaultDB is the database file of a command without --db.
 const defaultDB = "energy-contracts.db"
 
+// defaultMaxBody is the default of the flag --max-body of serve, in bytes. A command without a
+// server holds to it too.
+const defaultMaxBody = 4 << 20
+
 // database is the flag of all commands but serve that names the database.
 type database struct {
 	DB string `name:"db" placeholder:"FILE" help:"Use this database file (default: energy-contracts.db)."`
@@ -82,9 +86,12 @@ func (a *app) connect(db string, mayCreate bool) (*controlClient, error) {
 		return nil, err
 	}
 	l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
-	server := &http.Server{Handler: newControl(store, a.now, a.log)}
+	server := &http.Server{Handler: newControl(context.Background(), store, a.now, a.log, defaultMaxBody)}
 	go server.Serve(l) // until the client is closed
-	return newControlClient(l.dial, func() error { return errors.Join(server.Close(), store.Close()) }), nil
+	return newControlClient(l.dial, func() error {
+		finishRequests(server) // a request that was interrupted still uses the store
+		return store.Close()
+	}), nil
 }
 
 // noDatabase returns the error of a command that needs an existing database.

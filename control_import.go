@@ -7,11 +7,14 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
+	"time"
 
 	"github.com/go-json-experiment/json"
 )
@@ -36,13 +39,30 @@ type importEvent struct {
 
 // importEnd is the result of an import.
 type importEnd struct {
-	Lines    int `json:"lines"`    // that are not empty
-	Bad      int `json:"bad"`      // lines that are invalid
-	Imported int `json:"imported"` // contracts
+	Lines    int  `json:"lines"`            // that should have a contract
+	Bad      int  `json:"bad"`              // lines that are invalid
+	CutOff   bool `json:"cut_off,omitzero"` // an export has its first line and not its last
+	Imported int  `json:"imported"`         // contracts
 }
 
+// The first and the last line of an export. A pipe that breaks off loses the end of what it
+// carries, so an input with the first line and without the last is known to be cut off. They have
+// no number of contracts, which would be wrong after every filter. An input with neither may come
+// from anywhere.
+const (
+	exportBegin = `{"export":"begin"}`
+	exportEnd   = `{"export":"end"}`
+)
+
+// cutOff says that an export has no end.
+const cutOff = "the export is cut off, since its last line " + exportEnd + " is missing"
+
 // importControl serves the import endpoint.
-type importControl struct{ store *Store }
+type importControl struct {
+	store    *Store
+	maxBody  int64           // of a contract in a request, in bytes
+	stopping context.Context // done when the server is told to stop
+}
 
 // post imports the contracts in the body: of all lines, or of none if a line is invalid.
 // With the query parameter keep_going=true it imports those of the valid lines.
@@ -62,9 +82,12 @@ func (c importControl) post(x *exchange) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	x.onEnd = i.Close
+	input := &inputReader{body: x.r.Body, connection: connection, stopping: c.stopping, left: pieceTimeout}
+	unwatch := context.AfterFunc(c.stopping, input.interrupt)
+	x.onEnd = func() { unwatch(); i.Close() }
 	run := &importRun{
-		x: x, validator: validator, to: i, lines: lineReader{r: bufio.NewReaderSize(x.r.Body, importReadBytes)},
+		x: x, validator: validator, to: i,
+		lines:     lineReader{r: bufio.NewReaderSize(input, importReadBytes), max: maxLine(c.maxBody)},
 		keepGoing: x.r.URL.Query().Get("keep_going") == "true",
 	}
 	return response{status: http.StatusOK, contentType: jsonLinesType, more: func(buf []byte) ([]byte, error) {
@@ -88,8 +111,10 @@ type importRun struct {
 	keepGoing bool
 
 	line      int64         // number of the current line, from 1
+	open      int           // exports of which the first line was read and not yet the last
 	staged    []ImportLine  // by the current step
 	events    []importEvent // of the current step
+	faults    int           // in events
 	end       importEnd     // so far
 	committed bool          // the store will carry the import out, even after a crash
 	ended     bool          // the last event was returned
@@ -101,7 +126,7 @@ func (r *importRun) next(buf []byte) ([]byte, error) {
 	if r.ended {
 		return nil, nil
 	}
-	r.events = r.events[:0]
+	r.events, r.faults = r.events[:0], 0
 	step := r.stage
 	if r.committed {
 		step = r.apply
@@ -115,7 +140,7 @@ func (r *importRun) next(buf []byte) ([]byte, error) {
 	if r.ended {
 		// Before the last event, since a command that has read it may import again, or close the
 		// store.
-		r.to.Close()
+		r.x.onEnd()
 		r.x.onEnd = nil
 	}
 	for _, e := range r.events {
@@ -131,29 +156,36 @@ func (r *importRun) next(buf []byte) ([]byte, error) {
 // stage reads, checks and stages some lines: about as many as one transaction may write.
 // At the end of the input it commits the import, or ends it if a line was invalid.
 func (r *importRun) stage() error {
+	clear(r.staged) // a large document is not kept for longer than its step
 	r.staged = r.staged[:0]
 	size := 0
 	atEOF := false
 	read := r.lines.read
 	if r.line == 0 {
 		if problem := foreign(r.lines.r); problem != "" {
-			r.ended = true
-			r.events = append(r.events, importEvent{Problem: problem})
+			r.refuse(problem)
 			return nil
 		}
 	}
-	for !atEOF && size < importBytes && r.lines.read-read < importBytes && len(r.staged)+len(r.events) < importContracts {
+	for !atEOF && size < importBytes && r.lines.read-read < importBytes && len(r.staged)+r.faults < importContracts {
 		line, err := r.lines.next()
+		var long *malformed
 		switch {
 		case errors.Is(err, io.EOF):
 			atEOF = true
 			continue
-		case err != nil && !errors.Is(err, errLongLine):
-			return fmt.Errorf("line %d cannot be read: %w; nothing was imported", r.line+1, err)
+		case errors.Is(err, errStopping):
+			r.refuse("the server is stopping, so nothing was imported; import again when it has started")
+			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			r.refuse("the input brought less than 64 KiB in 30 seconds, so nothing was imported; write it to a file and import the file")
+			return nil
+		case err != nil && !errors.As(err, &long):
+			return fmt.Errorf("%w: line %d cannot be read: %w; nothing was imported", errClientGone, r.line+1, err)
 		}
 		r.line++
-		if err == nil && len(bytes.Trim(line, "\ufeff \t\r")) == 0 {
-			continue // editors and scripts leave empty lines at the end
+		if err == nil && r.hasNoContract(bytes.Trim(line, "\ufeff \t\r")) {
+			continue
 		}
 		r.end.Lines++
 		var l ImportLine
@@ -186,6 +218,10 @@ func (r *importRun) stage() error {
 		r.events = append(r.events, importEvent{End: &r.end})
 		return nil
 	}
+	if r.end.CutOff = r.open > 0; r.end.CutOff && !r.keepGoing {
+		r.refuse(cutOff + ", so nothing was imported; get all of it, or use --keep-going to import what is there")
+		return nil
+	}
 	switch err := r.to.Commit(); {
 	case errors.Is(err, ErrClosed), errors.Is(err, ErrDamaged):
 		return fmt.Errorf("%w; it is not known whether the import was committed; the next start imports all contracts or none", err)
@@ -196,6 +232,33 @@ func (r *importRun) stage() error {
 	return nil
 }
 
+// refuse ends the import for a reason that is no fault of the service.
+func (r *importRun) refuse(problem string) {
+	r.x.reason, r.ended = problem, true
+	r.events = append(r.events, importEvent{Problem: problem})
+}
+
+// hasNoContract reports whether a line is empty, as editors and scripts leave one at the end, or
+// the first or the last line of an export, which it counts. Several exports may follow one
+// another. A program that changed every line may have added members to those two.
+func (r *importRun) hasNoContract(line []byte) bool {
+	var mark struct {
+		Export string `json:"export"`
+	}
+	if bytes.HasPrefix(line, []byte(`{"export":`)) && json.Unmarshal(line, &mark) != nil {
+		return false
+	}
+	switch mark.Export {
+	case "begin":
+		r.open++
+	case "end":
+		r.open = max(0, r.open-1)
+	default:
+		return len(line) == 0
+	}
+	return true
+}
+
 // foreign returns what to do about an input that has no lines of JSON, from its first two bytes.
 // Otherwise each piece between two line ends would be reported, and not the cause.
 func foreign(r *bufio.Reader) string {
@@ -203,13 +266,16 @@ func foreign(r *bufio.Reader) string {
 	switch {
 	case isUTF16(start):
 		return "the input is in UTF-16, so nothing was imported; save it as UTF-8 and import it again"
-	case string(start) == "\x1f\x8b":
+	case string(start) == gzipMagic:
 		return "the input is compressed with gzip, so nothing was imported; decompress it and import it again"
 	case len(start) > 0 && start[0] == '[':
 		return "the input is a JSON array, so nothing was imported; write each contract on a line of its own and import it again"
 	}
 	return ""
 }
+
+// gzipMagic is the start of a file that is compressed with gzip (RFC 1952 §2.3.1).
+const gzipMagic = "\x1f\x8b"
 
 // parse returns the contract of a line, in the form in which it is stored.
 func (r *importRun) parse(line []byte) (ImportLine, error) {
@@ -224,7 +290,9 @@ func (r *importRun) parse(line []byte) (ImportLine, error) {
 // reportBad counts an invalid line and adds an event with its faults.
 func (r *importRun) reportBad(line int64, err error) {
 	r.end.Bad++
-	r.events = append(r.events, importEvent{Line: line, Faults: faultsOf(err)})
+	faults := faultsOf(err)
+	r.faults += len(faults)
+	r.events = append(r.events, importEvent{Line: line, Faults: faults})
 }
 
 // apply stores some of the staged contracts.
@@ -242,30 +310,73 @@ func (r *importRun) apply() error {
 	return nil
 }
 
-// maxLine is the maximum length of a line, in bytes: that of a request body, 1 GiB, and
-// 4 KiB for the members that only a line has.
-const maxLine = 1<<30 + 4<<10
+// inputReader reads the content of an import, of which a client must send each pieceSize within
+// pieceTimeout. Only the time counts in which the import waits for the client: the disk may be
+// slower, and so may be the reader of the events. Read returns os.ErrDeadlineExceeded if the client
+// is too slow, and errStopping once the server is told to stop.
+type inputReader struct {
+	body       io.Reader
+	connection *http.ResponseController
+	stopping   context.Context
+	left       time.Duration // for the rest of the piece
+	read       int           // bytes of the piece
+}
 
-// errLongLine is returned by lineReader.next for a line longer than maxLine.
-var errLongLine = errors.New("the line is longer than 1 GiB")
+// errStopping is returned by inputReader.Read when the server is told to stop.
+var errStopping = errors.New("the server is stopping")
+
+// Read reads the next bytes.
+func (r *inputReader) Read(b []byte) (int, error) {
+	began := time.Now()
+	_ = r.connection.SetReadDeadline(began.Add(r.left)) // which net/http supports
+	if r.stopping.Err() != nil {                        // interrupt may have come before SetReadDeadline
+		return 0, errStopping
+	}
+	n, err := r.body.Read(b)
+	r.left -= time.Since(began)
+	if r.read += n; r.read >= pieceSize {
+		r.left, r.read = pieceTimeout, 0
+	}
+	switch {
+	case err == io.EOF:
+		_ = r.connection.SetReadDeadline(time.Time{}) // what is read is stored now, which may take long
+	case err != nil && r.stopping.Err() != nil:
+		err = errStopping
+	}
+	return n, err
+}
+
+// interrupt ends a Read that waits.
+func (r *inputReader) interrupt() { _ = r.connection.SetReadDeadline(time.Now()) }
+
+// maxLine returns the maximum length of a line, in bytes, where the content of a request may have
+// maxBody: a quarter more, since a stored contract has its timestamps in a longer form than a
+// request may have them, and 4 KiB for the members that a request need not have.
+func maxLine(maxBody int64) int { return int(maxBody + maxBody/4 + 4<<10) }
 
 // lineReader reads lines. The last one need not end with a newline.
 type lineReader struct {
 	r    *bufio.Reader
+	max  int    // length of a line with its newline, in bytes
 	line []byte // reused by next
 	read int64  // bytes read from r
 }
 
 // next returns the next line without its newline; it is valid until the next call. If the
-// line is too long, next reads to its end and returns errLongLine. It returns io.EOF after
+// line is too long, next reads to its end and returns a *malformed. It returns io.EOF after
 // the last line.
 func (l *lineReader) next() ([]byte, error) {
+	if cap(l.line) > maxPooled {
+		l.line = nil
+	}
 	l.line = l.line[:0]
 	long := false
 	for {
 		piece, err := l.r.ReadSlice('\n')
 		l.read += int64(len(piece))
-		if long = long || len(l.line)+len(piece) > maxLine; !long {
+		if long = long || len(l.line)+len(piece) > l.max; long {
+			l.line = nil
+		} else {
 			l.line = append(l.line, piece...)
 		}
 		switch {
@@ -276,7 +387,7 @@ func (l *lineReader) next() ([]byte, error) {
 		case err != nil && err != io.EOF:
 			return nil, err
 		case long:
-			return nil, errLongLine
+			return nil, &malformed{fault{Pointer: "#", rule: "max", Detail: fmt.Sprintf("must be at most %d bytes; import a longer line while a server with a larger --max-body runs", l.max)}}
 		}
 		return bytes.TrimSuffix(l.line, []byte("\n")), nil
 	}

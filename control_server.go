@@ -15,8 +15,9 @@ import (
 	"time"
 )
 
-// newControl returns the endpoints for commands, in the process that has the database open.
-func newControl(store *Store, now func() time.Time, log *slog.Logger) *endpoints {
+// newControl returns the endpoints for commands, in the process that has the database open. A
+// contract may have maxBody bytes. stopping is done when the process is told to stop.
+func newControl(stopping context.Context, store *Store, now func() time.Time, log *slog.Logger, maxBody int64) *endpoints {
 	e := newEndpoints(log, "The server does not know this request; use a command of the same version as the server.")
 	c := &clientControl{store: store, now: now}
 	e.public(http.MethodGet, "/clients", c.list)
@@ -25,7 +26,7 @@ func newControl(store *Store, now func() time.Time, log *slog.Logger) *endpoints
 	e.handle(http.MethodDelete, "/clients/:client_id", c.remove)
 	e.public(http.MethodGet, "/backup", backupControl{store}.get)
 	e.public(http.MethodGet, "/contracts", exportControl{store}.get)
-	e.public(http.MethodPost, "/contracts", importControl{store}.post)
+	e.public(http.MethodPost, "/contracts", importControl{store, maxBody, stopping}.post)
 	return e
 }
 
@@ -91,10 +92,16 @@ func (c *controlServer) stop() {
 		return
 	}
 	os.Remove(c.path)
+	finishRequests(c.server)
+	c.listener.Close() // the server has not closed it if stop came before Serve
+}
+
+// finishRequests waits for the requests of commands that are in flight, for at most
+// shutdownTimeout, and closes the server.
+func finishRequests(server *http.Server) {
 	grace, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
-	if c.server.Shutdown(grace) != nil {
-		c.server.Close()
+	if server.Shutdown(grace) != nil {
+		server.Close()
 	}
-	c.listener.Close() // the server has not closed it if stop came before Serve
 }

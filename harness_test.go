@@ -56,6 +56,7 @@ var (
 	wantProblem     = servicetest.WantProblem
 	wantUnavailable = servicetest.WantUnavailable
 	operations      = servicetest.Operations
+	export          = servicetest.Export
 	readFile        = servicetest.ReadFile
 	writeTo         = servicetest.WriteFile
 	writeFile       = servicetest.NewFile
@@ -177,7 +178,7 @@ func run(t testing.TB, wrapper []string, args ...string) ran {
 	return ran{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// contractLines is the name of a file with the lines of an export.
+// contractLines is the name of a file with an export of four contracts.
 const contractLines = "testdata/contracts.jsonl"
 
 // ok runs a command on a database and returns its output. It fails the test unless the
@@ -220,7 +221,7 @@ func wantMode(t testing.TB, path string) {
 	}
 }
 
-// wantExport fails the test unless the contracts of a database export to these lines.
+// wantExport fails the test unless the export of a database is want.
 func wantExport(t testing.TB, db, want string) {
 	t.Helper()
 	if got := ok(t, db, "export"); got != want {

@@ -259,7 +259,7 @@ func TestResponseAfterFaultInAnImportMatchesTheDatabase(t *testing.T) {
 				db := shortPath(t)
 				p := startProcess(t, straceCommand(filepath.Join(t.TempDir(), "trace"), fmt.Sprintf("%s:when=%d..%d", kind, at, at+1)), "--db", db)
 				got := run(t, nil, "import", file, "--db", db)
-				content := ""
+				content := export("")
 				switch {
 				case got.status == 0 && got.stdout == "imported 6000 contracts\n":
 					imported++

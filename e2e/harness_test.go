@@ -51,6 +51,7 @@ var (
 	wantProblem     = servicetest.WantProblem
 	wantUnavailable = servicetest.WantUnavailable
 	operations      = servicetest.Operations
+	export          = servicetest.Export
 	readFile        = servicetest.ReadFile
 	writeTo         = servicetest.WriteFile
 	writeFile       = servicetest.NewFile

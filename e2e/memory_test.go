@@ -62,6 +62,47 @@ func TestExportAndImportTakeNoMoreMemoryForMore(t *testing.T) {
 	}
 }
 
+// A line longer than a contract can be is not held in memory.
+func TestImportOfLongLinesTakesBoundedMemory(t *testing.T) {
+	long(t)
+	t.Parallel()
+	endless := writeFile(t, []byte("xx"))
+	if err := os.Truncate(endless, 400<<20); err != nil {
+		t.Fatal(err)
+	}
+	traced := []string{"env", "GODEBUG=gctrace=1"}
+	for _, tt := range []struct {
+		name, file string
+		stdout     string
+		limit      int // MB
+	}{
+		{"as long as can be", servicetest.ManyLines(t, 12, 4<<20), "imported 12 contracts\n", 200},
+		{"longer", endless, "line 1: # must be at most 5246976 bytes; import a longer line while a server with a larger --max-body runs\n", 40},
+	} {
+		for _, up := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, server %v", tt.name, up), func(t *testing.T) {
+				db := shortPath(t)
+				var p *process
+				if up {
+					p = startProcess(t, traced, "--db", db)
+				}
+				got := run(t, traced, "import", tt.file, "--db", db)
+				if got.stdout != tt.stdout {
+					t.Errorf("%+v", got)
+				}
+				if mb := heap(got.stderr); mb > tt.limit {
+					t.Errorf("the command took %d MB", mb)
+				}
+				if up {
+					if mb := heap(p.Stderr.String()); mb > tt.limit || mb <= 0 {
+						t.Errorf("the server took %d MB", mb)
+					}
+				}
+			})
+		}
+	}
+}
+
 // wantSame compares two files without holding them in memory.
 func wantSame(t testing.TB, path, want string) {
 	t.Helper()

@@ -708,7 +708,7 @@ func TestEachShapeAtEachMemberOfALine(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close()
-	var report, export strings.Builder
+	var report, lines strings.Builder
 	imported, bad := 0, 0
 	for i, x := range generated(t, exported) {
 		if _, err := io.WriteString(file, x.body+"\n"); err != nil {
@@ -719,7 +719,7 @@ func TestEachShapeAtEachMemberOfALine(t *testing.T) {
 		}
 		if x.status == 200 {
 			imported++
-			export.WriteString(key(i).line(contract(key(i).Contract, x.changed, x.to)))
+			lines.WriteString(key(i).line(contract(key(i).Contract, x.changed, x.to)))
 		} else {
 			bad++
 		}
@@ -730,7 +730,7 @@ func TestEachShapeAtEachMemberOfALine(t *testing.T) {
 		t.Errorf("exit status %d, %q, want %q", got.status, got.stderr, want)
 	}
 	wantLines(t, got.stdout, report.String())
-	wantLines(t, ok(t, db, "export"), export.String())
+	wantLines(t, ok(t, db, "export"), export(lines.String()))
 	wantUnharmed(t, p)
 }
 

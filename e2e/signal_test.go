@@ -411,8 +411,8 @@ func TestSignalEndsACommandInOrder(t *testing.T) {
 			if err := cmd.Process.Signal(signal); err != nil {
 				t.Fatal(err)
 			}
-			stdin.Close() // which it waits for
-			err := cmd.Wait()
+			err := cmd.Wait() // although its input goes on
+			stdin.Close()
 			if left := filesBeside(t, db); cmd.ProcessState.ExitCode() != 1 || len(left) > 0 {
 				t.Errorf("%v, left are %v", err, left)
 			}

@@ -271,6 +271,48 @@ func stopInHTTP2(c *http.Client, service, bearer string, sent *atomic.Int64) err
 	return nil
 }
 
+// A pipe into an import that stops must not keep others out for ever.
+func TestImportWhosePipeStopsMakesRoomForAnother(t *testing.T) {
+	long(t)
+	t.Parallel() // most of it is to wait
+	file, empty := servicetest.ManyLines(t, 5000, 500), writeFile(t, nil)
+	for _, up := range []bool{true, false} {
+		t.Run(fmt.Sprintf("server %v", up), func(t *testing.T) {
+			t.Parallel()
+			db := shortPath(t)
+			if up {
+				startProcess(t, nil, "--db", db)
+			}
+			cmd := command(t, nil, "import", "-", "--db", db)
+			stderr := &lockedBuffer{}
+			cmd.Stderr = stderr
+			stdin, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			whole := readFile(t, file)
+			if _, err := io.WriteString(stdin, whole[:len(whole)-1]); err != nil { // more than the buffers on the way hold
+				t.Fatal(err)
+			}
+			began := time.Now()
+			if got := run(t, nil, "import", empty, "--db", db); got.status != 1 {
+				t.Errorf("another import meanwhile: %+v", got)
+			}
+			_ = cmd.Wait()
+			const want = "energy-contracts: the input brought less than 64 KiB in 30 seconds, so nothing was imported; write it to a file and import the file\n"
+			if took := time.Since(began); cmd.ProcessState.ExitCode() != 1 || stderr.String() != want || took < pieceTimeout-time.Second || took > pieceTimeout+answerTimeout {
+				t.Errorf("%v after %v\n%s", cmd.ProcessState, took, stderr)
+			}
+			wantExport(t, db, export(""))
+			ok(t, db, "import", file)
+			wantExport(t, db, readFile(t, file))
+		})
+	}
+}
+
 // tokenBy gets a token for the demo client by way of c.
 func tokenBy(t testing.TB, c *http.Client, service string) string {
 	t.Helper()

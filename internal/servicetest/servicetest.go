@@ -230,8 +230,12 @@ func Succeeds(t testing.TB, cmd *exec.Cmd) string {
 	return string(out)
 }
 
-// ManyLines writes a file of n lines, as export writes them, of about size bytes each, and
-// returns its path. The contracts belong to the demo user.
+// Export returns the lines of contracts as a whole export has them: between two more lines.
+func Export(lines string) string {
+	return `{"export":"begin"}` + "\n" + lines + `{"export":"end"}` + "\n"
+}
+
+// ManyLines writes an export of n contracts, of about size bytes each, and returns its path. The contracts belong to the demo user.
 func ManyLines(t testing.TB, n, size int) (path string) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "many.jsonl")
@@ -241,11 +245,14 @@ func ManyLines(t testing.TB, n, size int) (path string) {
 	}
 	defer f.Close()
 	w := bufio.NewWriter(f)
+	begin, end, _ := strings.Cut(Export("\n"), "\n\n")
+	fmt.Fprintln(w, begin)
 	prices := strings.TrimSuffix(strings.Split(Year(size/55), `"energy_prices":`)[1], "}")
 	for i := range n {
 		fmt.Fprintf(w, `{"org_id":%q,"user_id":%q,"energy_contract_type":"spot_hourly","energy_prices":%s,"id":"%08x-0000-4000-8000-000000000000","building":null,"meter_id":"%d","supplier":null,"currency_energy_price":"EUR","energy_price_includes_external_components":null}`+"\n",
 			DemoOrg, DemoUser, prices, i, i)
 	}
+	fmt.Fprint(w, end)
 	if err := w.Flush(); err != nil {
 		t.Fatal(err)
 	}
