@@ -290,7 +290,7 @@ func TestTreesThatBboltNeverWrites(t *testing.T) {
 		{"an inline bucket that is larger than a page", func(first uint64) [][]byte {
 			large := inlineBucket(leaf(0, craftedElement{key: "k", value: strings.Repeat("v", pageSize)}).bytes())
 			return [][]byte{craftedPage{id: first, overflow: 1, elements: with(bucketTokens, large)}.bytes()}
-		}, fmt.Sprintf("page %d has an element 5 that is a bucket of %d bytes, more than an inline one has", page, pageSize+2*pageHeaderSize+bucketHeaderSize+1)},
+		}, fmt.Sprintf("page %d has an element 6 that is a bucket of %d bytes, more than an inline one has", page, pageSize+2*pageHeaderSize+bucketHeaderSize+1)},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			crafted := withRoot(file, tt.add)
@@ -313,6 +313,9 @@ func TestTreesThatBboltNeverWrites(t *testing.T) {
 		}
 	})
 	for _, name := range buckets[1:] {
+		if bytes.Equal(name, bucketQuotas) {
+			continue // the first commit makes it
+		}
 		t.Run(fmt.Sprintf("no bucket %s", name), func(t *testing.T) {
 			path := writeFile(t, file)
 			editBolt(t, path, func(tx *bbolt.Tx) error { return tx.DeleteBucket(name) })
