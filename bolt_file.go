@@ -42,6 +42,7 @@ const (
 	metaMagic      = 0xED0CDAED
 	metaVersion    = 2
 	metaSize       = 64
+	metaPageFlag   = 0x04
 	pageHeaderSize = 16
 	minPageSize    = 1 << 10
 	maxPageSize    = 64 << 10
@@ -256,6 +257,11 @@ func (m meta) check(size int64) error {
 		return broken("transaction", m.txid)
 	}
 	return nil
+}
+
+// hasHeader reports whether the header of the page is that of a meta page with this id.
+func (m meta) hasHeader(id uint64) bool {
+	return binary.NativeEndian.Uint64(m.page) == id && binary.NativeEndian.Uint16(m.page[8:]) == metaPageFlag
 }
 
 // bytes returns the size of all pages in bytes. It overflows unless check has accepted m.

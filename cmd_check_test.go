@@ -276,47 +276,6 @@ func TestCheckerFindsEachBrokenPage(t *testing.T) {
 	})
 }
 
-// FuzzChecker checks that the page checker ends in order for any file, and that a file without
-// faults has no page that is wrong.
-func FuzzChecker(f *testing.F) {
-	file := largeFile(f)
-	for at := 0; at < len(file); at += pageSize {
-		for _, field := range []int{0, 8, 10, 12, pageHeaderSize, pageHeaderSize + 8} {
-			f.Add(uint32(at+field), []byte{0xFF, 0xFF})
-			f.Add(uint32(at+field), []byte{1})
-		}
-	}
-	f.Fuzz(func(t *testing.T, at uint32, with []byte) {
-		if len(with) > 64 {
-			t.Skip("more than a page could hold to be interesting")
-		}
-		broken := changed(file, int(at)%len(file), with)
-		faults, err := examined(t, broken)
-		if err == nil && len(faults) == 0 {
-			wantNoHole(t, broken)
-		}
-	})
-}
-
-// wantNoHole reads everything in a file in which the checker found no fault.
-func wantNoHole(t testing.TB, file []byte) {
-	t.Helper()
-	s, err := Open(writeFile(t, file), time.Now, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatalf("said to be sound, and: %v", err)
-	}
-	defer s.Close()
-	for i := range someContracts {
-		got, _, err := s.Get(nil, key(i), always)
-		switch {
-		case i < 50 && err == nil:
-			t.Errorf("contract %d was deleted, and is %s", i, got)
-		case i >= 50 && (err != nil || string(got) != someDocument(i)):
-			t.Errorf("contract %d: %s, %v", i, got, err)
-		}
-	}
-}
-
 // A fault in mapped memory ends a process that does not expect it.
 func TestCheckEndsInOrderWhateverTheFile(t *testing.T) {
 	slow(t)

@@ -65,8 +65,11 @@ func (c Checker) checkFile(ctx context.Context, path string, next func(*bbolt.Tx
 	broken := false
 	report := func(fault string) { broken = true; c.Report(fault) }
 	for i := range metas {
-		if !metas[i].valid {
+		switch {
+		case !metas[i].valid:
 			c.Report(fmt.Sprintf("meta page %d is broken; the other one is used", i))
+		case !metas[i].hasHeader(uint64(i)):
+			report(fmt.Sprintf("meta page %d has the header of another page", i))
 		}
 	}
 	if m.txid > lastTransaction {
