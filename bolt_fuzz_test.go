@@ -292,7 +292,7 @@ func wantWorking(t testing.TB, path string) {
 	_, err = s.Token(hashOf("0"))
 	want("token", err, ErrNotFound, ErrExpired)
 	for i := range 60 { // each page of the contracts
-		_, _, err := s.Get(nil, key(i))
+		_, _, err := s.Get(nil, key(i), always)
 		want("get", err, ErrNotFound)
 		_, err = s.Put(key(i), []byte(someDocument(i)), always)
 		want("put", err)

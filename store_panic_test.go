@@ -63,7 +63,7 @@ func TestWriteThatPanicsFailsAlone(t *testing.T) {
 			writes := []func() error{
 				put(1),
 				func() error {
-					return s.update(func(tx *bbolt.Tx) error {
+					return s.update(0, func(tx *bbolt.Tx) error {
 						if err := putSecond(tx); err != nil {
 							return err
 						}
@@ -81,7 +81,7 @@ func TestWriteThatPanicsFailsAlone(t *testing.T) {
 			var wg sync.WaitGroup
 			for i, do := range writes { // in one batch, and in this order
 				wg.Go(func() { errs[i] = do() })
-				waitFor(t, "the write waits", func() bool { return len(s.queue) == i+1 })
+				waitFor(t, "the write waits", func() bool { return s.Waiting() == i+1 })
 			}
 			before := transaction(t, s)
 			release()
@@ -100,7 +100,7 @@ func TestWriteThatPanicsFailsAlone(t *testing.T) {
 			}
 			wantDocument(t, s, key(1), "{}")
 			wantDocument(t, s, key(3), "{}")
-			if _, _, err := s.Get(nil, key(2)); !errors.Is(err, ErrNotFound) {
+			if _, _, err := s.Get(nil, key(2), always); !errors.Is(err, ErrNotFound) {
 				t.Errorf("what was put before the panic: %v, want %v", err, ErrNotFound)
 			}
 			if err := s.Ready(); err != nil {
