@@ -64,6 +64,7 @@ func (a *app) output(name string, fill func(io.Writer) error, verify func(path s
 		return err
 	}
 	if verify != nil {
+		f.share()
 		if err := verify(f.Name()); err != nil {
 			return fmt.Errorf("%w; nothing was written to %s", err, name)
 		}

@@ -28,6 +28,7 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 		if err := a.receive(ctx, control, "/backup", f); err != nil {
 			return advise(err, "check the database while no server runs")
 		}
+		f.share()
 		path = f.Name()
 	case !errors.Is(err, errNoServer):
 		return err

@@ -48,6 +48,7 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return fmt.Errorf("copy %s: %w", c.File, advise(err, "name another file with --db"))
 	}
+	f.share()
 	if err := a.verifyDatabase(ctx, f.Name(), c.File); err != nil {
 		return fmt.Errorf("nothing was restored: %w", err)
 	}

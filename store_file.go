@@ -172,11 +172,11 @@ func create(path string) error {
 		b := tx.Bucket(bucketMeta)
 		return errors.Join(b.Put([]byte(formatKey), []byte(format)), b.Put([]byte(programKey), []byte(readBuild().Version)))
 	})
-	if err := errors.Join(err, db.Close()); err != nil {
-		return err
+	if err == nil {
+		err = f.link() // before bbolt unlocks the file, which could then be taken for a leftover
 	}
-	if err := f.link(); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
+	if errors.Is(err, fs.ErrExist) {
+		err = nil
 	}
-	return nil
+	return errors.Join(err, db.Close())
 }

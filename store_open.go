@@ -49,6 +49,9 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	if _, err := s.open(check, true); err != nil {
 		return nil, err
 	}
+	removeLeftovers(withoutLinks(path), func(name string, bytes int64) {
+		log.Info("removed a temporary file that a killed process left", "file", name, "bytes", bytes)
+	})
 	go s.commitLoop()
 	go s.recordLoop()
 	if !checked {
