@@ -353,3 +353,97 @@ func TestControlRefusesASelectionThatIsNone(t *testing.T) {
 		t.Errorf("%v, want %s", err, want)
 	}
 }
+
+// strangersSocket makes the control socket of a database that of a server of another user, and
+// returns the log of that server.
+func strangersSocket(t *testing.T, db string) (log *lockedBuffer) {
+	t.Helper()
+	theirs := filepath.Join(filepath.Dir(db), "theirs.db")
+	if err := os.Chmod(filepath.Dir(db), 0o1777); err != nil { // as /tmp
+		t.Fatal(err)
+	}
+	p := startProcess(t, asNobody(t), "--db", theirs)
+	if err := os.Rename(theirs+".sock", db+".sock"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(db+".sock", 0o666); err != nil { // whoever connects is welcome
+		t.Fatal(err)
+	}
+	return p.Stderr
+}
+
+func TestControlSocketThatAnotherUserMadeFirstGetsNothing(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	for _, tt := range []struct {
+		name  string
+		owner int
+	}{
+		{"its file is theirs", nobody},
+		{"its file is the owner's, as after a hard link", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			db := shortPath(t)
+			c := addClient(t, db)
+			log := strangersSocket(t, db)
+			if err := os.Chown(db+".sock", tt.owner, tt.owner); err != nil {
+				t.Fatal(err)
+			}
+			want := fmt.Sprintf("control socket %s.sock belongs to user %d, who is neither root, nor you, nor the owner of the database; nothing was sent to it; if you trust that user, use that account; otherwise remove the socket, and keep the database in a directory in which nobody else may make files", db, nobody)
+			for _, args := range []string{
+				"client list", "client add --org " + demoOrg, "client rotate " + c.ID, "client remove " + c.ID,
+				"import " + absolute(t, contractLines), "export", "backup -", "check",
+			} {
+				if out := refusedCommand(t, db, want, strings.Fields(args)...); out != "" {
+					t.Errorf("%s printed %q", args, out)
+				}
+			}
+			if strings.Contains(log.String(), `"msg":"request"`) {
+				t.Errorf("something reached the other server\n%s", log)
+			}
+			// The owner of a database may serve it.
+			if err := os.Chown(db, nobody, nobody); err != nil {
+				t.Fatal(err)
+			}
+			wantListed(t, db)
+		})
+	}
+}
+
+// The check belongs to the connection that carries the request, not to an earlier one.
+func TestControlSocketThatIsReplacedBetweenTwoConnectionsGetsNothing(t *testing.T) {
+	s := startOn(t, shortPath(t))
+	c, err := dialControl(s.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(s.db+".sock", s.db+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(s.db+".moved", s.db+".sock"); err != nil {
+		t.Fatal(err)
+	}
+	want := "request to the server: control socket " + s.db + ".sock is a link or another file, and not a socket, so nothing was sent to it; remove it"
+	if _, _, err := c.send(t.Context(), http.MethodGet, "/clients", nil); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	refusedCommand(t, s.db, strings.TrimPrefix(want, "request to the server: "), "client", "list")
+	if strings.Contains(s.log.String(), "msg=request") {
+		t.Errorf("something reached the server\n%s", s.log)
+	}
+}
+
+func TestControlSocketIsTrustedByItsUser(t *testing.T) {
+	db := writeFile(t, nil)
+	me := uint32(os.Geteuid())
+	users := map[uint32]bool{0: true, me: true, me + 1: false, nobody: me == nobody}
+	for user, trusted := range users {
+		if err := checkUser(db, user); (err == nil) != trusted || err != nil && !errors.Is(err, errStranger) {
+			t.Errorf("user %d: %v, want trusted %v", user, err, trusted)
+		}
+		if err := checkUser(db+".none", user); (err == nil) != trusted {
+			t.Errorf("user %d, without a database: %v, want trusted %v", user, err, trusted)
+		}
+	}
+}
