@@ -36,7 +36,7 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	}
 	s.metrics = newStoreMetrics(s)
 	s.dummyClient = sync.OnceValues(func() ([]byte, error) {
-		return encodeClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()})
+		return encodeClient(Client{ID: dummyID, Org: newID(), Scopes: Scopes{true, true}, Created: now()})
 	})
 	checked := false // all pages of the file
 	check := func(f *os.File, m meta) (err error) {

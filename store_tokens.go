@@ -12,6 +12,9 @@ import (
 
 // AddToken stores a token; h is the hash of its text.
 func (s *Store) AddToken(h Hash, t Token) error {
+	if err := t.check(); err != nil {
+		return fmt.Errorf("token of client %q: %w", t.Client, err)
+	}
 	b, err := json.Marshal(t)
 	if err != nil {
 		return fmt.Errorf("encode token: %w", err)
@@ -84,6 +87,9 @@ func getToken(tx *bbolt.Tx, h Hash) (t Token, expiry time.Time, err error) {
 	}
 	if err := json.Unmarshal(b, &t); err != nil {
 		return t, expiry, fmt.Errorf("decode token: %w", err)
+	}
+	if err := t.check(); err != nil {
+		return Token{}, expiry, fmt.Errorf("token of client %q: %w", t.Client, err)
 	}
 	return t, expiry, nil
 }
