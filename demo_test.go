@@ -25,6 +25,15 @@ func TestDemoDataComesOnlyIntoAFileThatNeverHadIt(t *testing.T) {
 	withoutMark := func(t *testing.T, db string) {
 		editBolt(t, db, func(tx *bbolt.Tx) error { return remove(tx, bucketMeta, []byte(demoKey)) })
 	}
+	withoutContracts := func(t *testing.T, db string) {
+		editBolt(t, db, func(tx *bbolt.Tx) error {
+			if err := tx.DeleteBucket(bucketContracts); err != nil {
+				return err
+			}
+			_, err := tx.CreateBucket(bucketContracts)
+			return err
+		})
+	}
 	for _, tt := range []struct {
 		name   string
 		change func(t *testing.T, url, db string) // beside the server
@@ -50,14 +59,12 @@ func TestDemoDataComesOnlyIntoAFileThatNeverHadIt(t *testing.T) {
 		}, withoutMark, false},
 		{"and lost all but a client, of version 0.1.0", func(t *testing.T, _, db string) { clientCommand(t, db, "remove", "demo") }, func(t *testing.T, db string) {
 			withoutMark(t, db)
-			editBolt(t, db, func(tx *bbolt.Tx) error {
-				if err := tx.DeleteBucket(bucketContracts); err != nil {
-					return err
-				}
-				_, err := tx.CreateBucket(bucketContracts)
-				return err
-			})
+			withoutContracts(t, db)
 		}, false},
+		{"and lost all of it", func(t *testing.T, _, db string) {
+			clientCommand(t, db, "remove", "demo")
+			clientCommand(t, db, "remove", "demo-other")
+		}, withoutContracts, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			db := shortPath(t)
