@@ -2,7 +2,8 @@ package main
 
 // Atomic files: a file is written under a temporary name in the directory of its destination,
 // synced, and then moved to the destination, so that after a crash the destination has either
-// the whole new file or the old one.
+// the whole new file or the old one. What a killed process leaves under a temporary name is
+// removed by a later one.
 
 import (
 	"errors"
@@ -10,22 +11,26 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
 // atomicFile is a temporary file that replace or link moves to its destination.
 type atomicFile struct {
-	*os.File    // in the directory of the destination, mode 0600
+	*os.File    // in the directory of the destination
 	destination string
 }
 
-// createAtomic creates the temporary file for the destination path. A symbolic link at path
-// is replaced and not followed, since in a shared directory anybody may have put it there.
-// The caller must call discard, also after replace or link.
+// createAtomic creates the temporary file for the destination path, with mode 0600. It removes
+// what killed processes left for the same destination. A symbolic link at path is replaced and
+// not followed, since in a shared directory anybody may have put it there. The caller must call
+// discard, also after replace or link.
 func createAtomic(path string) (*atomicFile, error) {
 	if path == "" {
 		return nil, errors.New("the name of the file is empty; name a file")
 	}
+	removeLeftovers(path, func(string, int64) {})
 	tmp, err := createBeside(path)
 	if err != nil {
 		return nil, err
@@ -33,23 +38,88 @@ func createAtomic(path string) (*atomicFile, error) {
 	return &atomicFile{tmp, path}, nil
 }
 
-// createBeside creates a temporary file in the directory of path.
+// temporaryPrefix returns what the names of the temporary files for the destination path begin
+// with. A number follows. No other program makes such names, so that removeLeftovers may remove
+// the files.
+func temporaryPrefix(path string) string { return "." + filepath.Base(path) + "." + programName + "-" }
+
+// createBeside creates a temporary file in the directory of path. While it is open it is locked,
+// which keeps removeLeftovers away from it. The lock is exclusive: on file systems where locks
+// are mandatory, as on SMB, a shared one would forbid to write.
 func createBeside(path string) (*os.File, error) {
 	dir := filepath.Dir(path)
-	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*")
-	if err != nil {
-		var named *fs.PathError
-		if errors.As(err, &named) { // it names the temporary file
-			err = named.Err
+	for {
+		tmp, err := os.CreateTemp(dir, temporaryPrefix(path)+"*")
+		if err != nil {
+			var named *fs.PathError
+			if errors.As(err, &named) { // it names the temporary file
+				err = named.Err
+			}
+			return nil, fmt.Errorf("create a file in %s: %w", dir, err)
 		}
-		return nil, fmt.Errorf("create a file in %s: %w", dir, err)
+		// Without locks, nothing is ever removed. With them, removeLeftovers may have come first.
+		locked := syscall.Flock(int(tmp.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(locked, syscall.EWOULDBLOCK) && (locked != nil || isAt(tmp, tmp.Name())) {
+			return tmp, nil
+		}
+		tmp.Close()
 	}
-	return tmp, nil
 }
 
-// createAtomicDB is createAtomic for a database, except that symbolic links are followed. If
-// root creates the file, it gets the owner and the group of the file that it replaces, or
-// those of the directory if there is none, since the service that will open it may run as
+// share lets other handles read the file, which is still kept from removeLeftovers. The caller
+// calls it when the file is written and before it is verified.
+func (f *atomicFile) share() { _ = syscall.Flock(int(f.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) }
+
+// removeLeftovers removes the temporary files for the destination path that no process has
+// open, and calls removed with the path and the size in bytes of each. A process that was killed
+// leaves its file, which may be as large as the database. A file stays if it cannot be locked or
+// removed.
+func removeLeftovers(path string, removed func(path string, size int64)) {
+	dir, prefix := filepath.Dir(path), temporaryPrefix(path)
+	entries, _ := os.ReadDir(dir) // who cannot read it has no leftovers removed
+	for _, e := range entries {
+		number, ok := strings.CutPrefix(e.Name(), prefix)
+		if _, err := strconv.ParseUint(number, 10, 64); !ok || err != nil || !e.Type().IsRegular() {
+			continue
+		}
+		name := filepath.Join(dir, e.Name())
+		if size, err := removeUnused(name); err == nil {
+			removed(name, size)
+		}
+	}
+}
+
+// removeUnused removes a regular file that no process has locked, and returns its size in bytes.
+// It follows no link.
+func removeUnused(path string) (size int64, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0) // NFS locks for writing only what is open for it
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return 0, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if !info.Mode().IsRegular() || !isAt(f, path) { // it was moved to its destination
+		return 0, errNotFile
+	}
+	return info.Size(), syscall.Unlink(path) // os.Remove would remove a directory too
+}
+
+// isAt reports whether path is the name of the open file f.
+func isAt(f *os.File, path string) bool {
+	opened, err1 := f.Stat()
+	placed, err2 := os.Lstat(path)
+	return err1 == nil && err2 == nil && os.SameFile(opened, placed)
+}
+
+// createAtomicDB is createAtomic for a database, except that symbolic links are followed and that
+// the file is made like the one that it replaces. If there is none and root creates the file, it
+// gets the owner and the group of the directory, since the service that will open it may run as
 // another user.
 func createAtomicDB(path string) (*atomicFile, error) {
 	path = withoutLinks(path)
@@ -57,23 +127,61 @@ func createAtomicDB(path string) (*atomicFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	like, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		like, err = os.Stat(filepath.Dir(path))
+	old, err := os.Stat(path)
+	switch {
+	case err == nil:
+		err = f.makeLike(old)
+	case errors.Is(err, fs.ErrNotExist):
+		var dir fs.FileInfo
+		if dir, err = os.Stat(filepath.Dir(path)); err == nil && os.Geteuid() == 0 {
+			_, err = f.giveTo(dir)
+		}
 	}
 	if err != nil {
 		f.discard()
 		return nil, err
 	}
-	if owner, ok := like.Sys().(*syscall.Stat_t); ok && os.Geteuid() == 0 {
-		// In a container, root may lack the capability to change the owner, and is then often
-		// the only user, so that the file stays root's.
-		if err := f.Chown(int(owner.Uid), int(owner.Gid)); err != nil && !errors.Is(err, fs.ErrPermission) {
-			f.discard()
-			return nil, err
-		}
-	}
 	return f, nil
+}
+
+// makeLike gives the file the owner, the group and the permissions of old, as far as this process
+// may. Permissions of the group are not given to another group.
+func (f *atomicFile) makeLike(old fs.FileInfo) error {
+	mode := old.Mode().Perm() // without setuid, setgid and sticky
+	kept, err := f.giveTo(old)
+	if err != nil {
+		return err
+	}
+	if !kept {
+		mode &^= 0o070
+	}
+	if err := f.Chmod(mode); !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil // as for the owner
+}
+
+// giveTo gives the file the owner and the group of like, as far as this process may: root may
+// give it to anybody, and anybody to a group of their own. In a container, root may lack the
+// capability, and is then often the only user. giveTo reports whether the file has the group.
+func (f *atomicFile) giveTo(like fs.FileInfo) (group bool, err error) {
+	want, ok := like.Sys().(*syscall.Stat_t)
+	if !ok {
+		return false, nil
+	}
+	err = f.Chown(int(want.Uid), int(want.Gid))
+	if errors.Is(err, fs.ErrPermission) {
+		err = f.Chown(-1, int(want.Gid))
+	}
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		return false, err
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	is, ok := info.Sys().(*syscall.Stat_t)
+	return ok && is.Gid == want.Gid, nil
 }
 
 // withoutLinks returns path with all symbolic links resolved. A link to a file that does not
@@ -157,6 +265,7 @@ func (f *atomicFile) put(move func(from, to string) error) error {
 	if err := move(f.Name(), f.destination); err != nil {
 		return err
 	}
+	_ = syscall.Flock(int(f.Fd()), syscall.LOCK_UN) // at its destination, nothing takes it for a leftover
 	dir, err := os.Open(filepath.Dir(f.destination))
 	if err != nil {
 		return err

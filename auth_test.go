@@ -184,7 +184,7 @@ func tokenOfRemovedClient(t *testing.T, s *service) string {
 		t.Fatal(err)
 	}
 	var made credentials
-	if err := c.call(t.Context(), controlRequest{method: "POST", path: "/clients", in: addClientRequest{Org: demoOrg, Scopes: Scopes{true, true}}, out: &made}); err != nil {
+	if err := c.call(t.Context(), controlRequest{method: "POST", path: "/clients", in: addClientRequest{demoOrg, "read write"}, out: &made}); err != nil {
 		t.Fatal(err)
 	}
 	text := token(t, s.url, made.ID, made.Secret)

@@ -42,11 +42,15 @@ func withSomeContracts(t testing.TB, path string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}}}, Documents: map[Key][]byte{}}
-	for i := range someContracts {
-		samples.Documents[key(i)] = []byte(someDocument(i))
-	}
-	if err := errors.Join(s.AddSamples(samples), s.Close()); err != nil {
+	err = s.update(0, func(tx *bbolt.Tx) error {
+		err := putClient(tx, Client{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}})
+		for i := range someContracts {
+			k := key(i).bytes()
+			err = errors.Join(err, put(tx, bucketContracts, k, withChecksum(k, []byte(someDocument(i)))))
+		}
+		return err
+	})
+	if err := errors.Join(err, s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return trimmed(t, path)

@@ -33,7 +33,7 @@ func fuzzFile(t testing.TB) []byte {
 		t.Fatal(err)
 	}
 	for i := range 2 {
-		c := Client{ID: fmt.Sprint("client ", i), Org: demoOrg, Scopes: Scopes{true, true}, Created: time.Now()}
+		c := Client{ID: fmt.Sprintf("client-%d", i), Org: demoOrg, Scopes: Scopes{true, true}, Created: time.Now()}
 		token := Token{Client: c.ID, ClientCreated: c.Created, Org: demoOrg, Scopes: Scopes{true, true}, Expires: time.Now().Add(time.Hour)}
 		once := &Idempotency{Client: c.ID, Key: fmt.Sprint("once ", i), Body: hashOf("body")}
 		_, err := s.Create(key(1000+i), []byte(someDocument(1000+i)), once)
@@ -287,7 +287,8 @@ func wantWorking(t testing.TB, path string) {
 	for _, c := range clients {
 		_, err := s.Client(c.ID)
 		want("client", err)
-		want("rotate", s.RotateClient(c.ID, hashOf("secret"), time.Now()))
+		_, err = s.RotateClient(c.ID, hashOf("secret"), time.Now(), nil)
+		want("rotate", err)
 	}
 	_, err = s.Token(hashOf("0"))
 	want("token", err, ErrNotFound, ErrExpired)
@@ -298,7 +299,7 @@ func wantWorking(t testing.TB, path string) {
 		want("put", err)
 	}
 	for i := range 3 {
-		once := &Idempotency{Client: fmt.Sprint("client ", i), Key: fmt.Sprint("once ", i), Body: hashOf("body")}
+		once := &Idempotency{Client: fmt.Sprintf("client-%d", i), Key: fmt.Sprint("once ", i), Body: hashOf("body")}
 		_, err := s.Create(key(2000+i), []byte(someDocument(2000+i)), once)
 		want("create", err, ErrKeyReused)
 	}
@@ -306,13 +307,18 @@ func wantWorking(t testing.TB, path string) {
 	for i := range 60 {
 		want("delete", s.Delete(key(i), always))
 	}
-	want("add a token", s.AddToken(hashOf("new"), Token{Client: "client 0", Org: demoOrg, Scopes: Scopes{true, true}, Expires: c.now().Add(time.Hour)}))
+	want("add a token", s.AddToken(hashOf("new"), Token{Client: "client-0", Org: demoOrg, Scopes: Scopes{true, true}, Expires: c.now().Add(time.Hour)}))
 	snapshot, _, err := s.Snapshot(t.Context())
 	want("snapshot", err)
 	if err == nil {
 		want("snapshot", snapshot.Close())
 	}
-	want("compact", s.compactTo(filepath.Join(t.TempDir(), "compact.db")))
+	compacted, err := createAtomicDB(filepath.Join(t.TempDir(), "compact.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("compact", s.compactTo(compacted))
+	compacted.discard()
 	want("ready", s.Ready())
 	want("close", s.Close())
 	if strings.Contains(log.String(), "level=ERROR") {

@@ -11,7 +11,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strconv"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
@@ -31,6 +35,30 @@ type app struct {
 	detach func()
 	// listening is called with the address once the server accepts connections.
 	listening func(net.Addr)
+}
+
+// printf prints a text to standard output, as printable has it.
+func (a *app) printf(format string, args ...any) error {
+	_, err := io.WriteString(a.stdout, printable(fmt.Sprintf(format, args...)))
+	return err
+}
+
+// printable returns a text with an escape such as \x1b for each character that is not printable, but
+// for the ends of lines: what comes from a file, a request or a server must not control the
+// terminal.
+func printable(text string) string {
+	var b strings.Builder
+	for len(text) > 0 {
+		r, size := utf8.DecodeRuneInString(text)
+		piece := text[:size]
+		if r != '\n' && !unicode.IsPrint(r) || r == utf8.RuneError && size == 1 {
+			piece = strconv.Quote(piece)
+			piece = piece[1 : len(piece)-1]
+		}
+		b.WriteString(piece)
+		text = text[size:]
+	}
+	return b.String()
 }
 
 // standardStream names standard output or standard input in place of a file.
@@ -64,6 +92,7 @@ func (a *app) output(name string, fill func(io.Writer) error, verify func(path s
 		return err
 	}
 	if verify != nil {
+		f.share()
 		if err := verify(f.Name()); err != nil {
 			return fmt.Errorf("%w; nothing was written to %s", err, name)
 		}

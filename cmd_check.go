@@ -28,6 +28,7 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 		if err := a.receive(ctx, control, "/backup", f); err != nil {
 			return advise(err, "check the database while no server runs")
 		}
+		f.share()
 		path = f.Name()
 	case !errors.Is(err, errNoServer):
 		return err
@@ -37,7 +38,7 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 	var faults int
 	contents, err := a.checkDatabase(ctx, path, c.DB, func(fault string) {
 		faults++
-		fmt.Fprintln(a.stdout, fault)
+		_ = a.printf("%s\n", fault)
 	})
 	if errors.Is(err, ErrInUse) {
 		if _, err := dialHolder(c.DB); err != nil {
@@ -51,7 +52,6 @@ func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 	if faults > 0 {
 		return fmt.Errorf("%s has %s; repair a contract with PUT or DELETE; for any other fault, restore a backup", c.DB, counted(faults, "fault"))
 	}
-	_, err = fmt.Fprintf(a.stdout, "%s is sound: %s, %s, %s\n", c.DB,
+	return a.printf("%s is sound: %s, %s, %s\n", c.DB,
 		counted(contents.Contracts, "contract"), counted(contents.Clients, "client"), counted(int(contents.Bytes), "byte"))
-	return err
 }

@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -14,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"go.etcd.io/bbolt"
 )
@@ -294,4 +297,46 @@ func TestCheckEndsInOrderWhateverTheFile(t *testing.T) {
 			t.Fatalf("%+v", got)
 		}
 	}
+}
+
+// What a file or a link says must not control the terminal of a person who looks at it.
+func TestCommandsPrintNoControlCharacters(t *testing.T) {
+	const evil = "\x1b[2J\u009b2J\u202e\x07\x7f"
+	db := shortPath(t)
+	ok(t, db, "import", absolute(t, contractLines))
+	editBolt(t, db, func(tx *bbolt.Tx) error {
+		id := []byte(evil)
+		client := []byte(`{"org_id":"` + demoOrg + `","scope":"read","secret_sha256":"` + strings.Repeat("0", 64) + `","created":"2026-11-26T00:00:00Z","previous_sha256":"` + strings.Repeat("0", 64) + `","previous_until":"0001-01-01T00:00:00Z","last_used":"0001-01-01T00:00:00Z"}`)
+		return errors.Join(put(tx, bucketClients, id, withChecksum(id, client)), put(tx, bucketContracts, id, withChecksum(id, []byte("{}"))))
+	})
+	link := shortPath(t)
+	if err := os.Symlink(filepath.Join(filepath.Dir(link), evil), link); err != nil {
+		t.Fatal(err)
+	}
+	lines := writeFile(t, []byte(`{"`+`\u001b[2J\u009b2J\u202e`+`":1}`+"\n"+evil+"\n"+`{"org_id":"`+evil+`"}`+"\n"+
+		`{"org_id":"`+demoOrg+`","user_id":"`+demoUser+`","id":"`+demoContract+`","energy_contract_type":"\u001b[2J\u009b2J\u202e","supplier":"`+strings.Repeat(`\u009b`, 101)+`"}`+"\n"))
+	for _, tt := range []struct {
+		args []string
+		want string // a part of the output
+	}{
+		{[]string{"client", "list", "--db", db}, `list clients: client "\x1b[2J\u009b2J\u202e\a\x7f": the client id must have 1 to 255 printable ASCII characters and no spaces; run check`},
+		{[]string{"client", "list", "--db", link}, `, which is a link to ` + filepath.Dir(link) + `/\x1b[2J\u009b2J\u202e\a\x7f; name`},
+		{[]string{"client", "list", "--db", evil}, `there is no database \x1b[2J\u009b2J\u202e\a\x7f; name`},
+		{[]string{"client", "list", evil}, `unexpected argument \x1b[2J`},
+		{[]string{"check", "--db", db}, `contracts "\x1b[2J\u009b2J\u202e\a\x7f": the key is not`},
+		{[]string{"backup", db + ".copy", "--db", db}, `contracts "\x1b[2J\u009b2J\u202e\a\x7f": the key is not`},
+		{[]string{"restore", db, "--db", db + ".new"}, `contracts "\x1b[2J\u009b2J\u202e\a\x7f": the key is not`},
+		{[]string{"import", lines, "--db", shortPath(t)}, "nothing was imported: 4 invalid lines"},
+	} {
+		got := run(t, nil, tt.args...)
+		printed := got.stdout + got.stderr
+		if i := strings.IndexFunc(printed, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 || !utf8.ValidString(printed) {
+			t.Errorf("%q prints %q", tt.args, printed)
+		}
+		if got.status != 1 || !strings.Contains(printed, tt.want) {
+			t.Errorf("%q: %+v\nwant %s", tt.args, got, tt.want)
+		}
+	}
+	clientCommand(t, db, "remove", evil)
+	wantListed(t, db)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -16,7 +17,7 @@ import (
 type clientCmd struct {
 	Add    clientAddCmd    `cmd:"" help:"Create a client for an organization and print its id and secret. The secret is shown only once."`
 	List   clientListCmd   `cmd:"" help:"List all clients with their organization, scopes and last use."`
-	Rotate clientRotateCmd `cmd:"" help:"Give a client a new secret and print it. The client's tokens remain valid."`
+	Rotate clientRotateCmd `cmd:"" help:"Give a client a new secret and print it. The client's tokens remain valid, except those of a demo client."`
 	Remove clientRemoveCmd `cmd:"" help:"Remove a client and revoke its tokens at once."`
 }
 
@@ -34,10 +35,11 @@ func (c *clientAddCmd) Run(ctx context.Context, a *app) error {
 	if err != nil {
 		return fmt.Errorf("--org %w", err)
 	}
-	client := addClientRequest{Org: org}
-	if err := client.Scopes.UnmarshalText([]byte(c.Scope)); err != nil {
+	var scopes Scopes
+	if err := scopes.UnmarshalText([]byte(c.Scope)); err != nil {
 		return fmt.Errorf("--scope: %w", err)
 	}
+	client := addClientRequest{Org: string(org), Scope: scopes.String()}
 	var added credentials
 	r := controlRequest{action: "add client", method: http.MethodPost, path: "/clients", in: client, out: &added, mayCreate: true}
 	if err := c.call(ctx, a, r); err != nil {
@@ -48,7 +50,7 @@ func (c *clientAddCmd) Run(ctx context.Context, a *app) error {
 
 // printSecret prints the secret of a client, and more about it.
 func (a *app) printSecret(c credentials, more string) error {
-	if _, err := fmt.Fprintf(a.stdout, "client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again.%s", c.ID, c.Secret, more); err != nil {
+	if err := a.printf("client_id:     %s\nclient_secret: %s\n\nThe secret is not shown again.%s", c.ID, c.Secret, more); err != nil {
 		// Not wrapped, since main says nothing of a reader that has left.
 		return fmt.Errorf("print the secret: %s; run \"client rotate %s\" to get another one", err.Error(), c.ID)
 	}
@@ -64,12 +66,16 @@ func (c *clientListCmd) Run(ctx context.Context, a *app) error {
 	if err := c.call(ctx, a, controlRequest{action: "list clients", method: http.MethodGet, path: "/clients", out: &clients}); err != nil {
 		return err
 	}
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	var table strings.Builder
+	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "CLIENT\tORGANIZATION\tSCOPES\tCREATED\tLAST USED")
 	for _, c := range clients {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", c.ID, c.Org, c.Scopes, formatTime(c.Created), formatTime(c.LastUsed))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	return a.printf("%s", table.String())
 }
 
 // formatTime returns t in UTC to the second, or "never" if t is zero.
@@ -106,15 +112,19 @@ func checkClientID(id string) error {
 
 // Run gives the client a new secret and prints it.
 func (c *clientRotateCmd) Run(ctx context.Context, a *app) error {
-	var rotated credentials
-	r := controlRequest{action: "rotate client", method: http.MethodPost, path: clientPath(c.ID) + "/secret", in: rotateRequest{int64(c.Grace / time.Second)}, out: &rotated}
+	var made rotation
+	grace := int64(c.Grace / time.Second)
+	r := controlRequest{action: "rotate client", method: http.MethodPost, path: clientPath(c.ID) + "/secret", in: rotateRequest{&grace}, out: &made}
 	if err := c.call(ctx, a, r); err != nil {
 		return err
 	}
-	if c.Grace == 0 {
-		return a.printSecret(rotated, " The old secret is refused from now on.\n")
+	switch {
+	case made.Ended:
+		return a.printSecret(made.credentials, " The client had a secret of the demo data, which everyone knows, so the old secret and all of its tokens are refused from now on.\n")
+	case c.Grace == 0:
+		return a.printSecret(made.credentials, " The old secret is refused from now on.\n")
 	}
-	return a.printSecret(rotated, fmt.Sprintf(" The old secret is valid until %s.\n", formatTime(a.now().Add(c.Grace))))
+	return a.printSecret(made.credentials, fmt.Sprintf(" The old secret is valid until %s.\n", formatTime(a.now().Add(c.Grace))))
 }
 
 // clientRemoveCmd is the client remove command with its arguments.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 )
 
 // compactCmd is the compact command with its arguments.
@@ -28,6 +29,7 @@ func (c *compactCmd) Run(ctx context.Context, a *app) (err error) {
 	if err := verify(c.DB); err != nil {
 		return err
 	}
+	a.logLevel.Set(slog.LevelWarn) // without what the store says when it opens
 	store, err := Open(c.DB, a.now, a.log)
 	if err != nil {
 		return err

@@ -54,7 +54,7 @@ func (c *importCmd) Run(ctx context.Context, a *app) (err error) {
 		}
 		for _, f := range e.Faults {
 			bar.interrupt()
-			fmt.Fprintf(a.stdout, "line %d: %s\n", e.Line, f)
+			_ = a.printf("line %d: %s\n", e.Line, f)
 		}
 		if e.Of > 0 && !storing {
 			storing = true

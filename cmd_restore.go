@@ -46,6 +46,7 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 	if err := c.copy(ctx, a, f.File, backup, size); err != nil {
 		return err
 	}
+	f.share()
 	if err := a.verifyDatabase(ctx, f.Name(), c.File); err != nil {
 		return fmt.Errorf("nothing was restored: %w", err)
 	}

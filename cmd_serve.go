@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -151,7 +152,8 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	if err := c.prepare(a, store, loopback); err != nil {
+	demo, err := c.prepare(a, store, loopback)
+	if err != nil {
 		return err
 	}
 	handler, err := newAPI(store, a.now, a.log, settings)
@@ -178,7 +180,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 		return ofAddress("--addr", err)
 	}
 	a.log.Info("listening", "addr", listener.Addr().String(), "scheme", scheme, "db", c.DB)
-	if c.Demo {
+	if demo {
 		// In a goroutine, since the reader of standard output may hang.
 		go fmt.Fprint(a.stdout, demoCommands(scheme+"://"+listener.Addr().String()))
 	}
@@ -186,32 +188,43 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 	return a.serve(ctx, server, listener)
 }
 
-// prepare loads the demo data if --demo is set. Otherwise it returns an error if the store
-// has demo clients and the address is not a loopback address, and warns if there are no
-// clients. It must run before the first request.
-func (c *serveCmd) prepare(a *app, store *Store, loopback bool) error {
+// prepare loads the demo data if --demo is set, and reports whether the commands that --demo prints
+// will work. Without --demo it returns an error if the store has demo clients and the address is not
+// a loopback address, and warns if there are no clients. It must run before the first request.
+func (c *serveCmd) prepare(a *app, store *Store, loopback bool) (demo bool, err error) {
 	if c.Demo {
-		return loadDemo(store, a.now())
+		switch err := loadDemo(store, a.now()); {
+		case errors.Is(err, ErrHadSamples):
+			a.log.Info("the file has had the demo data before, so it is left as it is; name another file with --db to get the demo data anew", "db", c.DB)
+		case err != nil:
+			return false, err
+		}
 	}
-	demo, err := hasDemoClient(store, a.now())
+	open, err := demoClients(store, a.now())
 	if err != nil {
-		return fmt.Errorf("database %s: look for demo clients: %w; restore a backup", c.DB, err)
+		return false, fmt.Errorf("database %s: look for demo clients: %w; restore a backup", c.DB, err)
 	}
-	if demo && !loopback {
-		return fmt.Errorf("%s has the clients of --demo, whose secrets everyone knows, so it is not served on %s; use a loopback address, or name another file with --db", c.DB, c.Addr)
+	if c.Demo {
+		if demo = slices.Contains(open, demoClient); !demo {
+			a.log.Info("the client of the demo was rotated or removed, so --demo prints no commands", "client", demoClient)
+		}
+		return demo, nil
+	}
+	if len(open) > 0 && !loopback {
+		return false, fmt.Errorf("%s has the clients of --demo, whose secrets everyone knows, so it is not served on %s; use a loopback address, or name another file with --db", c.DB, c.Addr)
 	}
 	if c.NoBuiltInTokens {
-		return nil
+		return false, nil
 	}
 	has, err := store.HasClients()
 	if err != nil {
-		return fmt.Errorf("database %s: look for clients: %w; restore a backup", c.DB, err)
+		return false, fmt.Errorf("database %s: look for clients: %w; restore a backup", c.DB, err)
 	}
 	if !has {
 		a.log.Warn("there is no client yet, so nobody can get a token; add one",
 			"command", fmt.Sprintf("energy-contracts client add --org ORGANIZATION_UUID --db %q", c.DB))
 	}
-	return nil
+	return false, nil
 }
 
 // newServer returns an HTTP server with the limits that all servers of the service share.

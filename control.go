@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/go-json-experiment/json"
@@ -73,9 +75,27 @@ func readControl(x *exchange, out any) error {
 	}
 	defer body.free()
 	if err := json.Unmarshal(body.b, out, json.RejectUnknownMembers(true)); err != nil {
-		return newProblem(http.StatusBadRequest, "The server cannot read this request; use a command of the same version as the server.")
+		return errUnreadable
 	}
 	return nil
+}
+
+// errUnreadable is returned for a request that no command of this version sends.
+var errUnreadable = newProblem(http.StatusBadRequest, "The server cannot read this request; use a command of the same version as the server.")
+
+// readQuery returns the query parameters of a command's request, each of which must be one of
+// names and appear once. An unknown one could select what the server then does not.
+func readQuery(x *exchange, names ...string) (url.Values, error) {
+	query, err := url.ParseQuery(x.r.URL.RawQuery)
+	if err != nil {
+		return nil, errUnreadable
+	}
+	for name, values := range query {
+		if len(values) > 1 || !slices.Contains(names, name) {
+			return nil, errUnreadable
+		}
+	}
+	return query, nil
 }
 
 // withDetail returns a problem whose detail is the text of err. The API would keep this text

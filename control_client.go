@@ -14,8 +14,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/go-json-experiment/json"
 )
@@ -108,7 +110,8 @@ func noDatabase(path string) error {
 var errNoServer = errors.New("no server listens on the control socket")
 
 // dialControl returns a client of the server that has the database open. It returns
-// errNoServer if there is none.
+// errNoServer if there is none. Each connection of the client is checked with checkServer before
+// anything is sent.
 func dialControl(db string) (*controlClient, error) {
 	dial := func(ctx context.Context, _, _ string) (conn net.Conn, err error) {
 		err = atSocket(controlPath(db), func(address string) (err error) {
@@ -118,8 +121,16 @@ func dialControl(db string) (*controlClient, error) {
 		switch {
 		case errors.Is(err, fs.ErrPermission):
 			err = fmt.Errorf("control socket %s; use the account that the server runs under", err.Error())
+			if stranger := checkSocket(db); errors.Is(stranger, errStranger) {
+				err = stranger
+			}
 		case err != nil:
 			err = fmt.Errorf("%w %s", errNoServer, err.Error())
+		default:
+			if err = checkServer(db, conn); err != nil {
+				conn.Close()
+				conn = nil
+			}
 		}
 		return conn, err
 	}
@@ -129,6 +140,68 @@ func dialControl(db string) (*controlClient, error) {
 	}
 	conn.Close()
 	return newControlClient(dial, func() error { return nil }), nil
+}
+
+// errStranger is returned for a control socket of a user who is not trusted. Where others may make
+// files, one of them may have made the socket before the server did.
+var errStranger = errors.New("nothing was sent to it; if you trust that user, use that account; otherwise remove the socket, and keep the database in a directory in which nobody else may make files")
+
+// checkServer returns an error unless conn, a connection to the control socket of db, leads to a
+// process of a trusted user.
+func checkServer(db string, conn net.Conn) error {
+	if err := checkSocket(db); err != nil {
+		return err
+	}
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var user uint32
+	var failed error
+	if err := raw.Control(func(fd uintptr) { user, failed = peerUser(int(fd)) }); err != nil {
+		return err
+	}
+	if errors.Is(failed, errors.ErrUnsupported) {
+		return nil
+	}
+	if failed != nil {
+		return fmt.Errorf("control socket %s: ask who serves it: %w", controlPath(db), failed)
+	}
+	return checkUser(db, user)
+}
+
+// checkSocket returns an error unless the control socket of db is a socket of a trusted user, and
+// errNoServer if it is gone. A link is refused, since it could lead to a server of another
+// database.
+func checkSocket(db string) error {
+	path := controlPath(db)
+	info, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w %s: it was removed just now", errNoServer, path)
+	case err != nil:
+		return fmt.Errorf("control socket: %w", err)
+	case info.Mode().Type() != fs.ModeSocket:
+		return fmt.Errorf("control socket %s is a link or another file, and not a socket, so nothing was sent to it; remove it", path)
+	}
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		return checkUser(db, stat.Uid)
+	}
+	return nil
+}
+
+// checkUser returns errStranger unless a user is trusted to serve the control socket of db: root,
+// the user of this process, and the owner of the database.
+func checkUser(db string, user uint32) error {
+	if user == 0 || int(user) == os.Geteuid() {
+		return nil
+	}
+	if info, err := os.Stat(db); err == nil {
+		if stat, ok := info.Sys().(*syscall.Stat_t); ok && stat.Uid == user {
+			return nil
+		}
+	}
+	return fmt.Errorf("control socket %s belongs to user %d, who is neither root, nor you, nor the owner of the database; %w", controlPath(db), user, errStranger)
 }
 
 // dialHolder is dialControl for a database that another process has open, perhaps a server

@@ -4,16 +4,18 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/google/uuid"
 )
 
-// addClientRequest is the body of the request that adds a client.
+// addClientRequest is the body of the request that adds a client. Its members are text here, so
+// that a wrong one can be named.
 type addClientRequest struct {
-	Org    ID     `json:"org_id"`
-	Scopes Scopes `json:"scope"`
+	Org   string `json:"org_id"`
+	Scope string `json:"scope"`
 }
 
 // credentials are the response when a client is added or its secret is rotated. No other
@@ -21,6 +23,14 @@ type addClientRequest struct {
 type credentials struct {
 	ID     string `json:"client_id"`
 	Secret string `json:"client_secret"`
+}
+
+// rotation is the response when a client's secret is rotated.
+type rotation struct {
+	credentials
+	// Ended is true if the client had a secret of the demo data, so that its old secret and its
+	// tokens ended at once.
+	Ended bool `json:"ended,omitzero"`
 }
 
 // listedClient is a client without its secrets, in the response that lists clients.
@@ -34,7 +44,7 @@ type listedClient struct {
 
 // rotateRequest is the body of the request that rotates a client's secret.
 type rotateRequest struct {
-	GraceSeconds int64 `json:"grace_seconds"` // for which the old secret stays valid
+	GraceSeconds *int64 `json:"grace_seconds"` // for which the old secret stays valid
 }
 
 // clientControl serves the endpoints of the client commands.
@@ -49,11 +59,16 @@ func (c *clientControl) add(x *exchange) (response, error) {
 	if err := readControl(x, &req); err != nil {
 		return response{}, err
 	}
-	if _, err := parseID(string(req.Org)); err != nil {
-		return response{}, newProblem(http.StatusUnprocessableEntity, "The organization "+err.Error())
+	org, err := parseID(req.Org)
+	if err != nil {
+		return response{}, newProblem(http.StatusUnprocessableEntity, "org_id "+err.Error())
+	}
+	var scopes Scopes
+	if err := scopes.UnmarshalText([]byte(req.Scope)); err != nil {
+		return response{}, newProblem(http.StatusUnprocessableEntity, "scope: "+err.Error())
 	}
 	secret := newSecret()
-	client := Client{ID: uuid.NewString(), Org: req.Org, Scopes: req.Scopes, Secret: hashOf(secret), Created: c.now()}
+	client := Client{ID: uuid.NewString(), Org: org, Scopes: scopes, Secret: hashOf(secret), Created: c.now()}
 	x.client = client.ID
 	if err := c.store.AddClient(client); err != nil {
 		return response{}, err
@@ -65,7 +80,7 @@ func (c *clientControl) add(x *exchange) (response, error) {
 func (c *clientControl) list(*exchange) (response, error) {
 	clients, err := c.store.Clients()
 	if err != nil {
-		return response{}, err
+		return response{}, withDetail(fmt.Errorf("%w; run check", err))
 	}
 	listed := make([]listedClient, len(clients))
 	for i, c := range clients {
@@ -80,13 +95,21 @@ func (c *clientControl) rotate(x *exchange, ps params) (response, error) {
 	if err := readControl(x, &req); err != nil {
 		return response{}, err
 	}
+	const longest = int64(maxLifetime / time.Second)
+	if req.GraceSeconds == nil || *req.GraceSeconds < 0 || *req.GraceSeconds > longest {
+		return response{}, newProblem(http.StatusUnprocessableEntity, fmt.Sprintf("grace_seconds must be a number from 0 to %d", longest))
+	}
+	published, err := publishedSecrets()
+	if err != nil {
+		return response{}, err
+	}
 	id, secret := ps.ByName("client_id"), newSecret()
 	x.client = withoutLongNames(id)
-	err := c.store.RotateClient(id, hashOf(secret), c.now().Add(time.Duration(req.GraceSeconds)*time.Second))
+	ended, err := c.store.RotateClient(id, hashOf(secret), c.now().Add(time.Duration(*req.GraceSeconds)*time.Second), published)
 	if err != nil {
 		return response{}, unknownClient(err)
 	}
-	return controlResponse(credentials{id, secret})
+	return controlResponse(rotation{credentials{id, secret}, ended})
 }
 
 // remove removes a client.

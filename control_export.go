@@ -14,12 +14,14 @@ type exportControl struct{ store *Store }
 // org_id and user_id select the contracts of one organization and of one user.
 func (c exportControl) get(x *exchange) (response, error) {
 	var sel Selection
-	query := x.r.URL.Query()
+	query, err := readQuery(x, "org_id", "user_id")
+	if err != nil {
+		return response{}, err
+	}
 	for name, id := range map[string]*ID{"org_id": &sel.Org, "user_id": &sel.User} {
 		if !query.Has(name) {
 			continue
 		}
-		var err error
 		if *id, err = parseID(query.Get(name)); err != nil {
 			return response{}, newProblem(http.StatusUnprocessableEntity, name+" "+err.Error())
 		}

@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -67,6 +68,14 @@ type importControl struct {
 // post imports the contracts in the body: of all lines, or of none if a line is invalid.
 // With the query parameter keep_going=true it imports those of the valid lines.
 func (c importControl) post(x *exchange) (response, error) {
+	query, err := readQuery(x, "keep_going")
+	if err != nil {
+		return response{}, err
+	}
+	keepGoing, err := strconv.ParseBool(cmp.Or(query.Get("keep_going"), "false"))
+	if err != nil {
+		return response{}, newProblem(http.StatusUnprocessableEntity, "keep_going must be true or false")
+	}
 	connection := http.NewResponseController(x.w)
 	if err := connection.EnableFullDuplex(); err != nil {
 		return response{}, err
@@ -88,7 +97,7 @@ func (c importControl) post(x *exchange) (response, error) {
 	run := &importRun{
 		x: x, validator: validator, to: i,
 		lines:     lineReader{r: bufio.NewReaderSize(input, importReadBytes), max: maxLine(c.maxBody)},
-		keepGoing: x.r.URL.Query().Get("keep_going") == "true",
+		keepGoing: keepGoing,
 	}
 	return response{status: http.StatusOK, contentType: jsonLinesType, more: func(buf []byte) ([]byte, error) {
 		if err := connection.Flush(); err != nil {

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -352,4 +353,170 @@ func TestControlRefusesASelectionThatIsNone(t *testing.T) {
 	if want := "org_id must be a UUID of 36 characters, has 1"; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
 	}
+}
+
+// strangersSocket makes the control socket of a database that of a server of another user, and
+// returns the log of that server.
+func strangersSocket(t *testing.T, db string) (log *lockedBuffer) {
+	t.Helper()
+	theirs := filepath.Join(filepath.Dir(db), "theirs.db")
+	if err := os.Chmod(filepath.Dir(db), 0o1777); err != nil { // as /tmp
+		t.Fatal(err)
+	}
+	p := startProcess(t, asNobody(t), "--db", theirs)
+	if err := os.Rename(theirs+".sock", db+".sock"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(db+".sock", 0o666); err != nil { // whoever connects is welcome
+		t.Fatal(err)
+	}
+	return p.Stderr
+}
+
+func TestControlSocketThatAnotherUserMadeFirstGetsNothing(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	for _, tt := range []struct {
+		name  string
+		owner int
+	}{
+		{"its file is theirs", nobody},
+		{"its file is the owner's, as after a hard link", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			db := shortPath(t)
+			c := addClient(t, db)
+			log := strangersSocket(t, db)
+			if err := os.Chown(db+".sock", tt.owner, tt.owner); err != nil {
+				t.Fatal(err)
+			}
+			want := fmt.Sprintf("control socket %s.sock belongs to user %d, who is neither root, nor you, nor the owner of the database; nothing was sent to it; if you trust that user, use that account; otherwise remove the socket, and keep the database in a directory in which nobody else may make files", db, nobody)
+			for _, args := range []string{
+				"client list", "client add --org " + demoOrg, "client rotate " + c.ID, "client remove " + c.ID,
+				"import " + absolute(t, contractLines), "export", "backup -", "check",
+			} {
+				if out := refusedCommand(t, db, want, strings.Fields(args)...); out != "" {
+					t.Errorf("%s printed %q", args, out)
+				}
+			}
+			if strings.Contains(log.String(), `"msg":"request"`) {
+				t.Errorf("something reached the other server\n%s", log)
+			}
+			// The owner of a database may serve it.
+			if err := os.Chown(db, nobody, nobody); err != nil {
+				t.Fatal(err)
+			}
+			wantListed(t, db)
+		})
+	}
+}
+
+// The check belongs to the connection that carries the request, not to an earlier one.
+func TestControlSocketThatIsReplacedBetweenTwoConnectionsGetsNothing(t *testing.T) {
+	s := startOn(t, shortPath(t))
+	c, err := dialControl(s.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(s.db+".sock", s.db+".moved"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(s.db+".moved", s.db+".sock"); err != nil {
+		t.Fatal(err)
+	}
+	want := "request to the server: control socket " + s.db + ".sock is a link or another file, and not a socket, so nothing was sent to it; remove it"
+	if _, _, err := c.send(t.Context(), http.MethodGet, "/clients", nil); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	refusedCommand(t, s.db, strings.TrimPrefix(want, "request to the server: "), "client", "list")
+	if strings.Contains(s.log.String(), "msg=request") {
+		t.Errorf("something reached the server\n%s", s.log)
+	}
+}
+
+func TestControlSocketIsTrustedByItsUser(t *testing.T) {
+	db := writeFile(t, nil)
+	me := uint32(os.Geteuid())
+	users := map[uint32]bool{0: true, me: true, me + 1: false, nobody: me == nobody}
+	for user, trusted := range users {
+		if err := checkUser(db, user); (err == nil) != trusted || err != nil && !errors.Is(err, errStranger) {
+			t.Errorf("user %d: %v, want trusted %v", user, err, trusted)
+		}
+		if err := checkUser(db+".none", user); (err == nil) != trusted {
+			t.Errorf("user %d, without a database: %v, want trusted %v", user, err, trusted)
+		}
+	}
+}
+
+func TestControlRequestsHoldToRules(t *testing.T) {
+	s := startOn(t, shortPath(t))
+	c := addClient(t, s.db)
+	control, err := dialControl(s.db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const unreadable = "The server cannot read this request; use a command of the same version as the server."
+	const scopes, grace = "scope: the scopes are read and write, separated by a space", "grace_seconds must be a number from 0 to 31536000"
+	const org = `"org_id":"` + demoOrg + `"`
+	secret := "/clients/" + c.ID + "/secret"
+	for _, tt := range []struct {
+		name, method, path, body string
+		status                   int
+		detail                   string
+	}{
+		{"a client without a scope", "POST", "/clients", `{` + org + `}`, 422, scopes},
+		{"a client with an empty scope", "POST", "/clients", `{` + org + `,"scope":""}`, 422, scopes},
+		{"a client with spaces for a scope", "POST", "/clients", `{` + org + `,"scope":"  "}`, 422, scopes},
+		{"a client with an unknown scope", "POST", "/clients", `{` + org + `,"scope":"read admin"}`, 422, scopes},
+		{"a client without an organization", "POST", "/clients", `{"scope":"read"}`, 422, "org_id must be a UUID of 36 characters, has 0"},
+		{"a client of a UUID without dashes", "POST", "/clients", `{"org_id":"5f0c2b9e6f7a4f0e9b1d2a4c8e6d0f11","scope":"read"}`, 422, "org_id must be a UUID of 36 characters, has 32"},
+		{"a client with an id of its own", "POST", "/clients", `{` + org + `,"scope":"read","client_id":"mine"}`, 400, unreadable},
+		{"a client with two organizations", "POST", "/clients", `{` + org + `,` + org + `,"scope":"read"}`, 400, unreadable},
+		{"two clients", "POST", "/clients", `{` + org + `,"scope":"read"}{` + org + `,"scope":"read"}`, 400, unreadable},
+		{"a client of a number", "POST", "/clients", `{"org_id":1,"scope":"read"}`, 400, unreadable},
+		{"nothing", "POST", "/clients", ``, 400, unreadable},
+		{"a rotation without a grace", "POST", secret, `{}`, 422, grace},
+		{"a rotation with a negative grace", "POST", secret, `{"grace_seconds":-1}`, 422, grace},
+		{"a rotation with a grace of more than a year", "POST", secret, `{"grace_seconds":31536001}`, 422, grace},
+		{"a rotation with a grace that overflows a duration", "POST", secret, `{"grace_seconds":9223372037}`, 422, grace},
+		{"a rotation with a grace of a fraction", "POST", secret, `{"grace_seconds":1.5}`, 400, unreadable},
+		{"a rotation with a grace that overflows a number", "POST", secret, `{"grace_seconds":9223372036854775808}`, 400, unreadable},
+		{"a rotation of a client with a terminal's escape", "POST", "/clients/%1B%5B2J/secret", `{"grace_seconds":0}`, 404, "There is no client with this id; run \"client list\" to see the ids."},
+		{"an export of something else", "GET", "/contracts?org=" + demoOrg, ``, 400, unreadable},
+		{"an export of two organizations", "GET", "/contracts?org_id=" + demoOrg + "&org_id=" + demoOtherOrg, ``, 400, unreadable},
+		{"an export of a query that is none", "GET", "/contracts?org_id=%zz", ``, 400, unreadable},
+		{"an import that goes on with something else", "POST", "/contracts?keep_going=yes", ``, 422, "keep_going must be true or false"},
+		{"an import with an unknown parameter", "POST", "/contracts?keep-going=true", ``, 400, unreadable},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r, err := http.NewRequestWithContext(t.Context(), tt.method, "http://control"+tt.path, strings.NewReader(tt.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := control.http.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer resp.Body.Close()
+			got, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			failure{Status: tt.status, Detail: tt.detail}.Want(t, resp, string(got))
+		})
+	}
+	wantListed(t, s.db, c.ID)
+	wantSecret(t, s.url, c, true)
+	ok(t, s.db, "backup", s.db+".backup")
+
+	t.Run("an organization in upper case", func(t *testing.T) {
+		var made credentials
+		body := addClientRequest{strings.ToUpper(demoOrg), "read"}
+		if err := control.call(t.Context(), controlRequest{method: "POST", path: "/clients", in: body, out: &made}); err != nil {
+			t.Fatal(err)
+		}
+		known.Add(made.Secret)
+		wantTokenStatus(t, s.url, token(t, s.url, made.ID, made.Secret), 200)
+	})
 }

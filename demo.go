@@ -42,7 +42,7 @@ func readDemo() (d demoData, err error) {
 	return d, nil
 }
 
-// loadDemo stores the demo data, unless the store has it already.
+// loadDemo stores the demo data. It returns ErrHadSamples if the store has ever had it.
 func loadDemo(store *Store, now time.Time) error {
 	d, err := readDemo()
 	if err != nil {
@@ -73,25 +73,36 @@ func loadDemo(store *Store, now time.Time) error {
 	return nil
 }
 
-// hasDemoClient reports whether the store has a demo client that still accepts its
-// published secret.
-func hasDemoClient(store *Store, now time.Time) (bool, error) {
+// demoClients returns the ids of the demo clients that still accept their published secrets.
+func demoClients(store *Store, now time.Time) (ids []string, err error) {
 	d, err := readDemo()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	for _, c := range d.Clients {
 		stored, err := store.Client(c.ID)
 		switch {
 		case errors.Is(err, ErrNotFound):
 		case err != nil:
-			return false, err
+			return nil, err
 		case stored.HasSecret(hashOf(c.Secret), now):
-			return true, nil
+			ids = append(ids, c.ID)
 		}
 	}
-	return false, nil
+	return ids, nil
 }
+
+// publishedSecrets returns the hashes of the secrets in the demo data, which everyone knows.
+func publishedSecrets() (secrets []Hash, err error) {
+	d, err := readDemo()
+	for _, c := range d.Clients {
+		secrets = append(secrets, hashOf(c.Secret))
+	}
+	return secrets, err
+}
+
+// demoClient is the client whose published secret demoCommands has.
+const demoClient = "demo"
 
 // demoCommands returns the text that --demo prints: two commands for a POSIX shell, the
 // second of which is the example of the vendor's documentation. The README shows both.

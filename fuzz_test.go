@@ -9,6 +9,7 @@ import (
 	stdjson "encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http/httptest"
 	"net/url"
@@ -476,7 +477,7 @@ func FuzzID(f *testing.F) {
 }
 
 // FuzzSelection checks that an export has exactly the selected contracts between its first and its
-// last line, and that a selection must be a UUID.
+// last line, that a selection must be a UUID, and that nothing else is taken for one.
 func FuzzSelection(f *testing.F) {
 	for _, query := range []string{"", "org_id=" + demoOrg, "user_id=" + strings.ToUpper(demoUser), "org_id=" + demoOtherOrg + "&user_id=" + demoUser, "org_id=x", "org_id="} {
 		f.Add(query)
@@ -493,13 +494,17 @@ func FuzzSelection(f *testing.F) {
 	everything := ask("").Body.String()
 	f.Fuzz(func(t *testing.T, query string) {
 		values, err := url.ParseQuery(query)
-		if err != nil {
-			t.Skip("no query, which no command sends")
-		}
 		status, want := 200, everything
+		for name, ids := range values {
+			if len(ids) > 1 || name != "org_id" && name != "user_id" {
+				err = errUnreadable
+			}
+		}
 		for _, name := range []string{"org_id", "user_id"} {
 			id := values.Get(name)
 			switch {
+			case err != nil:
+				status = 400
 			case !values.Has(name):
 			case !uuidForm.MatchString(id):
 				status = 422
@@ -516,6 +521,58 @@ func FuzzSelection(f *testing.F) {
 		if got := ask(query); got.Code != status || status == 200 && got.Body.String() != want {
 			t.Fatalf("%d\n%s\nwant %d\n%s", got.Code, got.Body, status, want)
 		}
+	})
+}
+
+// FuzzClientRequest checks that whatever is sent to make a client, to rotate it or to remove it,
+// all clients can be listed, and the file can be backed up and has no fault.
+func FuzzClientRequest(f *testing.F) {
+	store, _ := openStore(f, newPath(f))
+	control := newControl(f.Context(), store, time.Now, slog.New(slog.DiscardHandler), defaultMaxBody)
+	ask := func(t testing.TB, method, path, body string) (status int, got string) {
+		t.Helper()
+		r := httptest.NewRequest(method, "/", strings.NewReader(body))
+		r.URL.Path = path
+		w := httptest.NewRecorder()
+		control.ServeHTTP(w, r)
+		if w.Code >= 500 {
+			t.Fatalf("%s %q %q: %d %s", method, path, body, w.Code, w.Body)
+		}
+		return w.Code, w.Body.String()
+	}
+	f.Fuzz(func(t *testing.T, add, id, rotate string) {
+		var made credentials
+		if status, got := ask(t, "POST", "/clients", add); status == 200 {
+			if err := json.Unmarshal([]byte(got), &made); err != nil {
+				t.Fatalf("%v\n%s", err, got)
+			}
+			ask(t, "POST", "/clients/"+made.ID+"/secret", rotate)
+		}
+		ask(t, "POST", "/clients/"+id+"/secret", rotate)
+		ask(t, "DELETE", "/clients/"+id, "")
+		var listed []listedClient
+		if _, got := ask(t, "GET", "/clients", ""); json.Unmarshal([]byte(got), &listed) != nil || made.ID != id && (len(listed) > 0) != (made.ID != "") {
+			t.Fatalf("listed are %s", got)
+		}
+		if made.ID == "" {
+			return
+		}
+		copied, _, err := store.Snapshot(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer copied.Close()
+		path := filepath.Join(t.TempDir(), "copy")
+		content, err := io.ReadAll(copied)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeTo(t, path, content)
+		a := &app{log: slog.New(slog.DiscardHandler)}
+		if err := a.verifyDatabase(t.Context(), path, "the copy"); err != nil {
+			t.Fatal(err)
+		}
+		ask(t, "DELETE", "/clients/"+made.ID, "")
 	})
 }
 

@@ -78,7 +78,7 @@ func main() {
 	}
 	err := a.run(ctx, os.Args[1:])
 	if err != nil && !readerLeft(err) {
-		fmt.Fprintf(stderr, programName+": %v\n", err)
+		fmt.Fprintf(stderr, programName+": %s\n", printable(err.Error()))
 	}
 	stderr.close()
 	if err != nil {

@@ -134,6 +134,10 @@ type Client struct {
 	LastUsed      time.Time `json:"last_used"` // accurate to a minute
 }
 
+// check returns an error unless the client can be stored and read back, and its id can be sent
+// and printed.
+func (c Client) check() error { return checkAccess(c.ID, c.Org, c.Scopes) }
+
 // HasSecret reports whether secret authenticates the client at the time now. It takes the
 // same time for every secret.
 func (c *Client) HasSecret(secret Hash, now time.Time) bool {
@@ -153,6 +157,33 @@ type Token struct {
 	// same id.
 	ClientCreated time.Time `json:"client_created"`
 }
+
+// check returns an error unless the token can be stored and read back. A stored token has an
+// organization always; one of another issuer may have none.
+func (t Token) check() error { return checkAccess(t.Client, t.Org, t.Scopes) }
+
+// checkAccess returns an error unless a client id, an organization and scopes are ones that the
+// service gives a client. An id is one of RFC 6749 §A.1, but without spaces, and has at most
+// maxClientID characters.
+func checkAccess(client string, org ID, scopes Scopes) error {
+	if client == "" || len(client) > maxClientID || strings.ContainsFunc(client, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return fmt.Errorf("the client id must have 1 to %d printable ASCII characters and no spaces", maxClientID)
+	}
+	id, err := parseID(string(org))
+	if err == nil && id != org {
+		err = errors.New("must be in lower case")
+	}
+	if err != nil {
+		return fmt.Errorf("the organization %w", err)
+	}
+	if scopes == (Scopes{}) {
+		return errUnknownScope
+	}
+	return nil
+}
+
+// maxClientID is the maximum length of a client id in characters.
+const maxClientID = 255
 
 // Hash is a SHA-256: of a body, or of a secret. A secret here has 256 random bits, so
 // that it needs no slow password hash.

@@ -44,6 +44,8 @@ var (
 	ErrExpired = errors.New("expired")
 	// ErrForeign is returned for a token that belongs to another client.
 	ErrForeign = errors.New("belongs to another client")
+	// ErrHadSamples is returned when the file has, or has had, the samples.
+	ErrHadSamples = errors.New("the file has had the samples")
 	// ErrClosed is returned when the store was closed before the outcome of the operation
 	// was known.
 	ErrClosed = errors.New("the store is closed")
@@ -80,6 +82,7 @@ var (
 //	bucket       key                            value
 //	meta         format                         energy-contracts/2
 //	             program                        version of the program that gave the file its format
+//	             demo                           loaded: the file has had the samples (see AddSamples)
 //	             import                         progress of a committed import (see importKey)
 //	contracts    org_id/user_id/contract_id     head, document
 //	clients      client_id                      checksum, JSON of Client

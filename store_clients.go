@@ -20,7 +20,7 @@ func (s *Store) Client(id string) (c Client, err error) {
 		if errors.Is(err, ErrNotFound) {
 			dummy, dummyErr := s.dummyClient()
 			if dummyErr == nil {
-				_, dummyErr = decodeClient(nil, dummy)
+				_, dummyErr = decodeClient([]byte(dummyID), dummy)
 			}
 			if dummyErr != nil {
 				return dummyErr
@@ -69,23 +69,38 @@ func (s *Store) AddClient(c Client) error {
 	})
 }
 
-// RotateClient gives a client a new secret. The old secret stays valid until graceEnds. It
+// RotateClient gives a client a new secret. The old secret stays valid until graceEnds. If it, or
+// the one before it, is one of the published secrets, anybody may have a token of the client: then
+// the old secret and all tokens of the client end at once, and RotateClient returns true. It
 // returns ErrNotFound for an unknown id.
-func (s *Store) RotateClient(id string, secret Hash, graceEnds time.Time) error {
-	return s.update(0, func(tx *bbolt.Tx) error {
+func (s *Store) RotateClient(id string, secret Hash, graceEnds time.Time, published []Hash) (ended bool, err error) {
+	err = s.update(0, func(tx *bbolt.Tx) error {
 		c, err := getClient(tx, id)
 		if err != nil {
 			return err
 		}
+		now := s.now()
+		ended = slices.Contains(published, c.Secret) || slices.Contains(published, c.Previous)
+		if ended {
+			// The tokens name the client by the time of its creation. The new time is later, so
+			// that none of them has it.
+			if least := c.Created.Add(1); now.Before(least) {
+				c.Created = least
+			} else {
+				c.Created = now
+			}
+			tx.OnCommit(s.cache.forgetTokens)
+		}
 		c.Previous, c.PreviousUntil = c.Secret, graceEnds
 		// If the old secret ends at once it is not stored, so that it does not become valid
 		// again when the clock is set back.
-		if !s.now().Before(graceEnds) {
+		if ended || !now.Before(graceEnds) {
 			c.Previous, c.PreviousUntil = Hash{}, time.Time{}
 		}
 		c.Secret = secret
 		return putClient(tx, c)
 	})
+	return err == nil && ended, err
 }
 
 // RemoveClient removes a client. From then on Token returns ErrNotFound for its tokens,
@@ -101,30 +116,40 @@ func (s *Store) RemoveClient(id string) error {
 	})
 }
 
-// getClient returns a client, or ErrNotFound, or ErrCorrupt if its checksum is wrong.
+// dummyID is the id of Store.dummyClient.
+const dummyID = "nobody"
+
+// getClient returns a client. It returns ErrNotFound if there is none, and an error that wraps
+// ErrCorrupt if its checksum is wrong or the program would not have stored it.
 func getClient(tx *bbolt.Tx, id string) (c Client, err error) {
 	key := []byte(id)
 	value, err := seek(tx.Bucket(bucketClients).Cursor(), key, verifyValue)
 	if err == nil {
 		c, err = decodeClient(key, value)
 	}
-	c.ID = id
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		err = fmt.Errorf("client %q: %w", id, err)
 	}
 	return c, err
 }
 
-// decodeClient verifies and decodes the stored value of a client.
+// decodeClient verifies and decodes the stored form of a client.
 func decodeClient(key, stored []byte) (c Client, err error) {
 	b, err := verifyChecksum(key, stored)
-	if err == nil && json.Unmarshal(b, &c) != nil {
-		err = corruption("the value is not a client")
+	if err != nil {
+		return Client{}, err
 	}
-	return c, err
+	if json.Unmarshal(b, &c) != nil {
+		return Client{}, corruption("the value is not a client")
+	}
+	c.ID = string(key)
+	if err := c.check(); err != nil {
+		return Client{}, corruption(err.Error())
+	}
+	return c, nil
 }
 
-// putClient stores a client under its id.
+// putClient stores a client under its id. It stores nothing that getClient would refuse.
 func putClient(tx *bbolt.Tx, c Client) error {
 	value, err := encodeClient(c)
 	if err != nil {
@@ -135,6 +160,9 @@ func putClient(tx *bbolt.Tx, c Client) error {
 
 // encodeClient returns the stored form of a client: its JSON with a checksum.
 func encodeClient(c Client) ([]byte, error) {
+	if err := c.check(); err != nil {
+		return nil, fmt.Errorf("client %q: %w", c.ID, err)
+	}
 	b, err := json.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("encode client: %w", err)
@@ -148,16 +176,27 @@ type Samples struct {
 	Documents map[Key][]byte
 }
 
-// AddSamples stores the samples in one transaction. If the first of their clients exists, it
-// stores nothing. There must be at least one client.
+// demoKey is the key in bucketMeta of a mark: the file has, or has had, the samples.
+const demoKey = "demo"
+
+// AddSamples stores the samples in one transaction, with a mark. It stores none of them, and
+// returns ErrHadSamples, if the file has ever had samples: they may have been changed or removed
+// on purpose. A file of version 0.1.0 has no mark; it has had them if it has any of them.
 func (s *Store) AddSamples(samples Samples) error {
-	return s.update(0, func(tx *bbolt.Tx) error {
-		if tx.Bucket(bucketClients).Get([]byte(samples.Clients[0].ID)) != nil {
+	had := false
+	err := s.update(0, func(tx *bbolt.Tx) error {
+		if tx.Bucket(bucketMeta).Get([]byte(demoKey)) != nil {
+			return ErrHadSamples
+		}
+		if err := put(tx, bucketMeta, []byte(demoKey), []byte("loaded")); err != nil {
+			return err
+		}
+		if had = hasSample(tx, samples); had {
 			return nil
 		}
 		for _, c := range samples.Clients {
 			if err := putClient(tx, c); err != nil {
-				return err
+				return fmt.Errorf("%w: %w", errTx, err)
 			}
 		}
 		for k, doc := range samples.Documents {
@@ -168,6 +207,25 @@ func (s *Store) AddSamples(samples Samples) error {
 		}
 		return nil
 	})
+	if err == nil && had {
+		return ErrHadSamples
+	}
+	return err
+}
+
+// hasSample reports whether the file has one of the clients or contracts, in whatever form.
+func hasSample(tx *bbolt.Tx, samples Samples) bool {
+	for _, c := range samples.Clients {
+		if tx.Bucket(bucketClients).Get([]byte(c.ID)) != nil {
+			return true
+		}
+	}
+	for k := range samples.Documents {
+		if tx.Bucket(bucketContracts).Get(k.bytes()) != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // recordInterval is the time between two writes of the times when clients were last used.

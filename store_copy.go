@@ -104,9 +104,10 @@ func (s *Store) Compact(verify func(path string) error) (before, after int64, er
 		return 0, 0, err
 	}
 	defer f.discard()
-	if err := s.compactTo(f.Name()); err != nil {
+	if err := s.compactTo(f); err != nil {
 		return 0, 0, fmt.Errorf("write the compacted copy: %w", err)
 	}
+	f.share()
 	if err := verify(f.Name()); err != nil {
 		return 0, 0, err
 	}
@@ -118,10 +119,13 @@ func (s *Store) Compact(verify func(path string) error) (before, after int64, er
 	return old.Size(), compacted.Size(), f.replace()
 }
 
-// compactTo writes the compacted copy to path. A panic on a broken page of the database marks
-// the store as damaged and is returned as an error.
-func (s *Store) compactTo(path string) (err error) {
-	to, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: lockTimeout})
+// compactTo writes the compacted copy to f, and leaves it unlocked, as bbolt does. A panic on a
+// broken page of the database marks the store as damaged and is returned as an error.
+func (s *Store) compactTo(f *atomicFile) (err error) {
+	to, err := bbolt.Open(f.Name(), 0o600, &bbolt.Options{
+		Timeout:  lockTimeout,
+		OpenFile: func(string, int, os.FileMode) (*os.File, error) { return duplicate(f.File) },
+	})
 	if err != nil {
 		return err
 	}

@@ -197,6 +197,9 @@ func decodeToken(key, stored []byte) (t Token, expires time.Time, err error) {
 	if err := json.Unmarshal(b[expirySize:], &t); err != nil {
 		return t, expires, corruption("the value is not a token")
 	}
+	if err := t.check(); err != nil {
+		return t, expires, corruption(err.Error())
+	}
 	return t, expiryOf(b), nil
 }
 

@@ -230,13 +230,13 @@ func create(path string) error {
 		}
 		return putFormat(tx)
 	})
-	if err := errors.Join(err, db.Close()); err != nil {
-		return err
+	if err == nil {
+		err = f.link() // before bbolt unlocks the file, which could then be taken for a leftover
 	}
-	if err := f.link(); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
+	if errors.Is(err, fs.ErrExist) {
+		err = nil
 	}
-	return nil
+	return errors.Join(err, db.Close())
 }
 
 // putFormat stores the format version and the version of this program.

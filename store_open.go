@@ -36,7 +36,7 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	s.stop = sync.OnceFunc(func() { close(s.stopped) })
 	s.metrics = newStoreMetrics(s)
 	s.dummyClient = sync.OnceValues(func() ([]byte, error) {
-		return encodeClient(Client{Org: newID(), Scopes: Scopes{true, true}, Created: now()})
+		return encodeClient(Client{ID: dummyID, Org: newID(), Scopes: Scopes{true, true}, Created: now()})
 	})
 	checked := false // all pages of the file
 	check := func(f *os.File, m meta) (err error) {
@@ -51,6 +51,9 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	if err := s.open(check); err != nil {
 		return nil, err
 	}
+	removeLeftovers(withoutLinks(path), func(name string, bytes int64) {
+		log.Info("removed a temporary file that a killed process left", "file", name, "bytes", bytes)
+	})
 	go s.commitLoop()
 	go s.recordLoop()
 	if !checked {

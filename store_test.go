@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-json-experiment/json"
 	"go.etcd.io/bbolt"
 )
 
@@ -319,7 +320,7 @@ func TestListIsEachContractOnceInOrder(t *testing.T) {
 	doc := func(i int) string { return fmt.Sprintf(`{"n":%0*d}`, size, i) }
 	id := func(i int) ID { return key(step * i).Contract }
 	owner := key(0).Owner
-	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}}}, Documents: map[Key][]byte{}}
+	samples := Samples{Documents: map[Key][]byte{}}
 	for i := range contracts {
 		samples.Documents[key(step*i)] = []byte(doc(i))
 	}
@@ -665,6 +666,82 @@ func TestCraftedExpiryChangesNothingElse(t *testing.T) {
 			if n := count(t, path, bucketExpiry); n != 0 {
 				t.Errorf("the index has %d entries", n)
 			}
+		})
+	}
+}
+
+func TestStoreRefusesClientsAndTokensThatItWouldNotMake(t *testing.T) {
+	good := Client{ID: "good", Org: demoOrg, Scopes: Scopes{Read: true}}
+	const (
+		idSays  = "the client id must have 1 to 255 printable ASCII characters and no spaces"
+		orgSays = "the organization must be "
+	)
+	for _, tt := range []struct {
+		name string
+		edit func(c *Client)
+		want string
+	}{
+		{"no id", func(c *Client) { c.ID = "" }, idSays},
+		{"a long id", func(c *Client) { c.ID = strings.Repeat("x", 256) }, idSays},
+		{"an id with a space", func(c *Client) { c.ID = "a b" }, idSays},
+		{"an id that ends a line", func(c *Client) { c.ID = "a\n" }, idSays},
+		{"an id that clears a terminal", func(c *Client) { c.ID = "\x1b[2J" }, idSays},
+		{"an id with a delete character", func(c *Client) { c.ID = "a\x7f" }, idSays},
+		{"an id beyond ASCII", func(c *Client) { c.ID = "a\u009b2J" }, idSays},
+		{"an id with an invalid byte", func(c *Client) { c.ID = "a\x9b2J" }, idSays},
+		{"no organization", func(c *Client) { c.Org = "" }, orgSays + "a UUID of 36 characters, has 0"},
+		{"an organization in upper case", func(c *Client) { c.Org = ID(strings.ToUpper(demoOrg)) }, orgSays + "in lower case"},
+		{"no scope", func(c *Client) { c.Scopes = Scopes{} }, errUnknownScope.Error()},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := newPath(t)
+			bad := good
+			bad.ID = "bad"
+			tt.edit(&bad)
+			token := Token{Client: bad.ID, Org: bad.Org, Scopes: bad.Scopes, Expires: time.Now().Add(tokenLifetime)}
+			wantRefused := func(what string, err error, want string) {
+				t.Helper()
+				if err == nil || err.Error() != want {
+					t.Errorf("%s: %v, want %s", what, err, want)
+				}
+			}
+			said := fmt.Sprintf("client %q: %s", bad.ID, tt.want)
+			t.Run("when it writes", func(t *testing.T) {
+				s, _ := openStore(t, path)
+				wantRefused("client", s.AddClient(bad), said)
+				wantRefused("token", s.AddToken(hashOf("t"), token), "token of "+said)
+				if err := s.AddClient(good); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := s.Clients(); err != nil || len(got) != 1 {
+					t.Errorf("%v, %v", got, err)
+				}
+			})
+			if bad.ID == "" || bad.Scopes == (Scopes{}) || strings.Contains(bad.ID, "\x9b") { // bbolt has no such key, and JSON has no such text
+				return
+			}
+			edit(t, path, func(tx *bbolt.Tx) error {
+				b, err1 := json.Marshal(bad)
+				h := hashOf("t")
+				bt, err2 := json.Marshal(token)
+				return errors.Join(err1, err2, put(tx, bucketClients, []byte(bad.ID), withChecksum([]byte(bad.ID), b)),
+					put(tx, bucketTokens, h[:], withChecksum(h[:], append(expiryBytes(token.Expires), bt...))))
+			})
+			t.Run("when it reads", func(t *testing.T) {
+				s, _ := openStore(t, path)
+				_, err := s.Client(bad.ID)
+				wantRefused("client", err, said)
+				_, err = s.Clients()
+				wantRefused("clients", err, said)
+				_, err = s.Token(hashOf("t"))
+				wantRefused("token", err, fmt.Sprintf("tokens %x: %s", hashOf("t"), tt.want))
+				if err := s.RemoveClient(bad.ID); err != nil { // the way out
+					t.Error(err)
+				}
+				if got, err := s.Clients(); err != nil || len(got) != 1 {
+					t.Errorf("%v, %v", got, err)
+				}
+			})
 		})
 	}
 }

@@ -80,10 +80,15 @@ func TestTokenIsValidUntil(t *testing.T) {
 			}
 		}, ErrNotFound},
 		{"its client gets a new secret, which changes nothing", func(t *testing.T, s *Store, clock *clock, c Client) {
-			if err := s.RotateClient(c.ID, hashOf("new"), clock.now()); err != nil {
-				t.Error(err)
+			if ended, err := s.RotateClient(c.ID, hashOf("new"), clock.now(), []Hash{hashOf("another")}); err != nil || ended {
+				t.Error(ended, err)
 			}
 		}, nil},
+		{"its client had a published secret and gets a new one", func(t *testing.T, s *Store, clock *clock, c Client) {
+			if ended, err := s.RotateClient(c.ID, hashOf("new"), clock.now().Add(time.Hour), []Hash{c.Secret}); err != nil || !ended {
+				t.Error(ended, err)
+			}
+		}, ErrNotFound},
 		{"it expires", func(_ *testing.T, _ *Store, clock *clock, _ Client) { clock.move(tokenLifetime) }, ErrExpired},
 		{"it has expired, but is kept, and there are writes", func(t *testing.T, s *Store, clock *clock, c Client) {
 			clock.move(tokenLifetime + expiredKept - time.Minute)

@@ -12,6 +12,9 @@ import (
 // AddToken stores a token; h is the hash of its text. If its client then has more tokens than
 // tokenQuota allows, the oldest ends.
 func (s *Store) AddToken(h Hash, t Token) error {
+	if err := t.check(); err != nil {
+		return fmt.Errorf("token of client %q: %w", t.Client, err)
+	}
 	b, err := json.Marshal(t)
 	if err != nil {
 		return fmt.Errorf("encode token: %w", err)

@@ -64,7 +64,7 @@ func startThrottled(t testing.TB) *throttled {
 		t.Fatal(err)
 	}
 	for _, into := range []*credentials{&s.known, &s.other} {
-		if err := c.call(t.Context(), controlRequest{method: "POST", path: "/clients", in: addClientRequest{Org: demoOrg, Scopes: Scopes{true, true}}, out: into}); err != nil {
+		if err := c.call(t.Context(), controlRequest{method: "POST", path: "/clients", in: addClientRequest{demoOrg, "read write"}, out: into}); err != nil {
 			t.Fatal(err)
 		}
 	}

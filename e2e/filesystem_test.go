@@ -84,7 +84,7 @@ func TestFullFileSystemIsNamed(t *testing.T) {
 	} {
 		in := strings.NewReplacer("DISK", disk, "DB", db)
 		got := run(t, nil, strings.Fields(in.Replace(args))...)
-		said := regexp.MustCompile(`\.\d+:`).ReplaceAllString(withoutLog(got.stderr), ".N:")
+		said := regexp.MustCompile(`\.energy-contracts-\d+:`).ReplaceAllString(withoutLog(got.stderr), ".N:")
 		if got.status != 1 || said != "energy-contracts: "+in.Replace(want)+"\n" {
 			t.Errorf("%s: %+v, want %q", args, got, want)
 		}
