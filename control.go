@@ -71,8 +71,7 @@ func readControl(x *exchange, out any) error {
 	if err != nil {
 		return err
 	}
-	defer body.free()
-	if err := json.Unmarshal(body.b, out, json.RejectUnknownMembers(true)); err != nil {
+	if err := json.Unmarshal(body, out, json.RejectUnknownMembers(true)); err != nil {
 		return newProblem(http.StatusBadRequest, "The server cannot read this request; use a command of the same version as the server.")
 	}
 	return nil

@@ -25,7 +25,8 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 		endpoints:   newEndpoints(log, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and "+settings.publicURL+docsPath+" describes the API."),
 		apiSettings: settings, store: store, validator: v, now: now, throttle: newLoginThrottle(),
 	}
-	a.metrics = newAPIMetrics()
+	a.memory = &memory{bound: settings.bodyMemory}
+	a.metrics = newAPIMetrics(a.memory.inUse)
 	a.handler = withCORS(a.origins, a.router)
 	read, write := Scopes{Read: true}, Scopes{Write: true}
 	a.contract(http.MethodGet, contractsPath, read, a.listContracts)
@@ -108,6 +109,7 @@ func (a *api) getContract(x *exchange, t target) (response, error) {
 	} else {
 		x.pooled = buffers.Get().(*buffer)
 		x.pooled.b, version, err = a.store.Get(x.pooled.b[:0], t.Key, pre.check)
+		x.pooled.fit()
 		resp.content = x.pooled.b
 	}
 	resp.etag = etag(version)
@@ -117,7 +119,7 @@ func (a *api) getContract(x *exchange, t target) (response, error) {
 	case err != nil:
 		return response{}, err
 	}
-	return resp, nil
+	return resp, x.hold(cap(resp.content), 1)
 }
 
 // listContracts returns a range of a user's contracts as a JSON array, in the order of their ids.
@@ -131,10 +133,14 @@ func (a *api) listContracts(x *exchange, t target) (response, error) {
 	x.pooled = buf
 	page, err := a.store.List(append(buf.b[:0], '['), t.Owner, r)
 	buf.b = page.Documents
+	buf.fit()
+	if err == nil {
+		err = x.hold(cap(buf.b), 1)
+	}
 	if err != nil {
 		return response{}, err
 	}
-	resp := response{status: http.StatusOK, content: page.Documents}
+	resp := response{status: http.StatusOK, content: buf.b}
 	if page.Last != "" {
 		next := url.Values{"after": {string(page.Last)}, "limit": {strconv.Itoa(r.Limit)}}
 		resp.link = "<?" + next.Encode() + `>; rel="next"`
@@ -152,7 +158,10 @@ func (a *api) listContracts(x *exchange, t target) (response, error) {
 		if err != nil {
 			return nil, err
 		}
-		b = page.Documents
+		b, buf.b = page.Documents, page.Documents
+		if err := x.hold(cap(b), 1); err != nil {
+			return nil, err
+		}
 		if len(b) == 1 { // nothing but the comma: the remaining contracts were deleted meanwhile
 			b = b[:0]
 		}
@@ -214,8 +223,7 @@ func (a *api) postContract(x *exchange, t target) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	defer body.free()
-	c, err := a.validator.Contract(body.b)
+	c, err := a.validator.Contract(body)
 	if err != nil {
 		return response{}, err
 	}
@@ -226,7 +234,7 @@ func (a *api) postContract(x *exchange, t target) (response, error) {
 	}
 	var once *Idempotency
 	if key != "" {
-		once = &Idempotency{Client: t.client, Key: key, Body: hashOf(body.b)}
+		once = &Idempotency{Client: t.client, Key: key, Body: hashOf(body)}
 	}
 	created, err := a.store.Create(t.Key, doc, once)
 	if err != nil {
@@ -243,8 +251,7 @@ func (a *api) putContract(x *exchange, t target) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	defer body.free()
-	c, err := a.validator.Contract(body.b)
+	c, err := a.validator.Contract(body)
 	if err != nil {
 		return response{}, err
 	}
@@ -288,8 +295,7 @@ func (a *api) patchContract(x *exchange, t target) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	defer body.free()
-	if err := a.validator.Patch(body.b); err != nil {
+	if err := a.validator.Patch(body); err != nil {
 		return response{}, err
 	}
 	pre, err := parsePreconditions(x.r.Header)
@@ -299,16 +305,20 @@ func (a *api) patchContract(x *exchange, t target) (response, error) {
 	buf := buffers.Get().(*buffer)
 	defer buf.free()
 	for {
-		old, version, err := a.store.Get(buf.b[:0], t.Key, pre.check)
-		buf.b = old
+		var version Version
+		buf.b, version, err = a.store.Get(buf.b[:0], t.Key, pre.check)
+		buf.fit()
+		if err == nil {
+			err = x.hold(cap(body)+cap(buf.b), madeOfBody)
+		}
 		if err != nil {
 			return response{}, err
 		}
-		c, err := parseDocument(old)
+		c, err := parseDocument(buf.b)
 		if err != nil {
 			return response{}, err
 		}
-		if c, err = a.validator.Patched(*c, body.b); err != nil {
+		if c, err = a.validator.Patched(*c, body); err != nil {
 			return response{}, err
 		}
 		doc, err := c.encode(t.Contract)
@@ -358,8 +368,8 @@ func (a *api) getReady(x *exchange) (response, error) {
 	return response{status: http.StatusOK, content: []byte(`{"status":"ready"}`)}, a.store.Ready()
 }
 
-// content checks the media type of a request and reads its body, which the caller must free.
-func (a *api) content(x *exchange, mediaTypes ...string) (*buffer, error) {
+// content checks the media type of a request and reads its body.
+func (a *api) content(x *exchange, mediaTypes ...string) ([]byte, error) {
 	if err := checkMediaType(x.r.Header, mediaTypes...); err != nil {
 		return nil, err
 	}

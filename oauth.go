@@ -176,8 +176,7 @@ func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
 	if err != nil {
 		return oauthRequest{}, Client{}, unreadable(err)
 	}
-	defer body.free()
-	req, err := parseOAuthRequest(body.b)
+	req, err := parseOAuthRequest(body)
 	if err != nil {
 		return req, Client{}, err
 	}
@@ -191,6 +190,9 @@ func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
 
 // unreadable returns the error for a body that cannot be read.
 func unreadable(err error) *oauthError {
+	if errors.Is(err, errNoMemory) {
+		return oauthErrorOf(err)
+	}
 	p := problemOf(err)
 	description := p.Detail
 	switch {

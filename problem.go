@@ -68,6 +68,8 @@ func problemOf(err error) *problem {
 		return newProblem(http.StatusPreconditionFailed, "If-Match does not name the current version of the contract; nothing was changed. Get the contract and decide again.")
 	case errors.Is(err, errIssuerDown):
 		return newProblem(http.StatusServiceUnavailable, "The keys of the token's issuer cannot be fetched at the moment. Send the request again.").with("Retry-After", retryAfter)
+	case errors.Is(err, errNoMemory):
+		return newProblem(http.StatusServiceUnavailable, "The requests in progress take all the memory that --body-memory allows; nothing was changed. Send the request again.").with("Retry-After", retryAfter)
 	case errors.Is(err, ErrNotFound):
 		return newProblem(http.StatusNotFound, "This user has no energy contract with this id.")
 	case errors.Is(err, ErrKeyReused):

@@ -52,6 +52,7 @@ var rooms = []string{
 	"router.go",
 	"exchange.go",
 	"problem.go",
+	"memory.go",
 	"conditions.go",
 	"validate.go",
 	"parse.go",

@@ -26,6 +26,7 @@ type endpoints struct {
 	router  *httprouter.Router
 	handler http.Handler // the router, or a middleware that wraps it
 	log     *slog.Logger
+	memory  *memory     // of all requests; nil: unbounded
 	metrics *apiMetrics // nil: requests are not counted
 	// routes are the registered endpoints, for tests that send a request to each.
 	routes []route
@@ -102,7 +103,7 @@ func keepEncodedSlash(u *url.URL) {
 
 // ServeHTTP serves one request with its endpoint, and logs one line for it.
 func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := newExchange(w, r, e.log.Handler())
+	x := newExchange(w, r, e.log.Handler(), e.memory)
 	start := time.Now()
 	defer e.ended(x, start)
 	x.set("X-Request-Id", x.id)
@@ -126,9 +127,10 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// ended calls onEnd, and logs and counts an exchange that began at start. It is deferred, so it
-// runs also when a panic aborts the connection.
+// ended calls onEnd, gives back the memory of an exchange that began at start, and logs and counts
+// it. It is deferred, so it runs also when a panic aborts the connection.
 func (e *endpoints) ended(x *exchange, start time.Time) {
+	x.memory.shrink(0)
 	if x.onEnd != nil {
 		x.onEnd()
 	}
