@@ -233,6 +233,9 @@ func (a *app) newServer(handler http.Handler) *http.Server {
 		},
 		MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog:       slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+
+		// The router responds to OPTIONS *, so that it is logged as every request is.
+		DisableGeneralOptionsHandler: true,
 	}
 }
 

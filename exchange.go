@@ -292,9 +292,20 @@ func withoutLongNames(path string) string {
 	return strings.Join(names, "/")
 }
 
+// checkOnce returns a *malformed if a header has more than one line of a field that is not a list,
+// even if they are equal: a sender must not do that (RFC 9110 §5.3), and another recipient may have
+// decided by a line that this service would ignore. The name must be in canonical form.
+func checkOnce(h http.Header, name string) error {
+	if n := len(h[name]); n > 1 {
+		return &malformed{fault{Parameter: name, rule: "once", Detail: fmt.Sprintf("appears %d times; send it once", n)}}
+	}
+	return nil
+}
+
 // checkCoding returns a 415 if the content of a request has a content coding.
 func checkCoding(h http.Header) error {
-	if coding := h.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+	coding := strings.Join(h["Content-Encoding"], ", ") // a list (RFC 9110 §8.4)
+	if coding != "" && !strings.EqualFold(coding, "identity") {
 		return newProblem(http.StatusUnsupportedMediaType, "Content-Encoding must be identity, is "+quoted(coding)+".").
 			with("Accept-Encoding", "identity") // RFC 9110 §12.5.3
 	}

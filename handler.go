@@ -187,8 +187,9 @@ func parseRange(query string) (r Range, err error) {
 		case len(v) > 1:
 			faults.addParameter(name, "once", "appears more than once")
 		case name == "limit":
-			if r.Limit, err = strconv.Atoi(v[0]); err != nil || r.Limit < 1 || r.Limit > maxLimit {
-				faults.addParameter(name, "range", "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", is "+quoted(v[0]))
+			r.Limit, err = strconv.Atoi(v[0])
+			if err != nil || r.Limit < 1 || r.Limit > maxLimit || strconv.Itoa(r.Limit) != v[0] {
+				faults.addParameter(name, "range", "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", without sign or leading zero, is "+quoted(v[0]))
 			}
 		default:
 			if r.After, err = parseID(v[0]); err != nil {
@@ -380,9 +381,12 @@ func (a *api) content(x *exchange, mediaTypes ...string) ([]byte, error) {
 // parameter has no meaning for JSON (RFC 8259 §11), but many clients send it.
 var charsets = []string{"", "utf-8", "utf8", "us-ascii"}
 
-// checkMediaType returns a 415 unless the content is of one of the media types in want, in UTF-8
-// and without a content coding.
+// checkMediaType returns a *malformed if there are several media types, and a 415 unless the content
+// is of one of those in want, in UTF-8 and without a content coding.
 func checkMediaType(h http.Header, want ...string) error {
+	if err := checkOnce(h, "Content-Type"); err != nil {
+		return err
+	}
 	got := h.Get("Content-Type")
 	media, params, err := mime.ParseMediaType(got)
 	if err != nil || !slices.Contains(want, media) || !slices.Contains(charsets, strings.ToLower(params["charset"])) {

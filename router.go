@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -92,6 +91,18 @@ func options(w http.ResponseWriter, r *http.Request) {
 	exchangeOf(w, r).send(resp)
 }
 
+// completePath sets the path of a request for a URL without one, such as http://localhost. It is "/"
+// (RFC 9110 §4.2.3), or "*", the server as a whole, for OPTIONS without a query (RFC 9112 §3.2.4).
+func completePath(r *http.Request) {
+	switch {
+	case r.URL.Path != "" || r.Method == http.MethodConnect: // which names no path
+	case r.Method == http.MethodOptions && r.URL.RawQuery == "":
+		r.URL.Path = "*"
+	default:
+		r.URL.Path = "/"
+	}
+}
+
 // keepEncodedSlash makes the router match the encoded path if that has an encoded slash. The
 // slash is then part of an id, which is refused as invalid. In the decoded path it would
 // separate two segments and could lead to another endpoint.
@@ -116,10 +127,11 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// closed after every chunked request and every HTTP/1.0 request.
 		w.Header()["Connection"] = connectionClose
 	}
-	if n := len(r.Header["Authorization"]); n > 1 {
-		x.fail(&malformed{fault{Parameter: "Authorization", rule: "once", Detail: fmt.Sprintf("appears %d times; send it once", n)}})
+	if err := checkOnce(r.Header, "Authorization"); err != nil {
+		x.fail(err)
 		return
 	}
+	completePath(r)
 	keepEncodedSlash(r.URL)
 	e.handler.ServeHTTP(x.w, x.r)
 	if x.pooled != nil {
