@@ -46,6 +46,7 @@ var rooms = []string{
 	"oauth.go",
 	"api.go",
 	"issuer.go",
+	"issuer_keys.go",
 	"throttle.go",
 	"cors.go",
 	"idempotency.go",
