@@ -27,6 +27,7 @@ type api struct {
 // apiSettings are the settings of the API that the serve command takes from its flags.
 type apiSettings struct {
 	maxBody       int64         // maximum size of a request body, in bytes
+	bodyMemory    int64         // bound on the memory of all requests, in bytes; see memory.go
 	builtInTokens bool          // clients get tokens at the token endpoint of this service
 	tokenLifetime time.Duration // of these tokens
 	publicURL     string        // see baseURL; without a slash at its end; "" means the origin of the request

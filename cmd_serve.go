@@ -22,10 +22,11 @@ import (
 
 // serveCmd is the serve command with its arguments.
 type serveCmd struct {
-	Addr    string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Listen on this address (default: ${default}). Port 0 picks a free port, which the log shows."`
-	DB      string `name:"db" placeholder:"FILE" help:"Use this database file, creating it if it does not exist (default: energy-contracts.db, or a temporary file with --demo)."`
-	Demo    bool   `help:"Load sample data and print commands that try the API. Everyone knows its secrets, so only a loopback address is allowed."`
-	MaxBody int64  `default:"4194304" placeholder:"BYTES" help:"Refuse request bodies larger than this many bytes (default: ${default})."`
+	Addr       string `default:"127.0.0.1:8080" placeholder:"HOST:PORT" help:"Listen on this address (default: ${default}). Port 0 picks a free port, which the log shows."`
+	DB         string `name:"db" placeholder:"FILE" help:"Use this database file, creating it if it does not exist (default: energy-contracts.db, or a temporary file with --demo)."`
+	Demo       bool   `help:"Load sample data and print commands that try the API. Everyone knows its secrets, so only a loopback address is allowed."`
+	MaxBody    int64  `default:"4194304" placeholder:"BYTES" help:"Refuse request bodies larger than this many bytes (default: ${default})."`
+	BodyMemory int64  `default:"268435456" placeholder:"BYTES" help:"Answer 503 rather than let the bodies of requests, and what is made of them, take more memory than about this many bytes together (default: ${default})."`
 
 	TLSCert     string `name:"tls-cert" placeholder:"FILE" help:"Serve HTTPS with the certificate and its chain in this PEM file. A changed file is loaded without a restart."`
 	TLSKey      string `name:"tls-key" placeholder:"FILE" help:"Use the private key of --tls-cert in this PEM file. A changed file is loaded without a restart."`
@@ -55,6 +56,9 @@ func (c *serveCmd) Validate() error {
 	}
 	if c.MaxBody < 1 || c.MaxBody > 1<<30 {
 		return errors.New("--max-body must be from 1 byte to 1 GiB")
+	}
+	if c.BodyMemory < 16<<20 || c.BodyMemory > 1<<40 {
+		return errors.New("--body-memory must be from 16 MiB to 1 TiB, in bytes")
 	}
 	if c.TokenLifetime < time.Second || c.TokenLifetime > maxLifetime || c.TokenLifetime%time.Second != 0 {
 		return errors.New("--token-lifetime must be whole seconds, from 1s to 8760h")
@@ -133,7 +137,7 @@ func (c *serveCmd) Run(ctx context.Context, a *app) (err error) {
 			c.DB = filepath.Join(dir, defaultDB)
 		}
 	}
-	settings := apiSettings{maxBody: c.MaxBody, builtInTokens: !c.NoBuiltInTokens, tokenLifetime: c.TokenLifetime, publicURL: strings.TrimSuffix(c.PublicURL, "/"), origins: c.CORSOrigin}
+	settings := apiSettings{maxBody: c.MaxBody, bodyMemory: c.BodyMemory, builtInTokens: !c.NoBuiltInTokens, tokenLifetime: c.TokenLifetime, publicURL: strings.TrimSuffix(c.PublicURL, "/"), origins: c.CORSOrigin}
 	if c.Issuer != "" {
 		ctx, cancel := context.WithCancel(context.Background()) // not ctx: requests in flight may need the issuer after ctx is done
 		defer cancel()
@@ -242,6 +246,9 @@ func (a *app) newServer(handler http.Handler) *http.Server {
 		},
 		MaxHeaderBytes: maxHeaderBytes,
 		ErrorLog:       slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+
+		// The router responds to OPTIONS *, so that it is logged as every request is.
+		DisableGeneralOptionsHandler: true,
 	}
 }
 

@@ -73,8 +73,7 @@ func readControl(x *exchange, out any) error {
 	if err != nil {
 		return err
 	}
-	defer body.free()
-	if err := json.Unmarshal(body.b, out, json.RejectUnknownMembers(true)); err != nil {
+	if err := json.Unmarshal(body, out, json.RejectUnknownMembers(true)); err != nil {
 		return errUnreadable
 	}
 	return nil

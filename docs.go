@@ -33,6 +33,9 @@ const describedURL = "http://127.0.0.1:8080"
 // openAPIParts returns the parts of openAPI between the places of describedURL.
 var openAPIParts = sync.OnceValue(func() [][]byte { return bytes.Split(openAPI, []byte(describedURL)) })
 
+// openAPIVersion returns the version of openAPI. The first call computes it.
+var openAPIVersion = sync.OnceValue(func() Version { return versionOf(openAPI) })
+
 // docsFS holds the files of this repository that docsFiles serves; those of Swagger UI come
 // from its package.
 //
@@ -93,7 +96,8 @@ func (f *docsFile) get(x *exchange) (response, error) {
 }
 
 // getOpenAPI responds with the description. Its URLs are absolute, since many programs that
-// import a description cannot resolve others, and begin with the base URL of the service.
+// import a description cannot resolve others, and begin with the base URL of the service. It is not
+// put together in memory, which anybody could make the service hold by reading it slowly.
 func (a *api) getOpenAPI(x *exchange) (response, error) {
 	base, err := a.baseURL(x.r)
 	if err != nil {
@@ -103,16 +107,23 @@ func (a *api) getOpenAPI(x *exchange) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	buf := buffers.Get().(*buffer)
-	x.pooled = buf
-	buf.b = buf.b[:0]
-	for i, part := range openAPIParts() {
-		if i > 0 {
-			buf.b = append(buf.b, inJSON[1:len(inJSON)-1]...)
-		}
-		buf.b = append(buf.b, part...)
+	parts := openAPIParts()
+	resp := response{status: http.StatusOK, content: parts[0], size: int64(len(parts[0]))}
+	var rest [][]byte
+	for _, part := range parts[1:] {
+		url := inJSON[1 : len(inJSON)-1]
+		rest = append(rest, url, part)
+		resp.size += int64(len(url) + len(part))
 	}
-	return ifPreconditions(x, versionOf(buf.b), response{status: http.StatusOK, content: buf.b})
+	resp.more = func([]byte) (next []byte, _ error) {
+		if len(rest) > 0 {
+			next, rest = rest[0], rest[1:]
+		}
+		return next, nil
+	}
+	// What is sent depends on nothing but the program and the base.
+	program := openAPIVersion()
+	return ifPreconditions(x, versionOf(append(program[:], base...)), resp)
 }
 
 // ifPreconditions returns resp, the response with a version of a file, subject to the

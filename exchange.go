@@ -32,6 +32,7 @@ type exchange struct {
 	log    slog.Handler // has the attributes method and route once a pattern has matched
 	client string       // the id of the client that the request is from or about, or "" if unknown
 	pooled *buffer      // holds the content of the response and is freed after it is sent; or nil
+	memory share        // held for the body and for what is made of it, or for the response
 	onEnd  func()       // called when the exchange ends, even if it is aborted; or nil
 
 	content contentReader
@@ -45,10 +46,10 @@ type exchange struct {
 	faults []fault
 }
 
-// newExchange returns a new exchange for a request. It stores the exchange in the context of
-// its own copy of the request, x.r, where exchangeOf finds it.
-func newExchange(w http.ResponseWriter, r *http.Request, log slog.Handler) *exchange {
-	x := &exchange{id: uuid.New().String(), log: log, sent: statusWriter{ResponseWriter: w}}
+// newExchange returns a new exchange for a request, which holds a share of m. It stores the exchange
+// in the context of its own copy of the request, x.r, where exchangeOf finds it.
+func newExchange(w http.ResponseWriter, r *http.Request, log slog.Handler, m *memory) *exchange {
+	x := &exchange{id: uuid.New().String(), log: log, memory: share{of: m}, sent: statusWriter{ResponseWriter: w}}
 	x.w = &x.sent
 	x.r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
 	return x
@@ -127,8 +128,11 @@ func (x *exchange) set(name, value string) {
 }
 
 // send writes a response. It aborts the connection if the client is gone, or if a part of the
-// content cannot be read.
+// content cannot be read. Of the memory of the exchange it keeps what the response needs.
 func (x *exchange) send(resp response) {
+	if resp.more == nil {
+		x.memory.shrink(int64(cap(resp.content)))
+	}
 	h := x.w.Header()
 	x.set("Etag", resp.etag)
 	x.set("Location", resp.location)
@@ -289,45 +293,84 @@ func withoutLongNames(path string) string {
 	return strings.Join(names, "/")
 }
 
+// checkOnce returns a *malformed if a header has more than one line of a field that is not a list,
+// even if they are equal: a sender must not do that (RFC 9110 §5.3), and another recipient may have
+// decided by a line that this service would ignore. The name must be in canonical form.
+func checkOnce(h http.Header, name string) error {
+	if n := len(h[name]); n > 1 {
+		return &malformed{fault{Parameter: name, rule: "once", Detail: fmt.Sprintf("appears %d times; send it once", n)}}
+	}
+	return nil
+}
+
 // checkCoding returns a 415 if the content of a request has a content coding.
 func checkCoding(h http.Header) error {
-	if coding := h.Get("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+	coding := strings.Join(h["Content-Encoding"], ", ") // a list (RFC 9110 §8.4)
+	if coding != "" && !strings.EqualFold(coding, "identity") {
 		return newProblem(http.StatusUnsupportedMediaType, "Content-Encoding must be identity, is "+quoted(coding)+".").
 			with("Accept-Encoding", "identity") // RFC 9110 §12.5.3
 	}
 	return nil
 }
 
-// body reads the request's content into a buffer from the pool, which the caller must free.
-// It returns a *problem if the content has more than maxBytes bytes or arrives too slowly,
-// and a *malformed if it cannot be read completely.
-func (x *exchange) body(maxBytes int64) (*buffer, error) {
+// hold counts content of some bytes, and times as much memory as that, to what the exchange holds.
+// It returns errNoMemory if all exchanges together would then hold too much.
+func (x *exchange) hold(content, times int) error {
+	return x.memory.resize(int64(content), int64(times), x.client != "")
+}
+
+// body reads the request's content, and holds memory for it as it arrives. It returns a *problem if
+// the content has more than maxBytes bytes or arrives too slowly, errNoMemory if other requests hold
+// too much, and a *malformed if it cannot be read completely.
+func (x *exchange) body(maxBytes int64) ([]byte, error) {
 	if x.r.ContentLength > maxBytes {
 		return nil, tooLarge(maxBytes)
 	}
-	b := buffers.Get().(*buffer)
-	w := bytes.NewBuffer(b.b[:0])
+	most := maxBytes
+	if x.r.ContentLength >= 0 {
+		most = x.r.ContentLength
+	}
+	most += bytes.MinRead // room to read the end
 	// The time of the header does not count.
 	_ = http.NewResponseController(x.sent.ResponseWriter).SetReadDeadline(time.Now().Add(readTimeout)) // which net/http supports
 	x.content = contentReader{ReadCloser: x.r.Body, w: x.sent.ResponseWriter}
-	_, err := w.ReadFrom(http.MaxBytesReader(x.sent.ResponseWriter, &x.content, maxBytes))
-	b.b = w.Bytes()
+	from := http.MaxBytesReader(x.sent.ResponseWriter, &x.content, maxBytes)
+	b := make([]byte, 0, min(most, firstBuffer))
+	var err error
+	for err == nil {
+		if len(b) == cap(b) {
+			larger := int(min(2*int64(cap(b)), most))
+			if err = x.hold(larger, madeOfBody); err != nil {
+				break
+			}
+			b = append(make([]byte, 0, larger), b...)
+		}
+		var n int
+		n, err = from.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+	}
 	var exceeded *http.MaxBytesError
 	switch {
-	case err == nil:
+	case err == io.EOF:
 		return b, nil
+	case errors.Is(err, errNoMemory):
+		if x.r.ProtoMajor == 1 {
+			x.w.Header().Set("Connection", "close") // rather than wait for the rest of the body
+		}
+		return nil, err
 	case errors.As(err, &exceeded):
-		err = tooLarge(maxBytes)
+		return nil, tooLarge(maxBytes)
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = newProblem(http.StatusRequestTimeout, "The content arrived too slowly; send at least 64 KiB every 30 seconds.")
+		return nil, newProblem(http.StatusRequestTimeout, "The content arrived too slowly; send at least 64 KiB every 30 seconds.")
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		err = &malformed{fault{Pointer: "#", rule: "complete", Detail: "the connection ended before all of the content arrived"}}
-	default:
-		err = &malformed{fault{Pointer: "#", rule: "complete", Detail: "the content could not be read completely"}}
+		return nil, &malformed{fault{Pointer: "#", rule: "complete", Detail: "the connection ended before all of the content arrived"}}
 	}
-	b.free()
-	return nil, err
+	return nil, &malformed{fault{Pointer: "#", rule: "complete", Detail: "the content could not be read completely"}}
 }
+
+// firstBuffer is the size in bytes of the buffer for a body of which nothing has arrived. It doubles
+// whenever it is full.
+const firstBuffer = 4 << 10
 
 // contentReader reads the content of a request. When more than pieceSize bytes have arrived, the
 // client has pieceTimeout for as many more, and the response has writeTimeout after that. The first
@@ -356,10 +399,12 @@ func tooLarge(maxBytes int64) error {
 		fmt.Sprintf("The content may have at most %d bytes; send fewer prices, or start the service with a larger --max-body.", maxBytes))
 }
 
-// buffer is memory for a document or a body. Requests reuse it one after another.
+// buffer is memory for a document. Requests reuse it one after another. (A body has memory of its
+// own: while it arrives, a long buffer of the pool would be held for a few bytes.)
 type buffer struct{ b []byte }
 
-// buffers is the pool of buffers that no request uses.
+// buffers is the pool of buffers that no request uses. After two garbage collections it is empty
+// again, so it holds no more than requests held not long before.
 var buffers = sync.Pool{New: func() any { return &buffer{make([]byte, 0, 4<<10)} }}
 
 // maxPooled is the capacity in bytes above which a buffer does not go back to the pool. It has
@@ -371,5 +416,15 @@ const maxPooled = 1 << 20
 func (b *buffer) free() {
 	if cap(b.b) <= maxPooled {
 		buffers.Put(b)
+	}
+}
+
+// fit moves what is in the buffer to memory of its size, if the buffer is much larger: a client
+// that takes a short document slowly would otherwise keep a long buffer from the pool.
+func (b *buffer) fit() {
+	if cap(b.b) > max(2*len(b.b), tinyContent) {
+		long := &buffer{b.b}
+		b.b = bytes.Clone(b.b)
+		long.free()
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -123,11 +124,13 @@ func faultsOf(err error) []fault {
 // half may be shown.
 func quoted(v any) string {
 	const longest, shown = secretLength - 1, secretLength / 2 // characters
-	r := []rune(fmt.Sprint(v))
-	if len(r) > longest {
-		return fmt.Sprintf("%q… (%d characters)", string(r[:shown]), len(r))
+	text := fmt.Sprint(v)
+	n := utf8.RuneCountInString(text)
+	if n > longest {
+		begin := []rune(text[:min(len(text), shown*utf8.UTFMax)])
+		return fmt.Sprintf("%q… (%d characters)", string(begin[:shown]), n)
 	}
-	return fmt.Sprintf("%q", string(r))
+	return fmt.Sprintf("%q", text)
 }
 
 // kindName returns the name of a kind of JSON value in a sentence.

@@ -25,7 +25,8 @@ func newAPI(store *Store, now func() time.Time, log *slog.Logger, settings apiSe
 		endpoints:   newEndpoints(log, "There is nothing under this path; contracts are under /api/partners/v2.0/org/{org_id}/users/{user_id}/energy-contracts, and "+settings.publicURL+docsPath+" describes the API."),
 		apiSettings: settings, store: store, validator: v, now: now, throttle: newLoginThrottle(),
 	}
-	a.metrics = newAPIMetrics()
+	a.memory = &memory{bound: settings.bodyMemory}
+	a.metrics = newAPIMetrics(a.memory.inUse)
 	a.handler = withCORS(a.origins, a.router)
 	read, write := Scopes{Read: true}, Scopes{Write: true}
 	a.contract(http.MethodGet, contractsPath, read, a.listContracts)
@@ -108,6 +109,7 @@ func (a *api) getContract(x *exchange, t target) (response, error) {
 	} else {
 		x.pooled = buffers.Get().(*buffer)
 		x.pooled.b, version, err = a.store.Get(x.pooled.b[:0], t.Key, pre.check)
+		x.pooled.fit()
 		resp.content = x.pooled.b
 	}
 	resp.etag = etag(version)
@@ -117,7 +119,7 @@ func (a *api) getContract(x *exchange, t target) (response, error) {
 	case err != nil:
 		return response{}, err
 	}
-	return resp, nil
+	return resp, x.hold(cap(resp.content), 1)
 }
 
 // listContracts returns a range of a user's contracts as a JSON array, in the order of their ids.
@@ -131,10 +133,14 @@ func (a *api) listContracts(x *exchange, t target) (response, error) {
 	x.pooled = buf
 	page, err := a.store.List(append(buf.b[:0], '['), t.Owner, r)
 	buf.b = page.Documents
+	buf.fit()
+	if err == nil {
+		err = x.hold(cap(buf.b), 1)
+	}
 	if err != nil {
 		return response{}, err
 	}
-	resp := response{status: http.StatusOK, content: page.Documents}
+	resp := response{status: http.StatusOK, content: buf.b}
 	if page.Last != "" {
 		next := url.Values{"after": {string(page.Last)}, "limit": {strconv.Itoa(r.Limit)}}
 		resp.link = "<?" + next.Encode() + `>; rel="next"`
@@ -152,7 +158,10 @@ func (a *api) listContracts(x *exchange, t target) (response, error) {
 		if err != nil {
 			return nil, err
 		}
-		b = page.Documents
+		b, buf.b = page.Documents, page.Documents
+		if err := x.hold(cap(b), 1); err != nil {
+			return nil, err
+		}
 		if len(b) == 1 { // nothing but the comma: the remaining contracts were deleted meanwhile
 			b = b[:0]
 		}
@@ -178,8 +187,9 @@ func parseRange(query string) (r Range, err error) {
 		case len(v) > 1:
 			faults.addParameter(name, "once", "appears more than once")
 		case name == "limit":
-			if r.Limit, err = strconv.Atoi(v[0]); err != nil || r.Limit < 1 || r.Limit > maxLimit {
-				faults.addParameter(name, "range", "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", is "+quoted(v[0]))
+			r.Limit, err = strconv.Atoi(v[0])
+			if err != nil || r.Limit < 1 || r.Limit > maxLimit || strconv.Itoa(r.Limit) != v[0] {
+				faults.addParameter(name, "range", "must be a whole number from 1 to "+strconv.Itoa(maxLimit)+", without sign or leading zero, is "+quoted(v[0]))
 			}
 		default:
 			if r.After, err = parseID(v[0]); err != nil {
@@ -214,8 +224,7 @@ func (a *api) postContract(x *exchange, t target) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	defer body.free()
-	c, err := a.validator.Contract(body.b)
+	c, err := a.validator.Contract(body)
 	if err != nil {
 		return response{}, err
 	}
@@ -226,7 +235,7 @@ func (a *api) postContract(x *exchange, t target) (response, error) {
 	}
 	var once *Idempotency
 	if key != "" {
-		once = &Idempotency{Client: t.client, Key: key, Body: hashOf(body.b)}
+		once = &Idempotency{Client: t.client, Key: key, Body: hashOf(body)}
 	}
 	created, err := a.store.Create(t.Key, doc, once)
 	if err != nil {
@@ -243,8 +252,7 @@ func (a *api) putContract(x *exchange, t target) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	defer body.free()
-	c, err := a.validator.Contract(body.b)
+	c, err := a.validator.Contract(body)
 	if err != nil {
 		return response{}, err
 	}
@@ -288,8 +296,7 @@ func (a *api) patchContract(x *exchange, t target) (response, error) {
 	if err != nil {
 		return response{}, err
 	}
-	defer body.free()
-	if err := a.validator.Patch(body.b); err != nil {
+	if err := a.validator.Patch(body); err != nil {
 		return response{}, err
 	}
 	pre, err := parsePreconditions(x.r.Header)
@@ -299,16 +306,20 @@ func (a *api) patchContract(x *exchange, t target) (response, error) {
 	buf := buffers.Get().(*buffer)
 	defer buf.free()
 	for {
-		old, version, err := a.store.Get(buf.b[:0], t.Key, pre.check)
-		buf.b = old
+		var version Version
+		buf.b, version, err = a.store.Get(buf.b[:0], t.Key, pre.check)
+		buf.fit()
+		if err == nil {
+			err = x.hold(cap(body)+cap(buf.b), madeOfBody)
+		}
 		if err != nil {
 			return response{}, err
 		}
-		c, err := parseDocument(old)
+		c, err := parseDocument(buf.b)
 		if err != nil {
 			return response{}, err
 		}
-		if c, err = a.validator.Patched(*c, body.b); err != nil {
+		if c, err = a.validator.Patched(*c, body); err != nil {
 			return response{}, err
 		}
 		doc, err := c.encode(t.Contract)
@@ -358,8 +369,8 @@ func (a *api) getReady(x *exchange) (response, error) {
 	return response{status: http.StatusOK, content: []byte(`{"status":"ready"}`)}, a.store.Ready()
 }
 
-// content checks the media type of a request and reads its body, which the caller must free.
-func (a *api) content(x *exchange, mediaTypes ...string) (*buffer, error) {
+// content checks the media type of a request and reads its body.
+func (a *api) content(x *exchange, mediaTypes ...string) ([]byte, error) {
 	if err := checkMediaType(x.r.Header, mediaTypes...); err != nil {
 		return nil, err
 	}
@@ -370,9 +381,12 @@ func (a *api) content(x *exchange, mediaTypes ...string) (*buffer, error) {
 // parameter has no meaning for JSON (RFC 8259 §11), but many clients send it.
 var charsets = []string{"", "utf-8", "utf8", "us-ascii"}
 
-// checkMediaType returns a 415 unless the content is of one of the media types in want, in UTF-8
-// and without a content coding.
+// checkMediaType returns a *malformed if there are several media types, and a 415 unless the content
+// is of one of those in want, in UTF-8 and without a content coding.
 func checkMediaType(h http.Header, want ...string) error {
+	if err := checkOnce(h, "Content-Type"); err != nil {
+		return err
+	}
 	got := h.Get("Content-Type")
 	media, params, err := mime.ParseMediaType(got)
 	if err != nil || !slices.Contains(want, media) || !slices.Contains(charsets, strings.ToLower(params["charset"])) {

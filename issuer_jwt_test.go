@@ -15,7 +15,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -27,8 +26,11 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"energy-contracts/internal/servicetest"
 
 	"github.com/MicahParks/jwkset"
 	"github.com/MicahParks/keyfunc/v3"
@@ -123,8 +125,13 @@ func (i *ownIssuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // publishedKeys returns the JWK Set of ownKeys without the last one.
 func publishedKeys() string {
 	keys := ownKeys()
+	return jwkSet(keys[:len(keys)-1]...)
+}
+
+// jwkSet returns the JWK Set of some keys.
+func jwkSet(keys ...ownKey) string {
 	var set jwkset.JWKSMarshal
-	for _, k := range keys[:len(keys)-1] {
+	for _, k := range keys {
 		jwk, err := jwkset.NewJWKFromKey(k.key.Public(), jwkset.JWKOptions{Metadata: jwkset.JWKMetadataOptions{KID: k.id, ALG: jwkset.ALG(k.method.Alg()), USE: k.use}})
 		if err != nil {
 			panic(err)
@@ -220,6 +227,7 @@ func TestJWTThatIsSignedAndWrongIsRefused(t *testing.T) {
 			{"several audiences", claim("aud", []string{"another", audience})},
 			{"an organization in capitals", claim("org_id", strings.ToUpper(demoOrg))},
 			{"an end of a fraction", claim("exp", float64(now)+3600.5)},
+			{"a token on behalf of another", claim("act", map[string]string{"sub": "b"})},
 			{"an access token with a time of login", all(header("typ", "at+jwt"), claim("auth_time", now))},
 		},
 		"expired": {
@@ -265,6 +273,13 @@ func TestJWTThatIsSignedAndWrongIsRefused(t *testing.T) {
 			{"an ID token with the hash of a code", all(header("typ", "JWT"), claim("c_hash", "h"))},
 			{"an ID token of Keycloak", all(header("typ", "JWT"), claim("typ", "ID"))},
 			{"an ID token of Cognito", all(header("typ", "JWT"), claim("token_use", "id"))},
+		},
+		"bound to a key, of which this service takes no proof": { // RFC 7800
+			{"bound to a certificate", claim("cnf", map[string]string{"x5t#S256": "bwcK0esc3ACC3DB2Y5_lESsXE8o9ltc05O89jdN-dg2"})},
+			{"bound to a key of DPoP", claim("cnf", map[string]string{"jkt": "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"})},
+			{"bound to a key, of the type JWT", all(header("typ", "JWT"), claim("cnf", map[string]string{"kid": "a"}))},
+			{"bound in a way that there is not", claim("cnf", "a")},
+			{"bound to nothing", claim("cnf", nil)},
 		},
 		"signed with an extension that is not understood": {
 			{"crit", all(header("crit", []string{"b64"}), header("b64", true))},
@@ -579,8 +594,8 @@ func TestIssuerThatIsDownIsNotAskedForEachToken(t *testing.T) {
 	for range 50 {
 		s.wantUnknowable(t, text)
 	}
-	// Once for each of its two documents at first, and then once in each issuerRetry.
-	if n, most := len(i.paths()), 2*(1+int(time.Since(started)/issuerRetry)); n < 2 || n > most {
+	// For each of its two documents: once at first, and then as often as lookups allows.
+	if n, most := len(i.paths()), 2*(1+lookupBurst+int(time.Since(started)/lookupInterval)); n < 2 || n > most {
 		t.Errorf("it was asked %d times, want from 2 to %d", n, most)
 	}
 }
@@ -590,7 +605,7 @@ func TestIssuerThatIsSlowToFailIsDownForAllWhoWait(t *testing.T) {
 	t.Parallel()
 	i := newOwnIssuer(t, "", nil)
 	i.mu.Lock()
-	i.slow = issuerRetry // so that an attempt takes longer than the time between two
+	i.slow = time.Second
 	i.mu.Unlock()
 	s := relyOn(t, i.url)
 	text := i.token(t, nil)
@@ -677,20 +692,14 @@ func TestIssuersKeysThatAreNotUnderstoodAreIgnored(t *testing.T) {
 	}
 }
 
-// Anybody can send tokens that name unknown keys.
-func TestTokensOfUnknownKeysAtOnceAreRefusedAndTheIssuerIsNotBlamed(t *testing.T) {
-	slow(t)
-	t.Parallel()
-	i := usualIssuer(t)
-	s := relyOn(t, i.url)
-	s.wantGood(t, i.token(t, nil))
-	i.mu.Lock()
-	i.slow = 200 * time.Millisecond // as one is that is far away
-	i.mu.Unlock()
-	before, started := len(i.paths()), time.Now()
+// wantMany sends a token of each key at once, and fails the test unless each response is a 401 for a
+// key that is not published, or the 503 for too many of them. It returns the number of the latter.
+func (s *relying) wantMany(t *testing.T, i *ownIssuer, kids ...string) (tooMany int) {
+	t.Helper()
+	var refused atomic.Int64
 	var clients sync.WaitGroup
-	for n := range 6 {
-		text := i.token(t, header("kid", fmt.Sprint(n)))
+	for _, kid := range kids {
+		text := i.token(t, header("kid", kid))
 		clients.Go(func() {
 			req, err := http.NewRequest("GET", contractsURL(s.url, demoOrg, demoUser), nil)
 			if err != nil {
@@ -698,24 +707,120 @@ func TestTokensOfUnknownKeysAtOnceAreRefusedAndTheIssuerIsNotBlamed(t *testing.T
 				return
 			}
 			req.Header.Set("Authorization", "Bearer "+text)
-			resp, err := http.DefaultClient.Do(req)
-			if err != nil {
+			resp, got, err := servicetest.AnswerOf(http.DefaultClient, req)
+			switch {
+			case err != nil:
 				t.Error(err)
-				return
-			}
-			defer resp.Body.Close()
-			if got, _ := io.ReadAll(resp.Body); resp.StatusCode != 401 || !strings.Contains(string(got), noSuchKey) {
+			case resp.StatusCode == 503 && strings.Contains(got, tooManyKeys) && resp.Header.Get("Retry-After") == "10":
+				refused.Add(1)
+			case resp.StatusCode != 401 || !strings.Contains(got, noSuchKey):
 				t.Errorf("got %s\n%s", resp.Status, got)
 			}
 		})
 	}
 	clients.Wait()
-	// Once at first, and then once in each issuerRetry.
-	if n, most := len(i.paths())-before, 1+int(time.Since(started)/issuerRetry); n < 1 || n > most {
-		t.Errorf("the keys were fetched %d times, want from 1 to %d", n, most)
+	return int(refused.Load())
+}
+
+const tooManyKeys = "The token is signed with a key that is not known yet, and too many other tokens with unknown keys came before it. Send the request again."
+
+// kidsOf returns n key ids that begin alike.
+func kidsOf(begin string, n int) (kids []string) {
+	for i := range n {
+		kids = append(kids, fmt.Sprint(begin, i))
+	}
+	return kids
+}
+
+// Anybody can send tokens that name unknown keys.
+func TestTokensOfUnknownKeysAtOnceAreRefusedAndTheIssuerIsNotBlamed(t *testing.T) {
+	slow(t)
+	t.Parallel()
+	i := usualIssuer(t)
+	s := relyOn(t, i.url)
+	s.clock.stop(time.Now())
+	s.wantGood(t, i.token(t, nil))
+	i.mu.Lock()
+	i.slow = time.Second // so that they arrive while two fetches last
+	i.mu.Unlock()
+	before := len(i.paths())
+	if n := s.wantMany(t, i, kidsOf("at once ", 20)...); n > 0 {
+		t.Errorf("%d of them got a 503", n)
+	}
+	if n := len(i.paths()) - before; n < 1 || n > lookupBurst {
+		t.Errorf("the keys were fetched %d times", n)
 	}
 	if log := s.log.String(); strings.Contains(log, "the issuer cannot be reached") {
 		t.Errorf("the log says that the issuer cannot be reached\n%s", log)
+	}
+}
+
+func TestKeyThatIsNotPublishedIsRemembered(t *testing.T) {
+	t.Parallel()
+	i := usualIssuer(t)
+	s := relyOn(t, i.url)
+	s.clock.stop(time.Now())
+	s.wantGood(t, i.token(t, nil))
+	long := strings.Repeat("new", 1000)
+	text := i.token(t, header("kid", long))
+	for range 10 {
+		s.wantInvalid(t, text, noSuchKey)
+	}
+	if got, want := i.paths(), []string{oauthMetadata, "/keys", "/keys"}; !slices.Equal(got, want) {
+		t.Errorf("asked for %q, want %q", got, want)
+	}
+	// It is published after all, and good when it is looked for again.
+	i.serve(map[string]string{oauthMetadata: usualMetadata, "/keys": strings.ReplaceAll(publishedKeys(), `"kid":"rsa"`, `"kid":"`+long+`"`)})
+	s.clock.move(missingTime - time.Second)
+	s.wantInvalid(t, text, noSuchKey)
+	s.clock.move(time.Second)
+	s.wantGood(t, text)
+	if n := len(i.paths()); n != 4 {
+		t.Errorf("asked for %q", i.paths())
+	}
+}
+
+// Whoever sends random key ids makes the issuer be asked a few times, and delays tokens of a really
+// new key a little, and others not at all.
+func TestFloodOfUnknownKeysIsBounded(t *testing.T) {
+	t.Parallel()
+	i := usualIssuer(t)
+	s := relyOn(t, i.url)
+	s.clock.stop(time.Now())
+	known, fresh := i.token(t, nil), i.token(t, header("kid", "new"))
+	s.wantGood(t, known)
+	before := len(i.paths())
+	for n := range lookupBurst {
+		s.wantInvalid(t, i.token(t, header("kid", fmt.Sprint(n))), noSuchKey)
+	}
+	if n := s.wantMany(t, i, kidsOf("flood ", 50)...); n != 50 {
+		t.Errorf("%d of 50 got a 503", n)
+	}
+	newKey := ownKeys()[0]
+	newKey.id = "new"
+	i.serve(map[string]string{oauthMetadata: usualMetadata, "/keys": jwkSet(ownKeys()[0], newKey)})
+	i.mu.Lock()
+	i.slow = 10 * time.Second // nobody must wait for it
+	i.mu.Unlock()
+	began := time.Now()
+	s.wantAnswer(t, "GET", fresh, 503, "", "10", tooManyKeys)
+	s.wantInvalid(t, i.token(t, header("kid", "0")), noSuchKey) // remembered
+	s.wantGood(t, known)
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("they took %v", took)
+	}
+	if n := len(i.paths()) - before; n != lookupBurst {
+		t.Errorf("the keys were fetched %d times, want %d", n, lookupBurst)
+	}
+	i.mu.Lock()
+	i.slow = 0
+	i.mu.Unlock()
+	s.clock.move(lookupInterval)
+	s.wantMany(t, i, kidsOf("more ", 50)...) // one of them makes the service fetch the keys
+	s.wantGood(t, fresh)
+	s.wantGood(t, known)
+	if n := len(i.paths()) - before; n != lookupBurst+1 {
+		t.Errorf("the keys were fetched %d times, want %d", n, lookupBurst+1)
 	}
 }
 
@@ -751,6 +856,7 @@ func FuzzJWT(f *testing.F) {
 	}
 	i.keys.Store(&keySet{storage, keys})
 	f.Add([]byte(header), []byte(`{"iss":"http://127.0.0.1:1","aud":"energy-contracts","exp":1795392060,"scope":"read","org_id":"`+demoOrg+`","client_id":"a"}`))
+	f.Add([]byte(header), []byte(`{"iss":"http://127.0.0.1:1","aud":"energy-contracts","exp":1795392060,"scope":"read","org_id":"`+demoOrg+`","client_id":"a","cnf":{"jkt":"a"}}`))
 	encoded := base64.RawURLEncoding.EncodeToString
 	f.Fuzz(func(t *testing.T, header, claims []byte) {
 		var h, c map[string]any
@@ -772,8 +878,9 @@ func FuzzJWT(f *testing.F) {
 			return
 		}
 		_, critical := h["crit"]
+		_, bound := c["cnf"]
 		typ, _ := h["typ"].(string)
-		if !isObject || h["alg"] != "EdDSA" || critical || !regexp.MustCompile(`(?i)^(application/)?(at\+)?jwt$`).MatchString(typ) {
+		if !isObject || h["alg"] != "EdDSA" || critical || bound || !regexp.MustCompile(`(?i)^(application/)?(at\+)?jwt$`).MatchString(typ) {
 			t.Fatalf("accepted as %+v", got)
 		}
 		exp, _ := c["exp"].(float64)

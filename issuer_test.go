@@ -247,11 +247,7 @@ func (s *relying) wantAnswer(t testing.TB, method, token string, status int, cha
 
 func (s *relying) wantInvalid(t testing.TB, token, why string) {
 	t.Helper()
-	methods := []string{"GET", "PUT"}
-	if why == noSuchKey {
-		methods = methods[:1] // each one may wait for its turn to look for the key
-	}
-	for _, method := range methods {
+	for _, method := range []string{"GET", "PUT"} {
 		s.wantAnswer(t, method, token, 401,
 			`Bearer realm="energy-contracts", error="invalid_token", error_description="The token is `+why+`"`, "",
 			"The token is "+why+"; "+s.issuers+" issues another.")

@@ -58,13 +58,14 @@ type series struct {
 	duration *metrics.PrometheusHistogram
 }
 
-// newAPIMetrics returns metrics with build_info, a gauge that is always 1 and has the version
-// of the program in its labels.
-func newAPIMetrics() *apiMetrics {
+// newAPIMetrics returns metrics with two gauges: build_info, which is always 1 and has the version
+// of the program in its labels, and the memory that requests hold, in bytes.
+func newAPIMetrics(held func() int64) *apiMetrics {
 	set := metrics.NewSet()
 	build := readBuild()
 	set.NewGauge(fmt.Sprintf(metricPrefix+"build_info{version=%q,commit=%q,goversion=%q}", build.Version, build.Commit, build.Go),
 		func() float64 { return 1 })
+	set.NewGauge(metricPrefix+"request_memory_bytes", func() float64 { return float64(held()) })
 	return &apiMetrics{set: set, issued: set.NewCounter(metricPrefix + "tokens_issued_total"), series: make(map[seriesKey]series)}
 }
 

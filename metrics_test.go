@@ -161,7 +161,7 @@ func TestMetricsCountWhatHappened(t *testing.T) {
 }
 
 func TestMetricsCostARequestNoMemory(t *testing.T) {
-	m := newAPIMetrics()
+	m := newAPIMetrics(func() int64 { return 0 })
 	count := func() { m.request(contractPath, "GET", 200, 42) }
 	count()
 	if n := testing.AllocsPerRun(1000, count); n != 0 {

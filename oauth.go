@@ -169,6 +169,9 @@ func (a *api) getMetadata(x *exchange) (response, error) {
 // clientRequest reads a token or revocation request and authenticates its client. All its
 // errors are of type oauthError.
 func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
+	if err := checkOnce(x.r.Header, "Content-Type"); err != nil {
+		return oauthRequest{}, Client{}, invalidRequest("Content-Type appears more than once; send it once")
+	}
 	if err := checkCoding(x.r.Header); err != nil {
 		return oauthRequest{}, Client{}, invalidRequest("Content-Encoding must be identity; send the body without compression")
 	}
@@ -176,8 +179,7 @@ func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
 	if err != nil {
 		return oauthRequest{}, Client{}, unreadable(err)
 	}
-	defer body.free()
-	req, err := parseOAuthRequest(body.b)
+	req, err := parseOAuthRequest(body)
 	if err != nil {
 		return req, Client{}, err
 	}
@@ -191,6 +193,9 @@ func (a *api) clientRequest(x *exchange) (oauthRequest, Client, error) {
 
 // unreadable returns the error for a body that cannot be read.
 func unreadable(err error) *oauthError {
+	if errors.Is(err, errNoMemory) {
+		return oauthErrorOf(err)
+	}
 	p := problemOf(err)
 	description := p.Detail
 	switch {

@@ -19,10 +19,14 @@ import (
 // more, so that an object in place of a number is reported as a wrong type.
 const maxDepth = 4
 
+// maxMembers is the most members of an object in a body, known or not. The decoder remembers each
+// name, to find one that is repeated, and a million names would take twenty times their size.
+const maxMembers = 1000
+
 const (
 	// minPriceBytes is the size of the shortest valid price beside another one:
-	// {"price":1,"timestamp":"2023-11-01T00:00:00Z"}.
-	minPriceBytes = 46
+	// {"price":1,"timestamp":"2023-11-01T00:00Z"}.
+	minPriceBytes = 43
 	// fewPrices is the number of entries that are always kept, valid or not, so that each
 	// of their faults is reported.
 	fewPrices = 1000
@@ -31,8 +35,12 @@ const (
 // maxNameShown is the longest member name that a response repeats, in bytes.
 const maxNameShown = 100
 
-// errTooDeep is returned for a body that nests more than maxDepth levels.
-var errTooDeep = errors.New("nested deeper than a contract ever is")
+// The errors for a body that nests more than maxDepth levels, or has an object with more than
+// maxMembers members.
+var (
+	errTooDeep = errors.New("nested deeper than a contract ever is")
+	errTooMany = errors.New("more members than an object of a contract ever has")
+)
 
 // form is a form in which a contract arrives.
 type form int
@@ -257,6 +265,9 @@ func (p *parser) price(i int) (price Price, err error) {
 // name parses a member's name, which is valid until the next read.
 func (p *parser) name() ([]byte, error) {
 	raw, err := p.dec.ReadValue()
+	if err == nil && p.tooMany() {
+		err = errTooMany
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -340,10 +351,18 @@ func (p *parser) skip() error {
 		switch depth := p.dec.StackDepth(); {
 		case depth > maxDepth:
 			return errTooDeep
+		case p.tooMany():
+			return errTooMany
 		case depth == base:
 			return nil
 		}
 	}
+}
+
+// tooMany reports whether the innermost object has more than maxMembers members so far.
+func (p *parser) tooMany() bool {
+	kind, n := p.dec.StackIndex(p.dec.StackDepth()) // of names and values
+	return kind == jsontext.KindBeginObject && n > 2*maxMembers
 }
 
 // wrong reports a value of the wrong type and skips it.
@@ -409,6 +428,8 @@ func (p *parser) malformed(err error) error {
 		rule, detail = "duplicate_member", "this member appears twice; send it once"
 	case errors.Is(err, errTooDeep):
 		rule = "depth"
+	case errors.Is(err, errTooMany):
+		rule = "members"
 	case detail == "invalid UTF-8":
 		rule, detail = "utf8", "invalid UTF-8; save the text as UTF-8"
 	}

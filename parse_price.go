@@ -66,7 +66,7 @@ func completed(timestamp jsontext.Value) jsontext.Value {
 	if n > offsetAt && timestamp[timeAt] == 'T' && timestamp[secondsAt] == ':' && (timestamp[n-2] == 'Z' || timestamp[n-4] == ':') {
 		return timestamp // the usual case, for which there may be a million prices to look at
 	}
-	if timestamp.Kind() != jsontext.KindString {
+	if timestamp.Kind() != jsontext.KindString || n > maxIncomplete {
 		return timestamp
 	}
 	text := unquoted(timestamp)
@@ -95,6 +95,10 @@ func completed(timestamp jsontext.Value) jsontext.Value {
 	}
 	return whole
 }
+
+// maxIncomplete is the length in bytes above which a timestamp is not completed: no library prints
+// one that long, and its copies would take many times the memory of the body.
+const maxIncomplete = 100
 
 // instant parses a JSON string as an RFC 3339 time. The result is in UTC, so that equal
 // instants are equal values.

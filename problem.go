@@ -41,6 +41,10 @@ func (p *problem) with(name, value string) *problem {
 // 503. It equals reopenInterval: the store tries to recover at most once in that time.
 const retryAfter = "1"
 
+// lookupRetryAfter is the time in seconds after which a token with an unknown key may be accepted if
+// there are too many of them. It equals lookupInterval.
+const lookupRetryAfter = "10"
+
 // problemOf returns the problem for an error. It is the only place that maps errors to
 // statuses. An unknown error is a 500 without its text, which only the log has.
 func problemOf(err error) *problem {
@@ -68,6 +72,10 @@ func problemOf(err error) *problem {
 		return newProblem(http.StatusPreconditionFailed, "If-Match does not name the current version of the contract; nothing was changed. Get the contract and decide again.")
 	case errors.Is(err, errIssuerDown):
 		return newProblem(http.StatusServiceUnavailable, "The keys of the token's issuer cannot be fetched at the moment. Send the request again.").with("Retry-After", retryAfter)
+	case errors.Is(err, errLookups):
+		return newProblem(http.StatusServiceUnavailable, "The token is signed with a key that is not known yet, and too many other tokens with unknown keys came before it. Send the request again.").with("Retry-After", lookupRetryAfter)
+	case errors.Is(err, errNoMemory):
+		return newProblem(http.StatusServiceUnavailable, "The requests in progress take all the memory that --body-memory allows; nothing was changed. Send the request again.").with("Retry-After", retryAfter)
 	case errors.Is(err, ErrNotFound):
 		return newProblem(http.StatusNotFound, "This user has no energy contract with this id.")
 	case errors.Is(err, ErrKeyReused):
@@ -133,9 +141,12 @@ type badToken string
 // Error returns a text for the log.
 func (b badToken) Error() string { return "token is " + string(b) }
 
-// errIssuerDown is returned when a token cannot be verified, since the keys of its issuer
-// cannot be fetched.
-var errIssuerDown = errors.New("the issuer's keys cannot be fetched")
+// The errors for a token that cannot be verified: its key is unknown, and the keys of its issuer
+// cannot be fetched, or were fetched too often for unknown keys.
+var (
+	errIssuerDown = errors.New("the issuer's keys cannot be fetched")
+	errLookups    = errors.New("the issuer's keys were fetched too often for keys that it does not publish")
+)
 
 // realm is the parameter realm of each WWW-Authenticate field (RFC 9110 §11.5).
 const realm = `realm="energy-contracts"`

@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -26,6 +25,7 @@ type endpoints struct {
 	router  *httprouter.Router
 	handler http.Handler // the router, or a middleware that wraps it
 	log     *slog.Logger
+	memory  *memory     // of all requests; nil: unbounded
 	metrics *apiMetrics // nil: requests are not counted
 	// routes are the registered endpoints, for tests that send a request to each.
 	routes []route
@@ -91,6 +91,18 @@ func options(w http.ResponseWriter, r *http.Request) {
 	exchangeOf(w, r).send(resp)
 }
 
+// completePath sets the path of a request for a URL without one, such as http://localhost. It is "/"
+// (RFC 9110 §4.2.3), or "*", the server as a whole, for OPTIONS without a query (RFC 9112 §3.2.4).
+func completePath(r *http.Request) {
+	switch {
+	case r.URL.Path != "" || r.Method == http.MethodConnect: // which names no path
+	case r.Method == http.MethodOptions && r.URL.RawQuery == "":
+		r.URL.Path = "*"
+	default:
+		r.URL.Path = "/"
+	}
+}
+
 // keepEncodedSlash makes the router match the encoded path if that has an encoded slash. The
 // slash is then part of an id, which is refused as invalid. In the decoded path it would
 // separate two segments and could lead to another endpoint.
@@ -102,7 +114,7 @@ func keepEncodedSlash(u *url.URL) {
 
 // ServeHTTP serves one request with its endpoint, and logs one line for it.
 func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	x := newExchange(w, r, e.log.Handler())
+	x := newExchange(w, r, e.log.Handler(), e.memory)
 	start := time.Now()
 	defer e.ended(x, start)
 	x.set("X-Request-Id", x.id)
@@ -115,10 +127,11 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// closed after every chunked request and every HTTP/1.0 request.
 		w.Header()["Connection"] = connectionClose
 	}
-	if n := len(r.Header["Authorization"]); n > 1 {
-		x.fail(&malformed{fault{Parameter: "Authorization", rule: "once", Detail: fmt.Sprintf("appears %d times; send it once", n)}})
+	if err := checkOnce(r.Header, "Authorization"); err != nil {
+		x.fail(err)
 		return
 	}
+	completePath(r)
 	keepEncodedSlash(r.URL)
 	e.handler.ServeHTTP(x.w, x.r)
 	if x.pooled != nil {
@@ -126,9 +139,10 @@ func (e *endpoints) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// ended calls onEnd, and logs and counts an exchange that began at start. It is deferred, so it
-// runs also when a panic aborts the connection.
+// ended calls onEnd, gives back the memory of an exchange that began at start, and logs and counts
+// it. It is deferred, so it runs also when a panic aborts the connection.
 func (e *endpoints) ended(x *exchange, start time.Time) {
+	x.memory.shrink(0)
 	if x.onEnd != nil {
 		x.onEnd()
 	}
