@@ -42,18 +42,25 @@ func withSomeContracts(t testing.TB, path string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = s.update(0, func(tx *bbolt.Tx) error {
-		err := putClient(tx, Client{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}})
-		for i := range someContracts {
-			k := key(i).bytes()
-			err = errors.Join(err, put(tx, bucketContracts, k, withChecksum(k, []byte(someDocument(i)))))
-		}
-		return err
-	})
-	if err := errors.Join(err, s.Close()); err != nil {
+	documents := map[Key][]byte{}
+	for i := range someContracts {
+		documents[key(i)] = []byte(someDocument(i))
+	}
+	if err := errors.Join(addClientAnd(s, documents), s.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return trimmed(t, path)
+}
+
+// addClientAnd stores a client and the documents in one transaction.
+func addClientAnd(s *Store, documents map[Key][]byte) error {
+	return s.update(0, func(tx *bbolt.Tx) error {
+		err := putClient(tx, Client{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}})
+		for k, doc := range documents {
+			err = errors.Join(err, put(tx, bucketContracts, k.bytes(), withHead(k.bytes(), nil, doc, versionOf(doc))))
+		}
+		return err
+	})
 }
 
 // trimmed returns the content of a database without the pages at its end that bbolt has
@@ -378,12 +385,12 @@ func TestLargeFileWithABranchBelowItself(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	samples := Samples{Clients: []Client{{ID: "a", Org: demoOrg, Scopes: Scopes{Read: true}}}, Documents: map[Key][]byte{}}
+	documents := map[Key][]byte{}
 	const size = 100 << 10
 	for i := range maxSmallFile/size + 1 {
-		samples.Documents[key(i)] = bytes.Repeat([]byte("x"), size)
+		documents[key(i)] = bytes.Repeat([]byte("x"), size)
 	}
-	if err := s.AddSamples(samples); err != nil {
+	if err := addClientAnd(s, documents); err != nil {
 		t.Fatal(err)
 	}
 	if err := s.Close(); err != nil {
