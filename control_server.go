@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"syscall"
 	"time"
 )
 
@@ -35,6 +36,7 @@ type controlServer struct {
 	server   *http.Server
 	path     string       // of the socket
 	listener net.Listener // nil if there is no socket
+	socket   fs.FileInfo  // of the socket that the listener has created
 }
 
 // serveControl starts to serve commands on the control socket of a database file that
@@ -43,7 +45,7 @@ type controlServer struct {
 func serveControl(db string, handler http.Handler, log *slog.Logger) *controlServer {
 	c := &controlServer{server: &http.Server{Handler: handler, ReadHeaderTimeout: readHeaderTimeout}, path: controlPath(db)}
 	var err error
-	if c.listener, err = listenControl(c.path); err != nil {
+	if c.listener, c.socket, err = listenControl(c.path); err != nil {
 		log.Warn("there is no control socket, so commands cannot use the database while this server runs; fix the cause, or move the database to another directory", "err", err)
 		return c
 	}
@@ -58,16 +60,18 @@ func (c *controlServer) serve(log *slog.Logger) {
 	}
 }
 
-// listenControl creates the socket, in place of one that a crash left behind.
-func listenControl(path string) (net.Listener, error) {
+// listenControl creates the socket, in place of one that a crash left behind. A socket on which
+// a process listens is left alone.
+func listenControl(path string) (net.Listener, fs.FileInfo, error) {
 	switch info, err := os.Lstat(path); {
 	case err == nil && info.Mode().Type() != fs.ModeSocket:
-		return nil, fmt.Errorf("%s exists and is not a socket", path)
+		return nil, nil, fmt.Errorf("%s exists and is not a socket", path)
 	case err == nil:
-		// No process listens on the socket: it would hold the lock of the database file,
-		// which this process holds.
+		if err := checkDeserted(path); err != nil {
+			return nil, nil, err
+		}
 		if err := os.Remove(path); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	var l *net.UnixListener
@@ -76,22 +80,49 @@ func listenControl(path string) (net.Listener, error) {
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	l.SetUnlinkOnClose(false) // it would remove what is at the address, which may lead nowhere by then
 	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, l.Close(), os.Remove(path))
+		return nil, nil, errors.Join(err, l.Close(), os.Remove(path))
 	}
-	return l, nil
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil, nil, errors.Join(err, l.Close())
+	}
+	return l, info, nil
 }
 
-// stop removes the socket and waits for the requests of commands that are in flight, for at
-// most shutdownTimeout.
+// checkDeserted returns an error unless no process listens on the socket at path. This process
+// holds the lock of the database file, so a server that listens there has another file open,
+// which was at the path of the database before.
+func checkDeserted(path string) error {
+	err := atSocket(path, func(address string) error {
+		c, err := net.Dial("unix", address)
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+	switch {
+	case err == nil:
+		return fmt.Errorf("%s: another server serves it, whose database was moved, replaced or removed; stop that server, and start this one again", path)
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	return fmt.Errorf("%w; remove it if no server uses it", err)
+}
+
+// stop removes the socket, unless another one is in its place, and waits for the requests of
+// commands that are in flight, for at most shutdownTimeout.
 func (c *controlServer) stop() {
 	if c.listener == nil {
 		return
 	}
-	os.Remove(c.path)
+	// While the listener is open, no other file has the numbers of its socket.
+	if info, err := os.Lstat(c.path); err == nil && os.SameFile(info, c.socket) {
+		os.Remove(c.path)
+	}
 	finishRequests(c.server)
 	c.listener.Close() // the server has not closed it if stop came before Serve
 }

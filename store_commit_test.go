@@ -274,7 +274,7 @@ func TestCommitTakesBoundedBytes(t *testing.T) {
 		{1024, 1, 1},
 		{3, commitBytes / 2, 3}, // the stored value has a checksum, too
 		{2, commitBytes + 1, 2},
-		{17, 4<<20 - checksumSize, 2},
+		{17, 4<<20 - 1000, 2},
 	} {
 		before := transaction(t, s)
 		release := hold(t, s)
