@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -41,14 +42,14 @@ var mistakes = map[string]func(*bbolt.Tx){
 		_ = value[len(value)]
 	},
 	"too few bytes for a number": func(tx *bbolt.Tx) { binary.BigEndian.Uint64(tx.Bucket(bucketMeta).Get([]byte(formatKey))[:7]) },
-	"a nil map":                  func(*bbolt.Tx) { var m map[int]int; m[0] = 0 },
+	"a nil map":                  func(*bbolt.Tx) { maps.Copy(map[int]int(nil), map[int]int{0: 0}) },
 	"a nil pointer":              func(*bbolt.Tx) { var w *write; w.err = nil },
 	"a text":                     func(*bbolt.Tx) { panic("text") },
 	"an error":                   func(*bbolt.Tx) { panic(errThere) },
 	"a function that bbolt calls": func(tx *bbolt.Tx) {
-		_ = tx.Bucket(bucketMeta).ForEach(func(k, _ []byte) error { panic(fmt.Sprintf("%s", k)) })
+		_ = tx.Bucket(bucketMeta).ForEach(func(k, _ []byte) error { panic(string(k)) })
 	},
-	"a function that Go's library calls": func(*bbolt.Tx) { strings.Map(func(rune) rune { panic("in Map") }, "x") },
+	"a function that Go's library calls": func(*bbolt.Tx) { _ = strings.Map(func(rune) rune { panic("in Map") }, "x") },
 }
 
 func TestWriteThatPanicsFailsAlone(t *testing.T) {
