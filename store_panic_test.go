@@ -6,7 +6,6 @@ package main
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"strings"
