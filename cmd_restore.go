@@ -78,7 +78,7 @@ func (c *restoreCmd) copy(ctx context.Context, a *app, to, backup *os.File, size
 	bar := a.startProgress("copying", size, "")
 	defer bar.done()
 	n, err := io.CopyN(io.MultiWriter(to, bar), from, metasBytes)
-	if err != nil && err != io.EOF {
+	if err != nil && !errors.Is(err, io.EOF) {
 		return failed(err)
 	}
 	m, err := metaOfBackup(to)
@@ -88,7 +88,7 @@ func (c *restoreCmd) copy(ctx context.Context, a *app, to, backup *os.File, size
 	if err != nil {
 		return refused(err)
 	}
-	if _, err := io.CopyN(io.MultiWriter(to, bar), from, int64(m.pages)*m.pageSize-n); err != nil && err != io.EOF {
+	if _, err := io.CopyN(io.MultiWriter(to, bar), from, m.bytes()-n); err != nil && !errors.Is(err, io.EOF) {
 		return failed(err)
 	}
 	if size >= 0 {

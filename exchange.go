@@ -351,7 +351,7 @@ func (x *exchange) body(maxBytes int64) ([]byte, error) {
 	}
 	var exceeded *http.MaxBytesError
 	switch {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return b, nil
 	case errors.Is(err, errNoMemory):
 		if x.r.ProtoMajor == 1 {
