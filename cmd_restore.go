@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 )
 
@@ -82,8 +83,12 @@ func (c *restoreCmd) copy(ctx context.Context, a *app, to, backup *os.File, size
 		return failed(err)
 	}
 	m, err := metaOfBackup(to)
-	if err == nil && size >= 0 {
+	switch {
+	case err != nil:
+	case size >= 0:
 		err = checkFile(backup, m) // its pages can be read in any order
+	default:
+		err = m.check(math.MaxInt64) // its size is not known yet
 	}
 	if err != nil {
 		return refused(err)
