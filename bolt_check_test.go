@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -512,5 +513,92 @@ func TestCheckerAcceptsWhateverBboltWrites(t *testing.T) {
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// The leaf pages of a large file are not read before they are used. One that is broken fails the
+// requests that need it, and no more. (Only check finds a page that has lost elements.)
+func TestLargeFileWithABrokenLeaf(t *testing.T) {
+	slow(t)
+	small, bearer := servedFile(t)
+	const size = 2 * maxSmallFile
+	leaf := -1
+	for at := 2 * pageSize; at < len(small); at += pageSize {
+		page := small[at : at+pageSize]
+		if binary.NativeEndian.Uint16(page[8:]) == leafPageFlag && binary.NativeEndian.Uint16(page[10:]) > 1 && bytes.Contains(page, key(100).bytes()) {
+			leaf = at
+		}
+	}
+	if leaf < 0 {
+		t.Fatal("no page has the contract")
+	}
+	count := int(binary.NativeEndian.Uint16(small[leaf+10:]))
+	element := func(i, field int) int { return leaf + pageHeaderSize + i*elementSize + field }
+	u32 := func(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
+	header := with(jsonBody, "Authorization", "Bearer "+bearer)
+	for _, tt := range []struct {
+		name string
+		at   int
+		with []byte
+	}{
+		{"of another id", leaf, u32(1 << 20)},
+		{"of no kind", leaf + 8, []byte{0}},
+		{"that says it is a branch", leaf + 8, []byte{branchPageFlag}},
+		{"with 65535 elements", leaf + 10, []byte{0xFF, 0xFF}},
+		{"that overflows by the whole file", leaf + 12, u32(math.MaxUint32)},
+		{"whose first key is 4 GiB away", element(0, 4), u32(math.MaxUint32)},
+		{"whose first key is beyond the file", element(0, 4), u32(1 << 30)},
+		{"whose last key is beyond the file", element(count-1, 4), u32(1 << 30)},
+		{"with a key of 4 GiB", element(count/2, 8), u32(math.MaxUint32)},
+		{"with a key of 1 GiB", element(count/2, 8), u32(1 << 30)},
+		{"with a value of 4 GiB", element(count/2, 12), u32(math.MaxUint32)},
+		{"with a value of 1 GiB", element(count/2, 12), u32(1 << 30)},
+		{"with a key of no bytes", element(count/2, 8), u32(0)},
+		{"with a bucket among the contracts", element(count/2, 0), u32(bucketLeafFlag)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			db := writeFile(t, changed(withMeta(small, metaPages, size/uint64(pageSize)), tt.at, tt.with))
+			if err := os.Truncate(db, size); err != nil {
+				t.Fatal(err)
+			}
+			p := startProcess(t, nil, "--db", db)
+			url := contractsURL(p.URL, demoOrg, demoUser)
+			impatient := &http.Client{Timeout: 20 * time.Second}
+			failed := 0
+			// right fails the test unless the response is right or a problem.
+			right := func(method, path, body, want string) {
+				t.Helper()
+				resp, got := do(t, impatient, method, url+path, header, body)
+				switch {
+				case resp.StatusCode < 300 && (want == "" || got == want):
+				case resp.StatusCode < 300:
+					t.Errorf("%s %s: %s\nwant %s", method, path, head(got), head(want))
+				default:
+					failed++
+					wantProblem(t, resp, got, resp.StatusCode)
+					if resp.StatusCode != 500 && resp.StatusCode != 503 {
+						t.Errorf("%s %s: %s\n%s", method, path, resp.Status, got)
+					}
+				}
+			}
+			for i := 0; i < someContracts; i += 3 {
+				right("GET", "/"+string(key(i).Contract), "", someDocument(i))
+			}
+			right("GET", "", "", "")
+			for i := 1; i < someContracts; i += 20 {
+				right("PUT", "/"+string(key(i).Contract), "{}", "")
+			}
+			right("DELETE", "/"+string(key(100).Contract), "", "")
+			if failed == 0 && !strings.Contains(tt.name, "overflows") { // which matters when the page is freed
+				t.Error("no request failed, so the test proves nothing")
+			}
+			if resp, got := do(t, impatient, "GET", p.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
+				t.Errorf("healthz: %s\n%s", resp.Status, got)
+			}
+			if err := p.Terminate(t); err != nil || strings.Contains(p.Stderr.String(), "goroutine 1 ") {
+				t.Errorf("SIGTERM: %v\n%s", err, head(p.Stderr.String()))
+			}
+		})
 	}
 }

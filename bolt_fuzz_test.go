@@ -245,9 +245,13 @@ func FuzzChecker(f *testing.F) {
 		if most := uint64(16<<20 + (len(e.file)+int(e.hole))/fuzzPageSize/8); took > most || time.Since(began) > time.Minute {
 			t.Errorf("the check took %v and %d bytes of memory, want %d at most", time.Since(began), took, most)
 		}
-		if err == nil && len(faults) == 0 {
-			wantWorking(t, path)
+		if err != nil || len(faults) > 0 {
+			return
 		}
+		if metas, err := readMetas(open(t, path)); err != nil || currentMeta(metas).txid > lastTransaction-1000 {
+			t.Skip("the transactions after this one are a fault")
+		}
+		wantWorking(t, path)
 	})
 }
 

@@ -54,7 +54,12 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	go s.commitLoop()
 	go s.recordLoop()
 	if !checked {
-		go s.checkBranches()
+		done := make(chan struct{})
+		go func() { defer close(done); s.checkBranches() }()
+		select {
+		case <-done:
+		case <-time.After(branchesTime):
+		}
 	}
 	switch err := s.settleImport(); {
 	case errors.Is(err, ErrDamaged):
@@ -64,6 +69,11 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	}
 	return s, nil
 }
+
+// branchesTime is how long Open waits for checkBranches. Until that ends, a search could follow
+// a broken page in circles, which ends the process when its stack or its memory is full. The
+// branch pages of a file that was read lately, or of a few GB on a fast disk, take no longer.
+const branchesTime = time.Second
 
 // checkBranches checks the branch pages of a large file in the background, while serving.
 // If one is broken, it marks the store dead: a lookup could follow the broken page in
