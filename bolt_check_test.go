@@ -602,3 +602,72 @@ func TestLargeFileWithABrokenLeaf(t *testing.T) {
 		})
 	}
 }
+
+// A page that is in use and listed as free is found in a large file too, before long: bbolt would
+// overwrite it.
+func TestLargeFileWithAFreePageInUse(t *testing.T) {
+	small := soundFile(t)
+	m := currentOf(t, small)
+	var used uint64 // the first leaf page of the contracts
+	db, err := bbolt.Open(writeFile(t, small), 0o600, &bbolt.Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = db.View(func(tx *bbolt.Tx) error {
+		root := int(tx.Bucket(bucketContracts).Root()) * pageSize
+		used = binary.NativeEndian.Uint64(small[root+pageHeaderSize+8:])
+		return nil
+	})
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	const size = 2 * maxSmallFile
+	list := binary.NativeEndian.AppendUint64([]byte{freelistPageFlag, 0, 1, 0, 0, 0, 0, 0}, used)
+	path := writeFile(t, changed(withMeta(small, metaPages, size/uint64(pageSize)), int(m.freelist)*pageSize+8, list))
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	log := &lockedBuffer{}
+	if s, err := Open(path, time.Now, slog.New(slog.NewTextHandler(log, nil))); err == nil {
+		t.Cleanup(func() { _ = s.Close() })
+		waitFor(t, "the store is dead", s.isDead)
+	} else if !errors.Is(err, ErrDamaged) {
+		t.Error(err)
+	}
+	if want := fmt.Sprintf("page %d is used twice, or is in use and listed as free", used); !strings.Contains(log.String(), want) {
+		t.Errorf("the log is %q, want %q", log, want)
+	}
+}
+
+// The branch pages of a large file are checked while it is written to.
+func TestBranchesAreSoundWhileTheyAreWritten(t *testing.T) {
+	path := newPath(t)
+	withSomeContracts(t, path)
+	s, _ := openStore(t, path)
+	ended := make(chan error)
+	go func() {
+		var err error
+		for i := range 100 {
+			_, putErr := s.Put(key(i%someContracts), []byte(strings.Repeat("x", i*37%5000)), always)
+			err = errors.Join(err, putErr, s.Delete(key((i+100)%someContracts), always))
+		}
+		ended <- err
+	}()
+	for looks := 0; ; looks++ {
+		select {
+		case err := <-ended:
+			if err != nil || looks == 0 {
+				t.Errorf("%d looks, %v", looks, err)
+			}
+			return
+		default:
+		}
+		var first firstFault
+		if err := s.lookAtBranches(&first); err != nil && !errors.Is(err, ErrUnavailable) {
+			t.Error(err)
+		}
+		if err := first.err(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

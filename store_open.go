@@ -9,8 +9,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"go.etcd.io/bbolt"
 )
 
 // Open opens the database file at path, and creates it if it does not exist. It also
@@ -114,18 +112,16 @@ func (s *Store) lookAtBranches(first *firstFault) error {
 		}
 	}
 	return s.view(func(r *reader) error {
-		var roots []uint64
-		err := r.ForEach(func(_ []byte, b *bbolt.Bucket) error {
-			if root := b.Root(); root != 0 { // 0 is an inline bucket, which has no pages
-				roots = append(roots, uint64(root))
-			}
-			return nil
-		})
+		metas, err := readMetas(s.file)
 		if err != nil {
 			return err
 		}
-		pageSize := int64(s.db.Info().PageSize)
-		return checkBranches(s.file, pageSize, uint64(r.Size()/pageSize), roots, first.found, progress)
+		for _, m := range metas {
+			if m.valid && m.txid == uint64(r.ID()) {
+				return checkBranches(s.file, m, first.found, progress)
+			}
+		}
+		return errGaveWay // to two commits, since the transaction began
 	})
 }
 
