@@ -131,6 +131,12 @@ func TestMetaPageWithImpossibleNumbers(t *testing.T) {
 		refusedCommand(t, db, "database "+db+": "+want, "check")
 		to := filepath.Join(t.TempDir(), "to.db")
 		refusedCommand(t, to, "nothing was restored: database "+db+": "+want, "restore", db)
+		cmd := command(t, nil, "restore", "-", "--db", to)
+		cmd.Stdin = open(t, db)
+		got, err := cmd.CombinedOutput()
+		if err == nil || string(got) != "energy-contracts: nothing was restored: database -: "+want+"\n" {
+			t.Errorf("restore of a stream: %v, %q", err, got)
+		}
 		if exists(to) {
 			t.Error("there is a file")
 		}

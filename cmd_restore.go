@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 )
 
@@ -87,7 +88,7 @@ func (c *restoreCmd) copy(ctx context.Context, a *app, to, backup *os.File, size
 	if err != nil {
 		return refused(err)
 	}
-	if _, err := io.CopyN(io.MultiWriter(to, bar), from, int64(m.pages)*m.pageSize-n); err != nil && err != io.EOF {
+	if _, err := io.CopyN(io.MultiWriter(to, bar), from, m.bytes()-n); err != nil && err != io.EOF {
 		return failed(err)
 	}
 	if size >= 0 {
@@ -101,7 +102,7 @@ func (c *restoreCmd) copy(ctx context.Context, a *app, to, backup *os.File, size
 }
 
 // metaOfBackup returns the current meta page of a backup, of which a file has at least
-// metasBytes.
+// metasBytes. Its numbers are possible, whatever the size of the backup.
 func metaOfBackup(f *os.File) (meta, error) {
 	start := make([]byte, len(gzipMagic))
 	if _, err := f.ReadAt(start, 0); err == nil && string(start) == gzipMagic {
@@ -111,5 +112,6 @@ func metaOfBackup(f *os.File) (meta, error) {
 	if err != nil {
 		return meta{}, err
 	}
-	return currentMeta(metas), nil
+	m := currentMeta(metas)
+	return m, m.check(math.MaxInt64)
 }
