@@ -32,8 +32,8 @@ const (
 // pageChecker checks the pages that a meta page leads to.
 type pageChecker struct {
 	pageAccount
-	// branchesOnly is true if leaf pages are only marked as used and not read, and rootOnly if the
-	// pages of the buckets are not.
+	// branchesOnly is true if leaf pages of the buckets are only marked as used and not read, and
+	// rootOnly if the pages of the buckets are not looked at.
 	branchesOnly, rootOnly bool
 	previous               []byte                   // the previous key of a large page
 	branches               [maxTreeDepth + 1][]byte // the branch pages above the current page, by level
@@ -139,21 +139,12 @@ func (f *firstFault) err() error {
 	return fmt.Errorf("%w: %s; restore a backup", ErrDamaged, f.fault)
 }
 
-// checkBranches checks the branch pages of the trees with these root pages, as checkPages
-// does, but not the leaf pages. Branch pages are about a hundredth of the file. If none is
-// broken, no search in the trees can run in a cycle of branch pages forever.
-func checkBranches(f *os.File, pageSize int64, pages uint64, roots []uint64, report func(string), progress func(bytes int64) error) error {
-	c := pageChecker{pageAccount: newPageAccount(f, pageSize, pages, report, progress), branchesOnly: true}
-	for _, root := range roots {
-		height, err := c.heightOf(root)
-		if err != nil {
-			return err
-		}
-		if err := c.checkTree(&pageTree{height: height}, root, 1, bounds{}); err != nil {
-			return err
-		}
-	}
-	return nil
+// checkBranches is checkPages without the leaf pages, which it only marks as used. Branch pages are
+// about a hundredth of the file. If none is broken, no search in the trees can run in a cycle of
+// branch pages forever.
+func checkBranches(f *os.File, m meta, report func(string), progress func(bytes int64) error) error {
+	c := pageChecker{pageAccount: newPageAccount(f, m.pageSize, m.pages, report, progress), branchesOnly: true}
+	return c.checkFromMeta(m)
 }
 
 // heightOf returns the level of the leftmost leaf page of a tree, with the root page on
@@ -176,7 +167,7 @@ func (c *pageChecker) heightOf(root uint64) (height int, err error) {
 // checkTree checks a page on the level depth, and all pages below it. It does not check
 // the pages below a broken page.
 func (c *pageChecker) checkTree(t *pageTree, id uint64, depth int, b bounds) error {
-	if c.branchesOnly && depth == t.height {
+	if c.branchesOnly && !t.isRoot && depth == t.height {
 		c.markUse(id, usedTwice)
 		return nil
 	}
@@ -211,10 +202,22 @@ func (c *pageChecker) checkTree(t *pageTree, id uint64, depth int, b bounds) err
 		return nil
 	}
 	roots, err := c.checkLeaf(where, c.page, size, b, t.isRoot)
-	for i := 0; i < len(roots) && err == nil && !c.rootOnly; i++ {
-		err = c.checkTree(&pageTree{}, roots[i], depth+1, bounds{})
+	if err != nil || c.rootOnly {
+		return err
 	}
-	return err
+	for _, root := range roots {
+		var bucket pageTree
+		if c.branchesOnly {
+			if bucket.height, err = c.heightOf(root); err != nil {
+				return err
+			}
+			bucket.height += depth
+		}
+		if err := c.checkTree(&bucket, root, depth+1, bounds{}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkBranch checks the branch page that readPage has read, and all pages below it.

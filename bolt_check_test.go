@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -130,6 +131,12 @@ func TestMetaPageWithImpossibleNumbers(t *testing.T) {
 		refusedCommand(t, db, "database "+db+": "+want, "check")
 		to := filepath.Join(t.TempDir(), "to.db")
 		refusedCommand(t, to, "nothing was restored: database "+db+": "+want, "restore", db)
+		cmd := command(t, nil, "restore", "-", "--db", to)
+		cmd.Stdin = open(t, db)
+		got, err := cmd.CombinedOutput()
+		if err == nil || string(got) != "energy-contracts: nothing was restored: database -: "+want+"\n" {
+			t.Errorf("restore of a stream: %v, %q", err, got)
+		}
 		if exists(to) {
 			t.Error("there is a file")
 		}
@@ -510,6 +517,162 @@ func TestCheckerAcceptsWhateverBboltWrites(t *testing.T) {
 			}
 		}
 		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The leaf pages of a large file are not read before they are used. One that is broken fails the
+// requests that need it, and no more. (Only check finds a page that has lost elements.)
+func TestLargeFileWithABrokenLeaf(t *testing.T) {
+	slow(t)
+	small, bearer := servedFile(t)
+	const size = 2 * maxSmallFile
+	leaf := -1
+	for at := 2 * pageSize; at < len(small); at += pageSize {
+		page := small[at : at+pageSize]
+		if binary.NativeEndian.Uint16(page[8:]) == leafPageFlag && binary.NativeEndian.Uint16(page[10:]) > 1 && bytes.Contains(page, key(100).bytes()) {
+			leaf = at
+		}
+	}
+	if leaf < 0 {
+		t.Fatal("no page has the contract")
+	}
+	count := int(binary.NativeEndian.Uint16(small[leaf+10:]))
+	element := func(i, field int) int { return leaf + pageHeaderSize + i*elementSize + field }
+	u32 := func(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
+	header := with(jsonBody, "Authorization", "Bearer "+bearer)
+	for _, tt := range []struct {
+		name string
+		at   int
+		with []byte
+	}{
+		{"of another id", leaf, u32(1 << 20)},
+		{"of no kind", leaf + 8, []byte{0}},
+		{"that says it is a branch", leaf + 8, []byte{branchPageFlag}},
+		{"with 65535 elements", leaf + 10, []byte{0xFF, 0xFF}},
+		{"that overflows by the whole file", leaf + 12, u32(math.MaxUint32)},
+		{"whose first key is 4 GiB away", element(0, 4), u32(math.MaxUint32)},
+		{"whose first key is beyond the file", element(0, 4), u32(1 << 30)},
+		{"whose last key is beyond the file", element(count-1, 4), u32(1 << 30)},
+		{"with a key of 4 GiB", element(count/2, 8), u32(math.MaxUint32)},
+		{"with a key of 1 GiB", element(count/2, 8), u32(1 << 30)},
+		{"with a value of 4 GiB", element(count/2, 12), u32(math.MaxUint32)},
+		{"with a value of 1 GiB", element(count/2, 12), u32(1 << 30)},
+		{"with a key of no bytes", element(count/2, 8), u32(0)},
+		{"with a bucket among the contracts", element(count/2, 0), u32(bucketLeafFlag)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			db := writeFile(t, changed(withMeta(small, metaPages, size/uint64(pageSize)), tt.at, tt.with))
+			if err := os.Truncate(db, size); err != nil {
+				t.Fatal(err)
+			}
+			p := startProcess(t, nil, "--db", db)
+			url := contractsURL(p.URL, demoOrg, demoUser)
+			impatient := &http.Client{Timeout: 20 * time.Second}
+			failed := 0
+			// right fails the test unless the response is right or a problem.
+			right := func(method, path, body, want string) {
+				t.Helper()
+				resp, got := do(t, impatient, method, url+path, header, body)
+				switch {
+				case resp.StatusCode < 300 && (want == "" || got == want):
+				case resp.StatusCode < 300:
+					t.Errorf("%s %s: %s\nwant %s", method, path, head(got), head(want))
+				default:
+					failed++
+					wantProblem(t, resp, got, resp.StatusCode)
+					if resp.StatusCode != 500 && resp.StatusCode != 503 {
+						t.Errorf("%s %s: %s\n%s", method, path, resp.Status, got)
+					}
+				}
+			}
+			for i := 0; i < someContracts; i += 3 {
+				right("GET", "/"+string(key(i).Contract), "", someDocument(i))
+			}
+			right("GET", "", "", "")
+			for i := 1; i < someContracts; i += 20 {
+				right("PUT", "/"+string(key(i).Contract), "{}", "")
+			}
+			right("DELETE", "/"+string(key(100).Contract), "", "")
+			if failed == 0 && !strings.Contains(tt.name, "overflows") { // which matters when the page is freed
+				t.Error("no request failed, so the test proves nothing")
+			}
+			if resp, got := do(t, impatient, "GET", p.URL+"/healthz", nil, ""); resp.StatusCode != 200 {
+				t.Errorf("healthz: %s\n%s", resp.Status, got)
+			}
+			if err := p.Terminate(t); err != nil || strings.Contains(p.Stderr.String(), "goroutine 1 ") {
+				t.Errorf("SIGTERM: %v\n%s", err, head(p.Stderr.String()))
+			}
+		})
+	}
+}
+
+// A page that is in use and listed as free is found in a large file too, before long: bbolt would
+// overwrite it.
+func TestLargeFileWithAFreePageInUse(t *testing.T) {
+	small := soundFile(t)
+	m := currentOf(t, small)
+	var used uint64 // the first leaf page of the contracts
+	db, err := bbolt.Open(writeFile(t, small), 0o600, &bbolt.Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = db.View(func(tx *bbolt.Tx) error {
+		root := int(tx.Bucket(bucketContracts).Root()) * pageSize
+		used = binary.NativeEndian.Uint64(small[root+pageHeaderSize+8:])
+		return nil
+	})
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	const size = 2 * maxSmallFile
+	list := binary.NativeEndian.AppendUint64([]byte{freelistPageFlag, 0, 1, 0, 0, 0, 0, 0}, used)
+	path := writeFile(t, changed(withMeta(small, metaPages, size/uint64(pageSize)), int(m.freelist)*pageSize+8, list))
+	if err := os.Truncate(path, size); err != nil {
+		t.Fatal(err)
+	}
+	log := &lockedBuffer{}
+	if s, err := Open(path, time.Now, slog.New(slog.NewTextHandler(log, nil))); err == nil {
+		t.Cleanup(func() { _ = s.Close() })
+		waitFor(t, "the store is dead", s.isDead)
+	} else if !errors.Is(err, ErrDamaged) {
+		t.Error(err)
+	}
+	if want := fmt.Sprintf("page %d is used twice, or is in use and listed as free", used); !strings.Contains(log.String(), want) {
+		t.Errorf("the log is %q, want %q", log, want)
+	}
+}
+
+// The branch pages of a large file are checked while it is written to.
+func TestBranchesAreSoundWhileTheyAreWritten(t *testing.T) {
+	path := newPath(t)
+	withSomeContracts(t, path)
+	s, _ := openStore(t, path)
+	ended := make(chan error)
+	go func() {
+		var err error
+		for i := range 100 {
+			_, putErr := s.Put(key(i%someContracts), []byte(strings.Repeat("x", i*37%5000)), always)
+			err = errors.Join(err, putErr, s.Delete(key((i+100)%someContracts), always))
+		}
+		ended <- err
+	}()
+	for looks := 0; ; looks++ {
+		select {
+		case err := <-ended:
+			if err != nil || looks == 0 {
+				t.Errorf("%d looks, %v", looks, err)
+			}
+			return
+		default:
+		}
+		var first firstFault
+		if err := s.lookAtBranches(&first); err != nil && !errors.Is(err, ErrUnavailable) {
+			t.Error(err)
+		}
+		if err := first.err(); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -223,9 +223,6 @@ func FuzzChecker(f *testing.F) {
 			f.Add([]byte{4, field, which, 1, 11}) // another page size
 		}
 	}
-	f.Add([]byte{9, 200, 0xFF, 0xFF, 0xFF, 1}) // a hole of 16 GiB
-	f.Add([]byte{8, 2, 0})                     // a file that ends
-	f.Add([]byte{10, 2, 3, 9, 5, 9, 5, 9, 6})  // free pages twice
 	f.Fuzz(func(t *testing.T, edits []byte) {
 		if len(edits) > 1<<10 {
 			t.Skip("more edits than a fault needs")
@@ -245,9 +242,13 @@ func FuzzChecker(f *testing.F) {
 		if most := uint64(16<<20 + (len(e.file)+int(e.hole))/fuzzPageSize/8); took > most || time.Since(began) > time.Minute {
 			t.Errorf("the check took %v and %d bytes of memory, want %d at most", time.Since(began), took, most)
 		}
-		if err == nil && len(faults) == 0 {
-			wantWorking(t, path)
+		if err != nil || len(faults) > 0 {
+			return
 		}
+		if metas, err := readMetas(open(t, path)); err != nil || currentMeta(metas).txid > lastTransaction-1000 {
+			t.Skip("the transactions after this one are a fault")
+		}
+		wantWorking(t, path)
 	})
 }
 

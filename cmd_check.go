@@ -11,9 +11,9 @@ import (
 // checkCmd is the check command with its arguments.
 type checkCmd struct{ database }
 
-// Run prints each fault of the database: those of its pages, which the page checker and
-// bbolt's own check find, and those of the stored values. While a server has the database
-// open, Run checks a copy. It returns an error if there is a fault.
+// Run prints each fault of the database: those of its pages, and those of the stored values if
+// the pages have none. While a server has the database open, Run checks a copy. It returns an
+// error if there is a fault.
 func (c *checkCmd) Run(ctx context.Context, a *app) (err error) {
 	path := c.DB
 	control, err := dialControl(c.DB)

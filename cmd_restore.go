@@ -83,12 +83,8 @@ func (c *restoreCmd) copy(ctx context.Context, a *app, to, backup *os.File, size
 		return failed(err)
 	}
 	m, err := metaOfBackup(to)
-	switch {
-	case err != nil:
-	case size >= 0:
+	if err == nil && size >= 0 {
 		err = checkFile(backup, m) // its pages can be read in any order
-	default:
-		err = m.check(math.MaxInt64) // its size is not known yet
 	}
 	if err != nil {
 		return refused(err)
@@ -107,7 +103,7 @@ func (c *restoreCmd) copy(ctx context.Context, a *app, to, backup *os.File, size
 }
 
 // metaOfBackup returns the current meta page of a backup, of which a file has at least
-// metasBytes.
+// metasBytes. Its numbers are possible, whatever the size of the backup.
 func metaOfBackup(f *os.File) (meta, error) {
 	start := make([]byte, len(gzipMagic))
 	if _, err := f.ReadAt(start, 0); err == nil && string(start) == gzipMagic {
@@ -117,5 +113,6 @@ func metaOfBackup(f *os.File) (meta, error) {
 	if err != nil {
 		return meta{}, err
 	}
-	return currentMeta(metas), nil
+	m := currentMeta(metas)
+	return m, m.check(math.MaxInt64)
 }

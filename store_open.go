@@ -9,8 +9,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"go.etcd.io/bbolt"
 )
 
 // Open opens the database file at path, and creates it if it does not exist. It also
@@ -57,7 +55,12 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	go s.commitLoop()
 	go s.recordLoop()
 	if !checked {
-		go s.checkBranches()
+		done := make(chan struct{})
+		go func() { defer close(done); s.checkBranches() }()
+		select {
+		case <-done:
+		case <-time.After(branchesTime):
+		}
 	}
 	switch err := s.settleImport(); {
 	case errors.Is(err, ErrDamaged):
@@ -67,6 +70,11 @@ func Open(path string, now func() time.Time, log *slog.Logger) (*Store, error) {
 	}
 	return s, nil
 }
+
+// branchesTime is how long Open waits for checkBranches. Until that ends, a search could follow
+// a broken page in circles, which ends the process when its stack or its memory is full. The
+// branch pages of a file that was read lately, or of a few GB on a fast disk, take no longer.
+const branchesTime = time.Second
 
 // checkBranches checks the branch pages of a large file in the background, while serving.
 // If one is broken, it marks the store dead: a lookup could follow the broken page in
@@ -107,18 +115,16 @@ func (s *Store) lookAtBranches(first *firstFault) error {
 		}
 	}
 	return s.view(func(r *reader) error {
-		var roots []uint64
-		err := r.ForEach(func(_ []byte, b *bbolt.Bucket) error {
-			if root := b.Root(); root != 0 { // 0 is an inline bucket, which has no pages
-				roots = append(roots, uint64(root))
-			}
-			return nil
-		})
+		metas, err := readMetas(s.file)
 		if err != nil {
 			return err
 		}
-		pageSize := int64(s.db.Info().PageSize)
-		return checkBranches(s.file, pageSize, uint64(r.Size()/pageSize), roots, first.found, progress)
+		for _, m := range metas {
+			if m.valid && m.txid == uint64(r.ID()) {
+				return checkBranches(s.file, m, first.found, progress)
+			}
+		}
+		return errGaveWay // to two commits, since the transaction began
 	})
 }
 
