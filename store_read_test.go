@@ -193,8 +193,8 @@ func TestFileOutgrowsNoMapping(t *testing.T) {
 	withSomeContracts(t, path)
 	enlarge(t, path, 1<<30-8<<20)
 	s := openUnsound(t, path)
-	if s.reserved != reservations[0] {
-		t.Errorf("%d bytes are reserved, want %d", s.reserved, reservations[0])
+	if s.reserved < 1<<40 { // less than a process with one store reserves: other tests cannot close damaged ones
+		t.Errorf("only %d bytes are reserved", s.reserved)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended, let := make(chan error, 1), make(chan struct{})
