@@ -112,6 +112,34 @@ func TestCheckSaysWhatIsWrongWithADocument(t *testing.T) {
 	}
 }
 
+// The next start may store what is staged, and so check looks at it as at a contract.
+func TestCheckLooksAtTheContractsOfAnUnfinishedImport(t *testing.T) {
+	k, line, doc := key(1).bytes(), make([]byte, lineSize), []byte(someDocument(1))
+	for _, tt := range []struct {
+		name  string
+		value []byte
+		want  string
+	}{
+		{"no document", append(line, withChecksum(k, nil)...), fmt.Sprintf("contract %s: is empty", k)},
+		{"a version that is not that of the document", append(line, withHead(k, nil, doc, Version{})...), fmt.Sprintf("import %q: the version is not that of the document", k)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path, _, _ := threeContracts(t)
+			edit(t, path, func(tx *bbolt.Tx) error {
+				b, err := tx.CreateBucket(bucketImport)
+				if err != nil {
+					return err
+				}
+				return errors.Join(b.Put(k, tt.value), tx.Bucket(bucketMeta).Put([]byte(importKey), []byte(importAfter)))
+			})
+			want := path + " has 1 fault; repair a contract with PUT or DELETE; for any other fault, restore a backup"
+			if got := refusedCommand(t, path, want, "check"); got != tt.want+"\n" {
+				t.Errorf("printed %swant %s", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestCheckOfADatabaseWithoutABucket(t *testing.T) {
 	for _, bucket := range buckets[1:] {
 		db := shortPath(t)

@@ -27,7 +27,7 @@ var (
 	ErrKeyReused = errors.New("idempotency key used for another request")
 	// ErrUnavailable is returned by a write that was not made because the last commit
 	// failed or the file is damaged or displaced, and by a read when the file cannot be
-	// opened.
+	// opened, or that was long and in the way of a write (see giveWay).
 	ErrUnavailable = errors.New("the store cannot write")
 	// ErrDisplaced is returned, with ErrUnavailable, by a write that was not made because the
 	// file at the path of the database is not the one that the store has open.
@@ -38,7 +38,8 @@ var (
 	// ErrUnknown is returned by a write whose commit did not end within commitTimeout: it may
 	// have been made, or may still be made.
 	ErrUnknown = errors.New("the disk does not answer, so the outcome of the write is not known")
-	// ErrCorrupt is returned when a stored value does not match its checksum.
+	// ErrCorrupt is returned when a stored value does not match its checksum, or is not one
+	// that this program stores.
 	ErrCorrupt = errors.New("stored value fails its checksum")
 	// ErrExpired is returned for a token that was valid and has expired.
 	ErrExpired = errors.New("expired")

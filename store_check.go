@@ -20,8 +20,8 @@ import (
 type Checker struct {
 	// Report is called with each fault, a text for the operator.
 	Report func(fault string)
-	// Contract is called for each contract whose key and checksum are right. doc is part of
-	// the mapped file and valid only during the call.
+	// Contract is called for each contract whose key and checksums are right, also for those of
+	// an unfinished import. doc is part of the mapped file and valid only during the call.
 	Contract func(k Key, doc []byte)
 	// Progress is called with the number of bytes checked since the last call. In total these
 	// are about twice the size of the file: first the pages are checked, then the values.
@@ -172,19 +172,7 @@ func (c Checker) checkValue(bucket, k, stored []byte, contents *Contents) error 
 		}
 	case string(bucketContracts):
 		contents.Contracts++
-		contract, err := verifyHead(k, stored, 0)
-		if err != nil {
-			return err
-		}
-		doc, err := contract.check()
-		if err != nil {
-			return err
-		}
-		key, ok := parseKey(k)
-		if !ok {
-			return errNotContractKey
-		}
-		c.Contract(key, doc)
+		return c.checkContract(k, stored)
 	case string(bucketClients):
 		contents.Clients++
 		if _, err := decodeClient(k, stored); err != nil {
@@ -208,16 +196,32 @@ func (c Checker) checkValue(bucket, k, stored []byte, contents *Contents) error 
 			return errors.New("the entry does not name the key of a value that expires")
 		}
 	case string(bucketImport):
-		if _, ok := parseKey(k); !ok {
-			return errNotContractKey
+		if len(stored) < lineSize {
+			return ErrCorrupt
 		}
-		return verifyStaged(k, stored)
+		return c.checkContract(k, stored[lineSize:]) // the next start may store it
 	}
 	return nil
 }
 
-// errNotContractKey is returned for a key that parseKey does not accept.
-var errNotContractKey = errors.New("the key is not three UUIDs in lower case, separated by slashes")
+// checkContract checks a stored contract, and passes it to Contract. Its errors are as those of
+// checkValue.
+func (c Checker) checkContract(k, stored []byte) error {
+	contract, err := verifyHead(k, stored, 0)
+	if err != nil {
+		return err
+	}
+	doc, err := contract.check()
+	if err != nil {
+		return err
+	}
+	key, ok := parseKey(k)
+	if !ok {
+		return errors.New("the key is not three UUIDs in lower case, separated by slashes")
+	}
+	c.Contract(key, doc)
+	return nil
+}
 
 // quotaChecker checks the entries of bucketQuotas, which come in their order.
 type quotaChecker struct {

@@ -29,8 +29,7 @@ const (
 )
 
 // checkFile checks m, the current meta page of the file, and that the file is in the format of
-// this program. The error completes a sentence that begins
-// with the name of the file.
+// this program. The error completes a sentence that begins with the name of the file.
 func checkFile(f *os.File, m meta) error {
 	info, err := f.Stat()
 	if err != nil {
@@ -63,8 +62,8 @@ func checkFile(f *os.File, m meta) error {
 	return nil
 }
 
-// parseFormat returns the format version from the value of formatKey. It returns false if the value is
-// not one of this program.
+// parseFormat returns the format version from the value of formatKey. It returns false if the
+// value is not one of this program.
 func parseFormat(value []byte) (version int, ok bool) {
 	name, text, _ := strings.Cut(string(value), "/")
 	version, err := strconv.Atoi(text)

@@ -121,12 +121,12 @@ func (i *Import) Commit() error {
 
 // Move moves some staged contracts to the other contracts, in one transaction, and returns
 // their number and whether all are moved now. It may be called after Commit only. While the
-// store is busy or the disk fails, Move waits for a reopenInterval, moves nothing and returns
-// no error, so that the caller tries again. It returns ErrClosed when the store is closed, and
+// store cannot write, Move waits for a reopenInterval, moves nothing and returns no error, so
+// that the caller tries again. It returns ErrClosed when the store is closed, and
 // an error that wraps ErrDamaged if the file is damaged.
 func (i *Import) Move() (moved int, done bool, err error) {
 	moved, i.done, err = i.s.moveStaged()
-	if errors.Is(err, ErrBusy) || errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrDamaged) {
+	if errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrDamaged) {
 		select {
 		case <-time.After(reopenInterval):
 			return 0, false, nil

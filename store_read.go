@@ -42,8 +42,9 @@ func (s *Store) view(fn func(*reader) error) (err error) {
 // errGaveWay is returned by a long read that ended early because giveWay said so.
 var errGaveWay = fmt.Errorf("%w at the moment, and a long read would be in the way; try again", ErrUnavailable)
 
-// A long read gives way to a commit that takes longer than slowCommit, if the file may grow
-// beyond the reserved address space. A commit makes it grow by less than most, in bytes.
+// A long read gives way to a commit that takes longer than slowCommit, if the file is less than
+// mostGrowth, in bytes, from outgrowing the reserved address space. Hardly a commit makes it grow
+// by as much.
 const (
 	slowCommit = time.Second
 	mostGrowth = 1 << 30

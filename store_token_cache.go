@@ -24,7 +24,7 @@ const maxCachedTokens = 1 << 14
 //     returns the value of changes before the file is read, and add ignores the token if
 //     changes has another value.
 //
-// As OnCommit does not run for a commit that is in doubt, Store.reopen empties the cache.
+// As OnCommit does not run for a commit that is in doubt, Store.settleDoubt empties the cache.
 type tokenCache struct {
 	mu     sync.Mutex
 	tokens *simplelru.LRU[Hash, cachedToken]
