@@ -339,7 +339,10 @@ func (x *exchange) body(maxBytes int64) ([]byte, error) {
 	var err error
 	for err == nil {
 		if len(b) == cap(b) {
-			larger := int(min(2*int64(cap(b)), most))
+			larger := 2 * cap(b)
+			if int64(larger) >= most-bytes.MinRead {
+				larger = int(most)
+			}
 			if err = x.hold(larger, madeOfBody); err != nil {
 				break
 			}

@@ -162,6 +162,76 @@ func TestFaultsBeyondAHundredAreCounted(t *testing.T) {
 	}
 }
 
+// The shortest prices are those whose timestamps leave out what can be left out. The parser keeps
+// all that fit into a body.
+func TestShortestPricesAreAllStored(t *testing.T) {
+	s := start(t, "--demo")
+	c := client(s.url, "demo", "demo-secret")
+	const prices = 20_000
+	at := time.Date(2023, 11, 1, 0, 0, 0, 0, time.UTC)
+	var body, want []string
+	for i := range prices {
+		text := at.Add(time.Duration(i) * time.Hour).Format("2006-01-02T15:04")
+		body = append(body, `{"price":1,"timestamp":"`+text+`Z"}`)
+		want = append(want, `{"price":1,"timestamp":"`+text+`:00Z"}`)
+	}
+	resp, got := do(t, c, "PUT", contractsURL(s.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, `{"currency_energy_price":"EUR","energy_prices":[`+strings.Join(body, ",")+`]}`)
+	if resp.StatusCode != 200 || !strings.Contains(got, `[`+strings.Join(want, ",")+`]`) {
+		t.Errorf("%s, %d of %d prices\n%s", resp.Status, strings.Count(got, `"price"`), prices, head(got))
+	}
+}
+
+// The names of an object are remembered while it is parsed, so that their number must be bounded.
+func TestObjectWithMoreThanAThousandMembersIsRefused(t *testing.T) {
+	s := start(t, "--demo")
+	c := client(s.url, "demo", "demo-secret")
+	members := func(n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, `,"m%d":1`, i)
+		}
+		return b.String()[1:]
+	}
+	for _, tt := range []struct{ name, before, after, pointer string }{
+		{"a contract", "{", "}", "#"},
+		{"an unknown member", `{"x":{`, "}}", "#/x"},
+		{"a price", `{"energy_prices":[{"price":1},{`, "}]}", "#/energy_prices/1"},
+		{"an object in place of a price's number", `{"energy_prices":[{"price":{`, "}}]}", "#/energy_prices/0/price"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			resp, got := do(t, c, "PUT", contractsURL(s.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, tt.before+members(1000)+tt.after)
+			wantProblem(t, resp, got, 422)
+			body := tt.before + members(1001) + tt.after
+			at := strings.Index(body, `"m1000"`) + len(`"m1000"`)
+			resp, got = do(t, c, "PUT", contractsURL(s.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, body)
+			failure{
+				Status: 400, Detail: "The request cannot be parsed; see errors.",
+				Errors: fmt.Sprintf(`,"errors":[{"pointer":"%s/m1000","detail":"at byte %d: more members than an object of a contract ever has"}]`, tt.pointer, at),
+			}.Want(t, resp, got)
+		})
+	}
+}
+
+// Long values are refused or stored without a copy of them for each look at them.
+func TestLongValuesAreNamedByTheirBeginning(t *testing.T) {
+	s := start(t, "--demo")
+	c := client(s.url, "demo", "demo-secret")
+	long := strings.Repeat("å1", 50_000)
+	for _, tt := range []struct{ name, body, pointer, detail string }{
+		{"a currency", `{"energy_prices":[{"price":1}],"currency_energy_price":"` + long + `"}`, "#/currency_energy_price", "must be at most 100 characters, has 100000"},
+		{"a type", `{"energy_contract_type":"` + long + `"}`, "#/energy_contract_type", `must be spot_hourly, monthly, yearly or null, is \"å1å1å1å1å1å1å1å1å1å1å\"… (100000 characters)`},
+		{"a timestamp", `{"energy_prices":[{"price":1,"timestamp":"2023-11-01 00:00` + long + `Z"}]}`, "#/energy_prices/0/timestamp", `must be an RFC 3339 time with an offset such as 2023-11-01T00:00:00+00:00, is \"2023-11-01 00:00å1å1å\"… (100017 characters)`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			resp, got := do(t, c, "PUT", contractsURL(s.url, demoOrg, demoUser)+"/"+demoContract, jsonBody, tt.body)
+			failure{
+				Status: 422, Detail: "The request breaks rules of the API; see errors.",
+				Errors: `,"errors":[{"pointer":"` + tt.pointer + `","detail":"` + tt.detail + `"}]`,
+			}.Want(t, resp, got)
+		})
+	}
+}
+
 func TestIdempotencyKeyExpiresAfterADay(t *testing.T) {
 	s := start(t, "--demo")
 	url := contractsURL(s.url, demoOrg, demoUser)

@@ -15,8 +15,7 @@ const (
 	// so counting less would bound nothing.
 	tinyContent = 16<<10 + bytes.MinRead
 	// smallContent is the size in bytes up to which content may use all of the memory: a body of
-	// 64 KiB in a buffer that has doubled, and room to read its end. Larger content leaves an
-	// eighth of the memory to it.
+	// 128 KiB and room to read its end. Larger content leaves an eighth of the memory to it.
 	smallContent = 128<<10 + bytes.MinRead
 	// madeOfBody is how much memory a body takes at most until its request has ended, as a multiple
 	// of the buffer that it arrives in: its prices and its document, the copies that the store
