@@ -17,6 +17,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // straceCommand returns a strace command line that injects faults and writes its trace to the
@@ -64,7 +65,12 @@ func attachAs(t testing.TB, p *process, command func(out string, faults ...strin
 	go func() { ended <- cmd.Wait() }()
 	tr.detach = sync.OnceFunc(func() {
 		_ = cmd.Process.Signal(os.Interrupt)
-		<-ended
+		select {
+		case <-ended:
+		case <-time.After(10 * time.Second): // it waits for the end of a process that waits for the end of its delay
+			_ = cmd.Process.Kill()
+			<-ended
+		}
 	})
 	t.Cleanup(tr.detach)
 	waitUntil(t, answerTimeout, "strace is attached", func() error {
