@@ -12,6 +12,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +79,15 @@ func TestCheckSaysWhatIsWrongWithADocument(t *testing.T) {
 		{"an idempotency record that is too short", sealedIn(bucketIdempotency, under(1)[:74]+"c\x00k", "12345678"), `idempotency "` + under(1)[:74] + `c\x00k": stored value fails its checksum`},
 		{"an idempotency record of no client", sealedIn(bucketIdempotency, "c\x00k", strings.Repeat("0", firstFieldsSize)), `idempotency "c\x00k": the key is not that of a response to an idempotency key`},
 		{"an idempotency record without an id", sealedIn(bucketIdempotency, under(1)[:74]+"c\x00k", strings.Repeat("0", firstFieldsSize)), `idempotency "` + under(1)[:74] + `c\x00k": the value has no contract id`},
+		{"an idempotency record of no contract", func(tx *bbolt.Tx) error {
+			k, doc := []byte(under(1)[:74]+"c\x00k"), []byte("garbage")
+			fields := slices.Concat(make([]byte, expirySize), make([]byte, len(Hash{})), []byte(id(1)))
+			return errors.Join(tx.Bucket(bucketIdempotency).Put(k, withHead(k, fields, doc, versionOf(doc))))
+		}, "contract " + under(1) + ": # at byte 98: invalid character 'a' at start of value\nidempotency " + strconv.Quote(under(1)[:74]+"c\x00k") + ": the value is missing in the quota of its client"},
+		{"a token in no quota", func(tx *bbolt.Tx) error {
+			h := hashOf("t")
+			return tx.Bucket(bucketTokens).Put(h[:], withChecksum(h[:], []byte("12345678"+`{"client_id":"c","org_id":"`+demoOrg+`","scope":"read"}`)))
+		}, fmt.Sprintf("tokens \"%x\": the value is missing in the quota of its client", hashOf("t"))},
 		{"an expiry of one byte", raw(bucketExpiry, "\x01", ""), `expiry "\x01": the entry does not name the key of a value that expires`},
 		{"an expiry of the format", raw(bucketExpiry, "\x00\x00\x00\x00\x00\x00\x00\x01meta\x00format", ""), `expiry "\x00\x00\x00\x00\x00\x00\x00\x01meta\x00format": the entry does not name the key of a value that expires`},
 		{"an expiry of no hash", raw(bucketExpiry, "\x00\x00\x00\x00\x00\x00\x00\x01tokens\x00t", ""), `expiry "\x00\x00\x00\x00\x00\x00\x00\x01tokens\x00t": the entry does not name the key of a value that expires`},

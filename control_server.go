@@ -106,7 +106,7 @@ func checkDeserted(path string) error {
 	})
 	switch {
 	case err == nil:
-		return fmt.Errorf("%s: another server serves it, whose database was moved, replaced or removed; stop that server, and start this one again", path)
+		return fmt.Errorf("%s: another process listens on it, perhaps a server whose database was moved, replaced or removed, or somebody else who may write to the directory; stop that process, and start this server again", path)
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
 		return nil
 	}

@@ -138,7 +138,7 @@ func TestSocketIsRemovedByItsOwnServerOnly(t *testing.T) {
 	// Of the new file, and without a socket, since the first server serves that.
 	second := startProcess(t, nil, "--db", db)
 	if want := `there is no control socket, so commands cannot use the database while this server runs; fix the cause, or move the database to another directory","err":"` +
-		db + ".sock: another server serves it, whose database was moved, replaced or removed; stop that server, and start this one again"; !strings.Contains(second.Stderr.String(), want) {
+		db + ".sock: another process listens on it, perhaps a server whose database was moved, replaced or removed, or somebody else who may write to the directory; stop that process, and start this server again"; !strings.Contains(second.Stderr.String(), want) {
 		t.Errorf("no warning %s\n%s", want, second.Stderr)
 	}
 	wantListed(t, db, "demo", "demo-other") // of the first server

@@ -12,6 +12,7 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
+	"time"
 
 	"go.etcd.io/bbolt"
 )
@@ -128,7 +129,7 @@ func (c Checker) checkBuckets(ctx context.Context, tx *bbolt.Tx, contents *Conte
 		return nil
 	}
 	format, _ := parseFormat(meta.Get([]byte(formatKey))) // checkFile has accepted it
-	quotas := quotaChecker{report: c.Report}
+	quotas := quotaChecker{report: c.Report, tx: tx}
 	for _, bucket := range slices.Concat(buckets, [][]byte{bucketImport}) {
 		b := tx.Bucket(bucket)
 		if b == nil {
@@ -141,7 +142,7 @@ func (c Checker) checkBuckets(ctx context.Context, tx *bbolt.Tx, contents *Conte
 			c.Progress(int64(len(k) + len(v)))
 			if bytes.Equal(bucket, bucketQuotas) {
 				quotas.check(k, v)
-			} else if err := c.checkValue(bucket, k, v, contents); err != nil {
+			} else if err := c.checkValue(tx, bucket, k, v, contents); err != nil {
 				name := string(k)
 				if bytes.Equal(bucket, bucketTokens) {
 					name = hex.EncodeToString(k)
@@ -163,7 +164,7 @@ func (c Checker) checkBuckets(ctx context.Context, tx *bbolt.Tx, contents *Conte
 
 // checkValue checks the value of a key in a bucket. Its errors complete a sentence that begins with
 // the key.
-func (c Checker) checkValue(bucket, k, stored []byte, contents *Contents) error {
+func (c Checker) checkValue(tx *bbolt.Tx, bucket, k, stored []byte, contents *Contents) error {
 	switch string(bucket) {
 	case string(bucketMeta):
 		if string(k) == importKey {
@@ -182,15 +183,13 @@ func (c Checker) checkValue(bucket, k, stored []byte, contents *Contents) error 
 		if len(k) != len(Hash{}) {
 			return errors.New("the key is not a SHA-256")
 		}
-		_, _, err := decodeToken(k, stored)
-		return err
-	case string(bucketIdempotency):
-		f, _, err := decodeFirst(k, stored)
+		t, expires, err := decodeToken(k, stored)
 		if err != nil {
 			return err
 		}
-		_, err = f.response.check()
-		return err
+		return checkInQuota(tx, t.expiring(Hash(k), expires))
+	case string(bucketIdempotency):
+		return c.checkFirst(tx, k, stored)
 	case string(bucketExpiry):
 		if _, _, ok := parseExpiryEntry(k); !ok {
 			return errors.New("the entry does not name the key of a value that expires")
@@ -223,9 +222,38 @@ func (c Checker) checkContract(k, stored []byte) error {
 	return nil
 }
 
+// checkFirst checks a stored first response, and passes its contract to Contract. Its errors are as
+// those of checkValue.
+func (c Checker) checkFirst(tx *bbolt.Tx, k, stored []byte) error {
+	f, v, err := decodeFirst(k, stored)
+	if err != nil {
+		return err
+	}
+	doc, err := f.response.check()
+	if err != nil {
+		return err
+	}
+	key, ok := parseKey(slices.Concat(k[:2*(idSize+1)], []byte(f.id)))
+	if !ok {
+		return errors.New("the key does not begin with the UUIDs of an organization and a user in lower case")
+	}
+	c.Contract(key, doc)
+	return checkInQuota(tx, v)
+}
+
+// checkInQuota returns an error unless the quota of its client has an entry for a value. A file of
+// format 1 has no quotas.
+func checkInQuota(tx *bbolt.Tx, v expiring) error {
+	if b := tx.Bucket(bucketQuotas); b != nil && b.Get(v.entryKey()) == nil {
+		return errors.New("the value is missing in the quota of its client")
+	}
+	return nil
+}
+
 // quotaChecker checks the entries of bucketQuotas, which come in their order.
 type quotaChecker struct {
 	report   func(fault string)
+	tx       *bbolt.Tx
 	totalKey []byte // of the client whose entries come
 	total    uint64 // that is stored
 	stored   bool   // whether a total is stored
@@ -240,7 +268,7 @@ func (q *quotaChecker) check(k, v []byte) {
 	}
 	if !bytes.Equal(k[:quotaTotalSize], q.totalKey) {
 		q.end()
-		*q = quotaChecker{report: q.report, totalKey: bytes.Clone(k[:quotaTotalSize])}
+		*q = quotaChecker{report: q.report, tx: q.tx, totalKey: bytes.Clone(k[:quotaTotalSize])}
 	}
 	if len(k) == quotaTotalSize {
 		total, err := verifyChecksum(k, v)
@@ -252,6 +280,36 @@ func (q *quotaChecker) check(k, v []byte) {
 		return
 	}
 	q.sum = min(q.sum+entrySize(v), maxEntrySize)
+	if !q.isEntry(k, v) {
+		q.report(fmt.Sprintf("%s %x: the entry is not that of a value", bucketQuotas, k))
+	}
+}
+
+// isEntry reports whether an entry is that of the value whose key it has. A value that is corrupt is
+// reported elsewhere.
+func (q *quotaChecker) isEntry(k, v []byte) bool {
+	key := k[quotaEntrySize:]
+	var value expiring
+	var size int
+	var err error
+	if k[0] == bucketTokens[0] {
+		stored := q.tx.Bucket(bucketTokens).Get(key)
+		if stored == nil || len(key) != len(Hash{}) {
+			return false
+		}
+		var t Token
+		var expires time.Time
+		t, expires, err = decodeToken(key, stored)
+		value, size = t.expiring(Hash(key), expires), 1
+	} else {
+		stored := q.tx.Bucket(bucketIdempotency).Get(key)
+		if stored == nil {
+			return false
+		}
+		_, value, err = decodeFirst(key, stored)
+		size = len(stored)
+	}
+	return err != nil || bytes.Equal(value.entryKey(), k) && entrySize(v) == uint64(size)
 }
 
 // end checks the total of the client whose entries came last.

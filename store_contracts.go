@@ -299,7 +299,7 @@ func (s *Store) Create(k Key, doc []byte, once *Idempotency) (Created, error) {
 			return err
 		}
 		size := uint64(len(response))
-		if err := first.put(tx, response, size, func(key []byte) error { return endFirst(tx, key) }); err != nil {
+		if err := first.put(tx, response, size, func(key []byte) error { return endFirst(tx, once.Client, key) }); err != nil {
 			return err
 		}
 		return put(tx, bucketContracts, key, value)

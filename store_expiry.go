@@ -60,10 +60,13 @@ func purge(tx *bbolt.Tx, until time.Time, n int) error {
 	return nil
 }
 
-// endValue removes a value that is no longer in the quota of its client. v and err are what was
-// returned for its key: a corrupt value is removed too, and a missing one is no error.
-func endValue(tx *bbolt.Tx, bucket, key []byte, v expiring, err error) error {
+// endValue removes a value that is no longer in the quota of a client. v and err are what was
+// returned for its key: a corrupt value is removed too, and a missing one is no error. The value of
+// another client stays, since only a wrong entry leads to it.
+func endValue(tx *bbolt.Tx, client string, bucket, key []byte, v expiring, err error) error {
 	switch {
+	case err == nil && v.client != client:
+		return nil
 	case err == nil:
 		return v.removeCounted(tx)
 	case errors.Is(err, ErrNotFound):
@@ -85,6 +88,12 @@ func purgeValue(tx *bbolt.Tx, until time.Time, bucket, key []byte) error {
 	}
 	switch {
 	case errors.Is(err, ErrCorrupt):
+		if tx.Bucket(bucket).Get(key) == nil {
+			return nil // a neighbor is corrupt
+		}
+		if err := removeEntryOf(tx, bucket, key); err != nil {
+			return err
+		}
 		return remove(tx, bucket, key)
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return err
@@ -133,6 +142,11 @@ type expiring struct {
 	order   uint64 // the place of the value among those of the client
 	key     []byte
 	expires time.Time // rounded up to a whole second
+}
+
+// entryKey returns the key of the value's entry in the quota of its client.
+func (v expiring) entryKey() []byte {
+	return v.quota.entryKey(v.quota.totalKey(v.client), v.order, v.key)
 }
 
 // put stores the value with its entries in the index and in the quota of its client. It calls
@@ -317,25 +331,31 @@ func (f first) repeat(once *Idempotency) (Created, error) {
 	return Created{f.id, bytes.Clone(doc), f.response.version()}, nil
 }
 
-// endFirst removes a first response that is no longer in the quota of its client.
-func endFirst(tx *bbolt.Tx, key []byte) error {
+// endFirst removes a first response that is no longer in the quota of a client.
+func endFirst(tx *bbolt.Tx, client string, key []byte) error {
 	_, v, err := getFirst(tx, key)
-	return endValue(tx, bucketIdempotency, key, v, err)
+	return endValue(tx, client, bucketIdempotency, key, v, err)
 }
 
 // upgrade makes a file of format 1 one of format 2. It adds the tokens and first responses to the
 // quotas of their clients, but not the totals, which the next value of a client adds up.
 func upgrade(tx *bbolt.Tx) error {
-	if tx.Bucket(bucketQuotas) != nil {
+	format, _ := parseFormat(tx.Bucket(bucketMeta).Get([]byte(formatKey))) // checkFile has accepted it
+	exists := tx.Bucket(bucketQuotas) != nil
+	if format == formatVersion && exists {
 		return nil
+	}
+	if exists {
+		if err := tx.DeleteBucket(bucketQuotas); err != nil {
+			return fmt.Errorf("%w: delete bucket: %w", errTx, err)
+		}
 	}
 	quotas, err := tx.CreateBucket(bucketQuotas)
 	if err != nil {
 		return fmt.Errorf("%w: create bucket: %w", errTx, err)
 	}
 	enter := func(v expiring, size int) error {
-		entry := v.quota.entryKey(v.quota.totalKey(v.client), v.order, v.key)
-		return quotas.Put(entry, binary.BigEndian.AppendUint64(nil, uint64(size)))
+		return quotas.Put(v.entryKey(), binary.BigEndian.AppendUint64(nil, uint64(size)))
 	}
 	err = errors.Join(
 		tx.Bucket(bucketTokens).ForEach(func(k, stored []byte) error {

@@ -81,10 +81,27 @@ func (q quota) remove(tx *bbolt.Tx, client string, order uint64, key []byte) err
 	if err := remove(tx, bucketQuotas, entry); err != nil {
 		return err
 	}
-	if total == 0 {
-		return remove(tx, bucketQuotas, totalKey)
-	}
 	return putTotal(tx, totalKey, total)
+}
+
+// removeEntryOf removes the entry of a value of a bucket whose client is unknown, since it is
+// corrupt. It looks at all entries.
+func removeEntryOf(tx *bbolt.Tx, bucket, key []byte) error {
+	b := tx.Bucket(bucketQuotas)
+	c := b.Cursor()
+	for k, size := c.Seek(bucket[:1]); bytes.HasPrefix(k, bucket[:1]); k, size = c.Next() {
+		if len(k) < quotaEntrySize || !bytes.Equal(k[quotaEntrySize:], key) {
+			continue
+		}
+		k, totalKey := bytes.Clone(k), bytes.Clone(k[:quotaTotalSize])
+		total := quotaTotal(b, totalKey)
+		total -= min(total, entrySize(size))
+		if err := remove(tx, bucketQuotas, k); err != nil {
+			return err
+		}
+		return putTotal(tx, totalKey, total)
+	}
+	return nil
 }
 
 // quotaTotal returns the total of a client. If it is missing or corrupt, quotaTotal adds up the
@@ -100,8 +117,11 @@ func quotaTotal(b *bbolt.Bucket, totalKey []byte) (total uint64) {
 	return total
 }
 
-// putTotal stores the total of a client.
+// putTotal stores the total of a client, or removes it if it is 0.
 func putTotal(tx *bbolt.Tx, totalKey []byte, total uint64) error {
+	if total == 0 {
+		return remove(tx, bucketQuotas, totalKey)
+	}
 	return put(tx, bucketQuotas, totalKey, withChecksum(totalKey, binary.BigEndian.AppendUint64(nil, total)))
 }
 

@@ -172,7 +172,7 @@ func TestBrokenQuotaIsMended(t *testing.T) {
 		{"an entry whose key is none", entry(0, "short"), binary.BigEndian.AppendUint64(nil, 1), "the total is 2, but the entries add up to 3", true},
 		{"a short entry", append(tokenQuota.totalKey("a"), 1), nil, "the key is neither one of a total nor one of an entry", true},
 		{"an entry of no bucket", bytes.Repeat([]byte("x"), quotaEntrySize), nil, "the key is neither one of a total nor one of an entry", true},
-		{"an empty entry", entry(0, ""), nil, "", true},
+		{"an empty entry", entry(0, ""), nil, "the entry is not that of a value", true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			path := newPath(t)
@@ -200,10 +200,56 @@ func TestBrokenQuotaIsMended(t *testing.T) {
 			write(0, true)
 			edit(t, path, func(tx *bbolt.Tx) error { return tx.Bucket(bucketQuotas).Put(tt.key, tt.value) })
 			got := run(t, nil, "check", "--db", path)
-			if tt.fault == "" && got.status != 0 || tt.fault != "" && !strings.Contains(got.stdout, ": "+tt.fault+"\n") {
+			if got.status != 1 || !strings.Contains(got.stdout, ": "+tt.fault+"\n") {
 				t.Errorf("check: %+v, want %s", got, tt.fault)
 			}
 			write(2, tt.kept)
 		})
 	}
+}
+
+// An entry that leads to the token of another client ends nothing of that client.
+func TestCraftedQuotaEndsNoTokenOfAnotherClient(t *testing.T) {
+	path := newPath(t)
+	c := &clock{}
+	open := func() *Store {
+		s, err := Open(path, c.now, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	s := open()
+	for _, id := range []string{"a", "b"} {
+		if err := errors.Join(s.AddClient(Client{ID: id, Org: demoOrg, Scopes: Scopes{Read: true}}), issueToken(s, c, id, 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h := hashOf("b0")
+	totalKey := tokenQuota.totalKey("a")
+	entry := tokenQuota.entryKey(totalKey, 0, h[:])
+	edit(t, path, func(tx *bbolt.Tx) error {
+		return errors.Join(
+			tx.Bucket(bucketQuotas).Put(entry, binary.BigEndian.AppendUint64(nil, 10_000)),
+			tx.Bucket(bucketQuotas).Put(totalKey, withChecksum(totalKey, binary.BigEndian.AppendUint64(nil, 10_001))))
+	})
+	if got, want := run(t, nil, "check", "--db", path), fmt.Sprintf("quotas %x: the entry is not that of a value\n", entry); got.status != 1 || got.stdout != want {
+		t.Errorf("check: %+v, want %s", got, want)
+	}
+	s = open()
+	if err := issueToken(s, c, "a", 1); err != nil {
+		t.Fatal(err)
+	}
+	for _, token := range []string{"a0", "a1", "b0"} {
+		if _, err := s.Token(hashOf(token)); err != nil {
+			t.Errorf("token %s: %v", token, err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	checkFileSound(t, path)
 }

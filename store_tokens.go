@@ -21,19 +21,19 @@ func (s *Store) AddToken(h Hash, t Token) error {
 	}
 	stored := withChecksum(h[:], append(expiryBytes(t.Expires), b...))
 	return s.update(len(stored), func(tx *bbolt.Tx) error {
-		return t.expiring(h, t.Expires).put(tx, stored, 1, func(key []byte) error { return s.endToken(tx, key) })
+		return t.expiring(h, t.Expires).put(tx, stored, 1, func(key []byte) error { return s.endToken(tx, t.Client, key) })
 	})
 }
 
-// endToken removes a token that is no longer in the quota of its client.
-func (s *Store) endToken(tx *bbolt.Tx, key []byte) error {
+// endToken removes a token that is no longer in the quota of a client.
+func (s *Store) endToken(tx *bbolt.Tx, client string, key []byte) error {
 	if len(key) != len(Hash{}) {
 		return nil
 	}
 	h := Hash(key)
 	tx.OnCommit(func() { s.cache.forgetToken(h) })
 	_, v, err := getToken(tx, h)
-	return endValue(tx, bucketTokens, key, v, err)
+	return endValue(tx, client, bucketTokens, key, v, err)
 }
 
 // Token returns the token with this hash and sets the time when its client was last used to
