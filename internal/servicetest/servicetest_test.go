@@ -49,7 +49,7 @@ func TestAnswerThatIsNotAsDescribedIsFound(t *testing.T) {
 				"X-Request-Id": {"0b5c1f6e-9d3a-4c1e-8f27-5a6d4b3c2e10"}, "X-Content-Type-Options": {"nosniff"},
 			}}
 			if tt.status < 400 {
-				resp.Header["Content-Type"], resp.Header["Etag"] = []string{"application/json"}, []string{`"0123456789abcdef"`}
+				resp.Header["Content-Type"], resp.Header["Etag"] = []string{"application/json"}, []string{`"0123456789abcdef0123456789abcdef"`}
 			}
 			switch name, value := tt.header[0], tt.header[1]; {
 			case value != "":
