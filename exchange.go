@@ -36,6 +36,7 @@ type exchange struct {
 	onEnd  func()       // called when the exchange ends, even if it is aborted; or nil
 
 	content contentReader
+	unread  bool // a body was refused while the client may be sending it
 	sent    statusWriter
 	bytes   int64 // of the response's content, written so far
 	err     error // the reason for a 5xx response or an aborted connection, else nil
@@ -258,6 +259,24 @@ func (x *exchange) fail(err error) {
 	}
 	resp.content = content
 	x.send(resp)
+	x.discard()
+}
+
+// discardTime is how long the rest of a body is read that has been refused.
+const discardTime = 5 * time.Second
+
+// discard reads the rest of a body that was refused for its memory, after the response. Most clients
+// send all of a body before they read the response, and would only see that the connection breaks.
+func (x *exchange) discard() {
+	if !x.unread {
+		return
+	}
+	connection := http.NewResponseController(x.sent.ResponseWriter)
+	if connection.Flush() != nil {
+		return // the client is gone
+	}
+	_ = connection.SetReadDeadline(time.Now().Add(discardTime)) // which net/http supports
+	_, _ = io.Copy(io.Discard, x.r.Body)                        // whatever ends it, the connection is closed
 }
 
 // explanation returns what the log has of a request at level debug beyond its usual line: the
@@ -359,6 +378,8 @@ func (x *exchange) body(maxBytes int64) ([]byte, error) {
 	case errors.Is(err, errNoMemory):
 		if x.r.ProtoMajor == 1 {
 			x.w.Header().Set("Connection", "close") // rather than wait for the rest of the body
+			x.unread = true
+			_ = http.NewResponseController(x.sent.ResponseWriter).EnableFullDuplex() // which net/http supports
 		}
 		return nil, err
 	case errors.As(err, &exceeded):
