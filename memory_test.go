@@ -507,3 +507,38 @@ func TestMemoryIsGivenBackAfterAPanic(t *testing.T) {
 		waitFor(t, "nothing is held", func() bool { return a.memory.inUse() == 0 })
 	}
 }
+
+// Many clients send all of a body before they read the response.
+func TestClientThatReadsNothingBeforeItHasSentItsBodySeesTheRefusal(t *testing.T) {
+	const size = 4 << 20
+	c := newCrowd(t, 16, "--max-body", "33554432")
+	holds := c.dial(t)
+	if _, err := io.WriteString(holds, c.header("PUT", demoContractPath, "Content-Type: application/json", "Content-Length: "+strconv.Itoa(size))+padded("{}", size-1)); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, 20*time.Second, "it holds memory", func() error {
+		if n := c.held(t); n < c.bound/2 {
+			return fmt.Errorf("%d bytes", n)
+		}
+		return nil
+	})
+	for _, length := range []string{"Content-Length: " + strconv.Itoa(size), "Transfer-Encoding: chunked"} {
+		body := padded("{}", size)
+		if strings.HasPrefix(length, "Transfer") {
+			body = fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", size, body)
+		}
+		conn := c.dial(t)
+		sent := c.header("PUT", demoContractPath, "Content-Type: application/json", length)
+		if _, err := io.WriteString(conn, sent+body); err != nil {
+			t.Errorf("%s: the body was not taken: %v", length, err)
+		}
+		resp, got, err := described().Read(t, conn, sent+body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantBodyRefused(t, noMemory, resp, got)
+		if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("%s: the connection goes on: %v", length, err)
+		}
+	}
+}
