@@ -45,6 +45,5 @@ func (c *compactCmd) Run(ctx context.Context, a *app) (err error) {
 	if err != nil {
 		return advise(err, "name another file with --db")
 	}
-	fmt.Fprintf(a.stdout, "compacted %s from %d to %d bytes\n", c.DB, before, after)
-	return nil
+	return a.printf("compacted %s from %d to %d bytes\n", c.DB, before, after)
 }

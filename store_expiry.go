@@ -354,26 +354,35 @@ func upgrade(tx *bbolt.Tx) error {
 	if err != nil {
 		return fmt.Errorf("%w: create bucket: %w", errTx, err)
 	}
-	enter := func(v expiring, size int) error {
-		return quotas.Put(v.entryKey(), binary.BigEndian.AppendUint64(nil, uint64(size)))
+	type entry struct {
+		key  []byte
+		size uint64
+	}
+	var entries []entry
+	enter := func(v expiring, size int) {
+		entries = append(entries, entry{v.entryKey(), uint64(size)})
 	}
 	err = errors.Join(
 		tx.Bucket(bucketTokens).ForEach(func(k, stored []byte) error {
-			t, expires, err := decodeToken(k, stored)
-			if err != nil || len(k) != len(Hash{}) {
-				return nil // check reports it
+			if t, expires, err := decodeToken(k, stored); err == nil && len(k) == len(Hash{}) { // check reports others
+				enter(t.expiring(Hash(k), expires), 1)
 			}
-			return enter(t.expiring(Hash(k), expires), 1)
+			return nil
 		}),
 		tx.Bucket(bucketIdempotency).ForEach(func(k, stored []byte) error {
-			_, v, err := decodeFirst(k, stored)
-			if err != nil {
-				return nil
+			if _, v, err := decodeFirst(k, stored); err == nil {
+				enter(v, len(stored))
 			}
-			return enter(v, len(stored))
+			return nil
 		}),
 		putFormat(tx),
 	)
+	// In the order of the keys, since bbolt keeps new keys in one sorted list until the commit:
+	// one that is not the last moves all that follow.
+	slices.SortFunc(entries, func(a, b entry) int { return bytes.Compare(a.key, b.key) })
+	for i := 0; i < len(entries) && err == nil; i++ {
+		err = quotas.Put(entries[i].key, binary.BigEndian.AppendUint64(nil, entries[i].size))
+	}
 	if err != nil {
 		return fmt.Errorf("%w: change the format: %w", errTx, err)
 	}

@@ -46,14 +46,19 @@ func (q quota) add(tx *bbolt.Tx, client string, order uint64, key []byte, size u
 	totalKey := q.totalKey(client)
 	b := tx.Bucket(bucketQuotas)
 	total := quotaTotal(b, totalKey)
-	for c := b.Cursor(); total+size > q.max; {
-		k, v := firstEntry(c, totalKey)
-		if k == nil {
+	// The entries are found before any is removed: until the commit, a search from the first one on
+	// goes through all pages that have become empty.
+	var entries [][]byte
+	c := b.Cursor()
+	for k, v := firstEntry(c, totalKey); total+size > q.max; k, v = c.Next() {
+		if !bytes.HasPrefix(k, totalKey) {
 			total = 0
 			break
 		}
-		k = bytes.Clone(k)
 		total -= min(total, entrySize(v))
+		entries = append(entries, bytes.Clone(k))
+	}
+	for _, k := range entries {
 		if len(k) >= quotaEntrySize {
 			oldest = append(oldest, k[quotaEntrySize:])
 		}

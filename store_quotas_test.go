@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -252,4 +253,45 @@ func TestCraftedQuotaEndsNoTokenOfAnotherClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkFileSound(t, path)
+}
+
+// Version 0.1.0 knew no quota. The first commit enters all tokens of its file in the quotas, and the
+// next token ends all that are too many, while other writes wait.
+func TestFileOfFormat1WithManyTokensIsTakenInTime(t *testing.T) {
+	slow(t)
+	const tokens = 60_000
+	path := newPath(t)
+	if err := create(path); err != nil {
+		t.Fatal(err)
+	}
+	expires := time.Now().Add(tokenLifetime)
+	hashes := make([]Hash, tokens)
+	for n := range hashes {
+		hashes[n] = hashOf(fmt.Sprint("a", n))
+	}
+	slices.SortFunc(hashes, func(a, b Hash) int { return bytes.Compare(a[:], b[:]) }) // bbolt takes them faster so
+	edit(t, path, func(tx *bbolt.Tx) error {
+		for n, h := range hashes {
+			age := time.Duration(n * 7919 % tokens) // in another order than the hashes
+			stored := fmt.Appendf(expiryBytes(expires), `{"client_id":"a","org_id":"%s","scope":"read","expires":"%s"}`, demoOrg, expires.Add(-age).Format(time.RFC3339Nano))
+			if err := put(tx, bucketTokens, h[:], withChecksum(h[:], stored)); err != nil {
+				return err
+			}
+		}
+		return errors.Join(tx.DeleteBucket(bucketQuotas), tx.Bucket(bucketMeta).Put([]byte(formatKey), []byte("energy-contracts/1")))
+	})
+	t.Run("commits", func(t *testing.T) {
+		s, c := openStore(t, path)
+		began := time.Now()
+		err := s.updatePatiently(0, func(tx *bbolt.Tx) error { return nil })
+		if err = errors.Join(err, issueToken(s, c, "a", tokens)); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > queueTimeout {
+			t.Errorf("they took %v, in which other writes are refused", took)
+		}
+	})
+	if n := count(t, path, bucketTokens); n != int(tokenQuota.max) {
+		t.Errorf("%d tokens are left, want %d", n, tokenQuota.max)
+	}
 }
