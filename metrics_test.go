@@ -86,6 +86,7 @@ func TestMetricsPassPrometheusLinter(t *testing.T) {
 		"database_size_bytes",
 		"http_request_duration_seconds",
 		"http_requests_total",
+		"request_memory_bytes",
 		"token_requests_refused_total",
 		"tokens_issued_total",
 		"tokens_refused_total",
