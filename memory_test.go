@@ -537,7 +537,7 @@ func TestClientThatReadsNothingBeforeItHasSentItsBodySeesTheRefusal(t *testing.T
 			t.Fatal(err)
 		}
 		wantBodyRefused(t, noMemory, resp, got)
-		if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 			t.Errorf("%s: the connection goes on: %v", length, err)
 		}
 	}
