@@ -205,7 +205,7 @@ func (v *besieged) wantSlow(t testing.TB, n int, run func(sent *atomic.Int64) er
 func TestContentThatStopsCostsBoundedMemoryForBoundedTime(t *testing.T) {
 	long(t)
 	t.Parallel() // most of it is to wait
-	v := besiege(t)
+	v := besiege(t, ampleMemory...)
 	start := v.header("PUT", demoPath, jsonType+"Content-Length: "+strconv.Itoa(largestBody)+"\r\n")
 	content := strings.Repeat(" ", slowSent)
 	v.wantSlow(t, slowClients, func(sent *atomic.Int64) error {
@@ -226,7 +226,7 @@ func TestContentThatStopsInHTTP2CostsBoundedMemoryForBoundedTime(t *testing.T) {
 	t.Parallel() // most of it is to wait
 	pair := servicetest.NewKeyPair(t, 1)
 	cert, key := pair.Files(t)
-	p := startProcess(t, nil, "--demo", "--metrics-addr", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key)
+	p := startProcess(t, ampleMemory, "--demo", "--metrics-addr", "127.0.0.1:0", "--tls-cert", cert, "--tls-key", key)
 	v := &besieged{watched(p), p, &ledger{client: http.DefaultClient}}
 	c := pair.Client(true)
 	bearer := tokenBy(t, c, p.URL)
