@@ -121,6 +121,10 @@ func (s *Store) openDB(m meta) (err error) {
 		InitialMmapSize: int(s.reserved),
 		OpenFile:        func(string, int, os.FileMode) (*os.File, error) { return lent, nil },
 	})
+	if errors.Is(err, syscall.ENOMEM) && s.reserved > 0 {
+		s.reserved /= 16 // another store of this process may have taken what reservable found
+		return s.openDB(m)
+	}
 	if err != nil {
 		return ofDatabase(s.path, ofBolt(s.path, err))
 	}

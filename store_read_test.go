@@ -219,6 +219,32 @@ func TestFileOutgrowsNoMapping(t *testing.T) {
 	}
 }
 
+// Stores that are opened at the same time may find the same address space free.
+func TestFileIsMappedInLessAddressSpaceThanWasFree(t *testing.T) {
+	if strconv.IntSize < 64 {
+		t.Skip("the address space is too small")
+	}
+	s, _ := openStore(t, newPath(t))
+	metas, err := readMetas(s.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.reopenLock.Lock()
+	s.endReaders()
+	s.closeDB()
+	s.reserved = 1 << 47 // all of it
+	err = s.openDB(currentMeta(metas))
+	s.keepReaders()
+	s.reopenLock.Unlock()
+	if err != nil || s.reserved < 1 || s.reserved >= 1<<47 {
+		t.Errorf("reserved are %d bytes, %v", s.reserved, err)
+	}
+	if _, err := s.Put(key(1), []byte("after"), always); err != nil {
+		t.Error(err)
+	}
+	wantDocument(t, s, key(1), "after")
+}
+
 // enlarge makes a database file as large as if all its pages up to size were in use. They take no
 // space, but nothing refers to them.
 func enlarge(t testing.TB, path string, size int64) {
