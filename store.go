@@ -7,6 +7,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"runtime"
@@ -124,6 +125,8 @@ type Store struct {
 	path string
 	// file is the open file, which is locked. It does not change, also when db is opened again.
 	file *os.File
+	// opened describes file as it was when it was opened.
+	opened fs.FileInfo
 	// reserved is the address space, in bytes, that each db maps at least.
 	reserved int64
 	// now returns the current time, for expiry.

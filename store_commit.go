@@ -229,10 +229,9 @@ func (s *Store) mayCommit() error {
 // when that changes. A write to a file without its name would be lost, and one beside another
 // process that has the new file would not be seen.
 func (s *Store) inPlace() error {
-	open, openErr := s.file.Stat()
 	placed, err := os.Stat(s.path)
 	displaced := errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) ||
-		openErr == nil && err == nil && !os.SameFile(open, placed)
+		err == nil && !os.SameFile(placed, s.opened)
 	if displaced != s.committer.displaced {
 		s.committer.displaced = displaced
 		if displaced {

@@ -95,7 +95,10 @@ func (s *Store) open(check func(*os.File, meta) error) error {
 		return err
 	}
 	s.file, s.reserved = f, reservable()
-	if err := s.openDB(m); err != nil {
+	if s.opened, err = f.Stat(); err == nil {
+		err = s.openDB(m)
+	}
+	if err != nil {
 		f.Close()
 		return err
 	}

@@ -325,7 +325,7 @@ func TestAddressSpaceThatIsLimited(t *testing.T) {
 		})
 	}
 	enlarge(t, db, 100<<30)
-	got := run(t, []string{"prlimit", fmt.Sprint("--as=", 5<<30)}, "client", "list", "--db", db)
+	got := run(t, []string{"prlimit", fmt.Sprintf("--as=%d", int64(5<<30))}, "client", "list", "--db", db)
 	if want := "energy-contracts: database " + db + ": map the file into memory: cannot allocate memory; raise the limit of the address space (ulimit -v)\n"; got.status != 1 || got.stderr != want {
 		t.Errorf("a file that does not fit: %+v, want %q", got, want)
 	}
