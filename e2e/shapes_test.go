@@ -92,6 +92,9 @@ type shape struct {
 // many is the number of repetitions in a huge shape.
 const many = 100_000
 
+// mostMembers is the most members that an object in a body may have.
+const mostMembers = 1000
+
 // deep returns a value with n levels.
 func deep(open, innermost, end string, n int) string {
 	return strings.Repeat(open, n) + innermost + strings.Repeat(end, n)
@@ -142,7 +145,9 @@ var shapes = []shape{
 	{name: "an empty object", value: `{}`},
 	{name: "an object", value: `{"a":1}`},
 	{name: "an object of an object", value: deep(`{"a":`, "{}", "}", 1)},
-	{name: "a huge object", value: `{"a":1` + repeated(many, func(i int) string { return fmt.Sprintf(`,"a%06d":1`, i) }) + "}"},
+	{name: "an object of the most members", value: `{"a":1` + repeated(mostMembers-1, func(i int) string { return fmt.Sprintf(`,"a%06d":1`, i) }) + "}"},
+	{name: "a huge object", value: `{"a":1` + repeated(many, func(i int) string { return fmt.Sprintf(`,"a%06d":1`, i) }) + "}",
+		notJSON: "more members than an object of a contract ever has", at: len(`{"a":1,`) + len(`"a000000":1,`)*(mostMembers-1) + len(`"a000000"`), below: fmt.Sprintf("/a%06d", mostMembers-1)},
 	{name: "a deep object", value: deep(`{"a":`, "{}", "}", 10_000)},
 	{name: "a name twice", value: `{"a":1,"a":1}`, notJSON: "this member appears twice; send it once", at: 7, below: "/a"},
 	{name: "a name twice, once in escapes", value: `{"a":1,"\u0061":2}`, notJSON: "this member appears twice; send it once", at: 7, below: "/a"},
