@@ -130,8 +130,9 @@ func TestWebPageOfAPartnerUsesTheAPI(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := startProcess(t, nil, "--demo", "--log-level", "debug", "--cors-origin", tt.origin)
+			profile := t.TempDir()
 			chromium := exec.Command("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-component-update",
-				"--user-data-dir="+t.TempDir(), "--remote-debugging-port=0",
+				"--user-data-dir="+profile, "--remote-debugging-port=0",
 				partner.URL+"/?"+url.Values{"service": {p.URL}, "contract": {contract}}.Encode())
 			if err := chromium.Start(); err != nil {
 				t.Fatal(err)
@@ -139,6 +140,8 @@ func TestWebPageOfAPartnerUsesTheAPI(t *testing.T) {
 			defer func() {
 				_ = chromium.Process.Signal(syscall.SIGTERM) // it removes its files from the directory first
 				_ = chromium.Wait()
+				// Its other processes end later, and write until then.
+				waitUntil(t, 20*time.Second, "the profile can be removed", func() error { return os.RemoveAll(profile) })
 			}()
 			select {
 			case got := <-results:
