@@ -12,7 +12,6 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
-	"time"
 
 	"go.etcd.io/bbolt"
 )
@@ -180,14 +179,14 @@ func (c Checker) checkValue(tx *bbolt.Tx, bucket, k, stored []byte, contents *Co
 			return err
 		}
 	case string(bucketTokens):
-		if len(k) != len(Hash{}) {
+		if !isExpiringKey(bucket, k) {
 			return errors.New("the key is not a SHA-256")
 		}
-		t, expires, err := decodeToken(k, stored)
+		v, err := decodeExpiring(bucket, k, stored)
 		if err != nil {
 			return err
 		}
-		return checkInQuota(tx, t.expiring(Hash(k), expires))
+		return checkInQuota(tx, v)
 	case string(bucketIdempotency):
 		return c.checkFirst(tx, k, stored)
 	case string(bucketExpiry):
@@ -288,28 +287,16 @@ func (q *quotaChecker) check(k, v []byte) {
 // isEntry reports whether an entry is that of the value whose key it has. A value that is corrupt is
 // reported elsewhere.
 func (q *quotaChecker) isEntry(k, v []byte) bool {
-	key := k[quotaEntrySize:]
-	var value expiring
-	var size int
-	var err error
+	bucket, key := bucketIdempotency, k[quotaEntrySize:]
 	if k[0] == bucketTokens[0] {
-		stored := q.tx.Bucket(bucketTokens).Get(key)
-		if stored == nil || len(key) != len(Hash{}) {
-			return false
-		}
-		var t Token
-		var expires time.Time
-		t, expires, err = decodeToken(key, stored)
-		value, size = t.expiring(Hash(key), expires), 1
-	} else {
-		stored := q.tx.Bucket(bucketIdempotency).Get(key)
-		if stored == nil {
-			return false
-		}
-		_, value, err = decodeFirst(key, stored)
-		size = len(stored)
+		bucket = bucketTokens
 	}
-	return err != nil || bytes.Equal(value.entryKey(), k) && entrySize(v) == uint64(size)
+	stored := q.tx.Bucket(bucket).Get(key)
+	if stored == nil || !isExpiringKey(bucket, key) {
+		return false
+	}
+	value, err := decodeExpiring(bucket, key, stored)
+	return err != nil || bytes.Equal(value.entryKey(), k) && entrySize(v) == value.size
 }
 
 // end checks the total of the client whose entries came last.

@@ -298,8 +298,7 @@ func (s *Store) Create(k Key, doc []byte, once *Idempotency) (Created, error) {
 		if err != nil {
 			return err
 		}
-		size := uint64(len(response))
-		if err := first.put(tx, response, size, func(key []byte) error { return endFirst(tx, once.Client, key) }); err != nil {
+		if _, err := first.put(tx, response); err != nil {
 			return err
 		}
 		return put(tx, bucketContracts, key, value)

@@ -60,44 +60,17 @@ func purge(tx *bbolt.Tx, until time.Time, n int) error {
 	return nil
 }
 
-// endValue removes a value that is no longer in the quota of a client. v and err are what was
-// returned for its key: a corrupt value is removed too, and a missing one is no error. The value of
-// another client stays, since only a wrong entry leads to it.
-func endValue(tx *bbolt.Tx, client string, bucket, key []byte, v expiring, err error) error {
-	switch {
-	case err == nil && v.client != client:
-		return nil
-	case err == nil:
-		return v.removeCounted(tx)
-	case errors.Is(err, ErrNotFound):
-		return nil
-	case errors.Is(err, ErrCorrupt):
-		return remove(tx, bucket, key)
-	}
-	return err
-}
-
 // purgeValue removes a value if it expired at or before until, or is corrupt.
 func purgeValue(tx *bbolt.Tx, until time.Time, bucket, key []byte) error {
-	var v expiring
-	var err error
-	if bytes.Equal(bucket, bucketTokens) {
-		_, v, err = getToken(tx, Hash(key))
-	} else {
-		_, v, err = getFirst(tx, key)
+	stored := tx.Bucket(bucket).Get(key)
+	if stored == nil {
+		return nil
 	}
+	v, err := decodeExpiring(bucket, key, stored)
 	switch {
-	case errors.Is(err, ErrCorrupt):
-		if tx.Bucket(bucket).Get(key) == nil {
-			return nil // a neighbor is corrupt
-		}
-		if err := removeEntryOf(tx, bucket, key); err != nil {
-			return err
-		}
-		return remove(tx, bucket, key)
-	case err != nil && !errors.Is(err, ErrNotFound):
-		return err
-	case err != nil || until.Before(v.expires):
+	case err != nil:
+		return errors.Join(removeEntryOf(tx, bucket, key), remove(tx, bucket, key))
+	case until.Before(v.expires):
 		return nil
 	}
 	return v.remove(tx)
@@ -115,14 +88,18 @@ func parseExpiryEntry(entry []byte) (bucket, key []byte, ok bool) {
 		return nil, nil, false
 	}
 	bucket, key, _ = bytes.Cut(entry[expirySize:], []byte{0})
+	return bucket, key, isExpiringKey(bucket, key)
+}
+
+// isExpiringKey reports whether a value that expires may have this key in a bucket.
+func isExpiringKey(bucket, key []byte) (ok bool) {
 	switch {
 	case bytes.Equal(bucket, bucketTokens):
-		return bucket, key, len(key) == len(Hash{})
+		ok = len(key) == len(Hash{})
 	case bytes.Equal(bucket, bucketIdempotency):
 		_, ok = clientOfFirst(key)
-		return bucket, key, ok
 	}
-	return nil, nil, false
+	return ok
 }
 
 // expiryBytes returns an expiry as it is stored, rounded up to a whole second.
@@ -141,35 +118,67 @@ type expiring struct {
 	client  string
 	order   uint64 // the place of the value among those of the client
 	key     []byte
+	size    uint64    // as its quota counts it
 	expires time.Time // rounded up to a whole second
 }
 
-// entryKey returns the key of the value's entry in the quota of its client.
-func (v expiring) entryKey() []byte {
-	return v.quota.entryKey(v.quota.totalKey(v.client), v.order, v.key)
+// decodeExpiring verifies a stored value of bucketTokens or bucketIdempotency, whose key is an
+// isExpiringKey, and returns what has to be known to remove it. It does not read the document of a
+// first response. Its error wraps ErrCorrupt.
+func decodeExpiring(bucket, key, stored []byte) (v expiring, err error) {
+	if bytes.Equal(bucket, bucketTokens) {
+		t, expires, err := decodeToken(key, stored)
+		return t.expiring(Hash(key), expires), err
+	}
+	_, v, err = decodeFirst(key, stored)
+	return v, err
 }
 
-// put stores the value with its entries in the index and in the quota of its client. It calls
-// removed with the key of each older value that it removes to make room.
-func (v expiring) put(tx *bbolt.Tx, stored []byte, size uint64, removed func(key []byte) error) error {
-	oldest, err := v.quota.add(tx, v.client, v.order, v.key, size)
+// entryKey returns the key of the value's entry in the quota of its client.
+func (v expiring) entryKey() []byte { return entryKey(v.quota.totalKey(v.client), v.order, v.key) }
+
+// put stores the value with its entries in the index and in the quota of its client. It returns the
+// keys of the older values that it has removed to make room.
+func (v expiring) put(tx *bbolt.Tx, stored []byte) (ended [][]byte, err error) {
+	oldest, err := v.quota.add(tx, v.quota.totalKey(v.client), v.entryKey(), v.size)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, key := range oldest {
-		if err := removed(key); err != nil {
-			return err
+		if !isExpiringKey(v.quota.bucket, key) {
+			continue
 		}
+		if err := v.end(tx, key); err != nil {
+			return nil, err
+		}
+		ended = append(ended, key)
 	}
-	if err := put(tx, v.quota.bucket, v.key, stored); err != nil {
-		return err
+	return ended, errors.Join(
+		put(tx, v.quota.bucket, v.key, stored),
+		put(tx, bucketExpiry, expiryEntry(v.expires, v.quota.bucket, v.key), nil))
+}
+
+// end removes another value of the same client, which is no longer in its quota. A corrupt value is
+// removed too. The value of another client stays, since only a wrong entry leads to it.
+func (v expiring) end(tx *bbolt.Tx, key []byte) error {
+	bucket := v.quota.bucket
+	stored := tx.Bucket(bucket).Get(key)
+	if stored == nil {
+		return nil
 	}
-	return put(tx, bucketExpiry, expiryEntry(v.expires, v.quota.bucket, v.key), nil)
+	old, err := decodeExpiring(bucket, key, stored)
+	switch {
+	case err != nil:
+		return remove(tx, bucket, key)
+	case old.client != v.client:
+		return nil
+	}
+	return old.removeCounted(tx)
 }
 
 // remove removes the value and its entries.
 func (v expiring) remove(tx *bbolt.Tx) error {
-	if err := v.quota.remove(tx, v.client, v.order, v.key); err != nil {
+	if err := removeEntry(tx, v.quota.totalKey(v.client), v.entryKey()); err != nil {
 		return err
 	}
 	return v.removeCounted(tx)
@@ -224,7 +233,7 @@ func (t Token) expiring(h Hash, expires time.Time) expiring {
 	if issued.IsZero() {
 		issued = t.Expires.Add(-maxLifetime)
 	}
-	return expiring{tokenQuota, t.Client, uint64(issued.UnixNano()), h[:], expires}
+	return expiring{tokenQuota, t.Client, uint64(issued.UnixNano()), h[:], 1, expires}
 }
 
 // Idempotency identifies a request, so that Create creates one contract however often the
@@ -259,13 +268,14 @@ const firstFieldsSize = expirySize + len(Hash{}) + idSize
 func (i *Idempotency) first(o Owner, c Created, expires time.Time) (v expiring, stored []byte) {
 	key := slices.Concat(o.prefix(), []byte(i.Client), []byte{0}, []byte(i.Key))
 	fields := slices.Concat(expiryBytes(expires), i.Body[:], []byte(c.ID))
-	return expiringFirst(key, i.Client, expiryOf(fields)), withHead(key, fields, c.Document, c.Version)
+	stored = withHead(key, fields, c.Document, c.Version)
+	return expiringFirst(key, stored, i.Client, expiryOf(fields)), stored
 }
 
 // expiringFirst returns what has to be known to store or remove a first response. All live equally
 // long, so that the one that expires first is the oldest.
-func expiringFirst(key []byte, client string, expires time.Time) expiring {
-	return expiring{firstQuota, client, uint64(expires.Unix()), key, expires}
+func expiringFirst(key, stored []byte, client string, expires time.Time) expiring {
+	return expiring{firstQuota, client, uint64(expires.Unix()), key, uint64(len(stored)), expires}
 }
 
 // clientOfFirst returns the client id in the key of a first response. It returns false if the key
@@ -315,7 +325,7 @@ func decodeFirst(key, stored []byte) (f first, v expiring, err error) {
 	if f.id, err = parseID(id); err != nil || string(f.id) != id {
 		return f, v, corruption("the value has no contract id")
 	}
-	return f, expiringFirst(key, client, expiryOf(fields)), nil
+	return f, expiringFirst(key, stored, client, expiryOf(fields)), nil
 }
 
 // repeat returns the contract of a first response. It returns ErrKeyReused if the body of the
@@ -331,18 +341,11 @@ func (f first) repeat(once *Idempotency) (Created, error) {
 	return Created{f.id, bytes.Clone(doc), f.response.version()}, nil
 }
 
-// endFirst removes a first response that is no longer in the quota of a client.
-func endFirst(tx *bbolt.Tx, client string, key []byte) error {
-	_, v, err := getFirst(tx, key)
-	return endValue(tx, client, bucketIdempotency, key, v, err)
-}
-
 // upgrade makes a file of format 1 one of format 2. It adds the tokens and first responses to the
 // quotas of their clients, but not the totals, which the next value of a client adds up.
 func upgrade(tx *bbolt.Tx) error {
-	format, _ := parseFormat(tx.Bucket(bucketMeta).Get([]byte(formatKey))) // checkFile has accepted it
 	exists := tx.Bucket(bucketQuotas) != nil
-	if format == formatVersion && exists {
+	if exists && bytes.Equal(tx.Bucket(bucketMeta).Get([]byte(formatKey)), currentFormat) {
 		return nil
 	}
 	if exists {
@@ -359,24 +362,18 @@ func upgrade(tx *bbolt.Tx) error {
 		size uint64
 	}
 	var entries []entry
-	enter := func(v expiring, size int) {
-		entries = append(entries, entry{v.entryKey(), uint64(size)})
+	err = putFormat(tx)
+	for _, bucket := range [][]byte{bucketTokens, bucketIdempotency} {
+		err = errors.Join(err, tx.Bucket(bucket).ForEach(func(k, stored []byte) error {
+			if !isExpiringKey(bucket, k) {
+				return nil // check reports it, and what is corrupt
+			}
+			if v, err := decodeExpiring(bucket, k, stored); err == nil {
+				entries = append(entries, entry{v.entryKey(), v.size})
+			}
+			return nil
+		}))
 	}
-	err = errors.Join(
-		tx.Bucket(bucketTokens).ForEach(func(k, stored []byte) error {
-			if t, expires, err := decodeToken(k, stored); err == nil && len(k) == len(Hash{}) { // check reports others
-				enter(t.expiring(Hash(k), expires), 1)
-			}
-			return nil
-		}),
-		tx.Bucket(bucketIdempotency).ForEach(func(k, stored []byte) error {
-			if _, v, err := decodeFirst(k, stored); err == nil {
-				enter(v, len(stored))
-			}
-			return nil
-		}),
-		putFormat(tx),
-	)
 	// In the order of the keys, since bbolt keeps new keys in one sorted list until the commit:
 	// one that is not the last moves all that follow.
 	slices.SortFunc(entries, func(a, b entry) int { return bytes.Compare(a.key, b.key) })

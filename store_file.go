@@ -28,6 +28,9 @@ const (
 	formatVersion = 2
 )
 
+// currentFormat is the value of formatKey that this program writes.
+var currentFormat = fmt.Appendf(nil, "%s/%d", programName, formatVersion)
+
 // checkFile checks m, the current meta page of the file, and that the file is in the format of
 // this program. The error completes a sentence that begins with the name of the file.
 func checkFile(f *os.File, m meta) error {
@@ -249,6 +252,6 @@ func create(path string) error {
 func putFormat(tx *bbolt.Tx) error {
 	b := tx.Bucket(bucketMeta)
 	return errors.Join(
-		b.Put([]byte(formatKey), fmt.Appendf(nil, "%s/%d", programName, formatVersion)),
+		b.Put([]byte(formatKey), currentFormat),
 		b.Put([]byte(programKey), []byte(readBuild().Version)))
 }

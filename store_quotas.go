@@ -34,16 +34,15 @@ func (q quota) totalKey(client string) []byte {
 	return append([]byte{q.bucket[0]}, h[:quotaClientSize]...)
 }
 
-// entryKey returns the key of an entry.
-func (q quota) entryKey(total []byte, order uint64, key []byte) []byte {
-	return slices.Concat(total, binary.BigEndian.AppendUint64(nil, order), key)
+// entryKey returns the key of the entry of a value.
+func entryKey(totalKey []byte, order uint64, key []byte) []byte {
+	return slices.Concat(totalKey, binary.BigEndian.AppendUint64(nil, order), key)
 }
 
-// add adds a value to those of a client. If they are more than q.max then, it removes the entries
+// add adds an entry to those of a client. If they are more than q.max then, it removes the entries
 // of the oldest values until they are not, or only the new one is left, and returns the keys of
 // these values. Values are of the same age if they have the same order.
-func (q quota) add(tx *bbolt.Tx, client string, order uint64, key []byte, size uint64) (oldest [][]byte, err error) {
-	totalKey := q.totalKey(client)
+func (q quota) add(tx *bbolt.Tx, totalKey, entry []byte, size uint64) (oldest [][]byte, err error) {
 	b := tx.Bucket(bucketQuotas)
 	total := quotaTotal(b, totalKey)
 	// The entries are found before any is removed: until the commit, a search from the first one on
@@ -66,17 +65,15 @@ func (q quota) add(tx *bbolt.Tx, client string, order uint64, key []byte, size u
 			return nil, err
 		}
 	}
-	if err := put(tx, bucketQuotas, q.entryKey(totalKey, order, key), binary.BigEndian.AppendUint64(nil, size)); err != nil {
+	if err := put(tx, bucketQuotas, entry, binary.BigEndian.AppendUint64(nil, size)); err != nil {
 		return nil, err
 	}
 	return oldest, putTotal(tx, totalKey, total+size)
 }
 
-// remove removes the entry of a value, if there is one.
-func (q quota) remove(tx *bbolt.Tx, client string, order uint64, key []byte) error {
-	totalKey := q.totalKey(client)
+// removeEntry removes an entry of a client, if there is one, and lowers the total.
+func removeEntry(tx *bbolt.Tx, totalKey, entry []byte) error {
 	b := tx.Bucket(bucketQuotas)
-	entry := q.entryKey(totalKey, order, key)
 	size := b.Get(entry)
 	if size == nil {
 		return nil
@@ -92,19 +89,12 @@ func (q quota) remove(tx *bbolt.Tx, client string, order uint64, key []byte) err
 // removeEntryOf removes the entry of a value of a bucket whose client is unknown, since it is
 // corrupt. It looks at all entries.
 func removeEntryOf(tx *bbolt.Tx, bucket, key []byte) error {
-	b := tx.Bucket(bucketQuotas)
-	c := b.Cursor()
-	for k, size := c.Seek(bucket[:1]); bytes.HasPrefix(k, bucket[:1]); k, size = c.Next() {
-		if len(k) < quotaEntrySize || !bytes.Equal(k[quotaEntrySize:], key) {
-			continue
+	c := tx.Bucket(bucketQuotas).Cursor()
+	for k, _ := c.Seek(bucket[:1]); bytes.HasPrefix(k, bucket[:1]); k, _ = c.Next() {
+		if len(k) >= quotaEntrySize && bytes.Equal(k[quotaEntrySize:], key) {
+			k = bytes.Clone(k)
+			return removeEntry(tx, k[:quotaTotalSize], k)
 		}
-		k, totalKey := bytes.Clone(k), bytes.Clone(k[:quotaTotalSize])
-		total := quotaTotal(b, totalKey)
-		total -= min(total, entrySize(size))
-		if err := remove(tx, bucketQuotas, k); err != nil {
-			return err
-		}
-		return putTotal(tx, totalKey, total)
 	}
 	return nil
 }

@@ -157,7 +157,7 @@ func TestBrokenQuotaIsMended(t *testing.T) {
 		return withChecksum(tokenQuota.totalKey("a"), binary.BigEndian.AppendUint64(nil, n))
 	}
 	entry := func(order uint64, key string) []byte {
-		return tokenQuota.entryKey(tokenQuota.totalKey("a"), order, []byte(key))
+		return entryKey(tokenQuota.totalKey("a"), order, []byte(key))
 	}
 	for _, tt := range []struct {
 		name       string
@@ -231,7 +231,7 @@ func TestCraftedQuotaEndsNoTokenOfAnotherClient(t *testing.T) {
 	}
 	h := hashOf("b0")
 	totalKey := tokenQuota.totalKey("a")
-	entry := tokenQuota.entryKey(totalKey, 0, h[:])
+	entry := entryKey(totalKey, 0, h[:])
 	edit(t, path, func(tx *bbolt.Tx) error {
 		return errors.Join(
 			tx.Bucket(bucketQuotas).Put(entry, binary.BigEndian.AppendUint64(nil, 10_000)),

@@ -21,19 +21,12 @@ func (s *Store) AddToken(h Hash, t Token) error {
 	}
 	stored := withChecksum(h[:], append(expiryBytes(t.Expires), b...))
 	return s.update(len(stored), func(tx *bbolt.Tx) error {
-		return t.expiring(h, t.Expires).put(tx, stored, 1, func(key []byte) error { return s.endToken(tx, t.Client, key) })
+		ended, err := t.expiring(h, t.Expires).put(tx, stored)
+		for _, key := range ended {
+			tx.OnCommit(func() { s.cache.forgetToken(Hash(key)) })
+		}
+		return err
 	})
-}
-
-// endToken removes a token that is no longer in the quota of a client.
-func (s *Store) endToken(tx *bbolt.Tx, client string, key []byte) error {
-	if len(key) != len(Hash{}) {
-		return nil
-	}
-	h := Hash(key)
-	tx.OnCommit(func() { s.cache.forgetToken(h) })
-	_, v, err := getToken(tx, h)
-	return endValue(tx, client, bucketTokens, key, v, err)
 }
 
 // Token returns the token with this hash and sets the time when its client was last used to
