@@ -164,15 +164,7 @@ func leftoverOf(path string, number int) string {
 func startRestore(t testing.TB, db string, flags ...string) (cmd *exec.Cmd, stdin io.WriteCloser, temporary string) {
 	t.Helper()
 	before, _ := filepath.Glob(filepath.Dir(db) + "/.*")
-	cmd = command(t, nil, append(append([]string{"restore"}, flags...), "-", "--db", db)...)
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	cmd, stdin, _ = startPiped(t, append(append([]string{"restore"}, flags...), "-", "--db", db)...)
 	if _, err := io.WriteString(stdin, "half\n"); err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +201,7 @@ func TestEachCommandRemovesLeftoversOfItsDestinationOnly(t *testing.T) {
 	db, backup, lines := filepath.Join(dir, "c.db"), filepath.Join(dir, "backup"), filepath.Join(dir, "lines")
 	ok(t, db, "import", absolute(t, contractLines))
 	ok(t, db, "backup", backup)
-	// What is no leftover stays: its name differs, or it is no regular file.
+	// These files are not leftovers and stay: their names differ, or they are not regular files.
 	kept := []string{
 		".c.db.energy-contracts-", ".c.db.energy-contracts-1x", ".c.db.energy-contracts-1.old", ".c.db.123", "c.db.energy-contracts-1", ".other.energy-contracts-1",
 	}

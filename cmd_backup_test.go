@@ -296,16 +296,7 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 		}
 		for _, file := range []string{long, "-"} {
 			db := shortPath(t)
-			cmd := command(t, nil, "restore", "--db", db, file)
-			var stderr bytes.Buffer
-			cmd.Stderr = &stderr
-			stdin, err := cmd.StdinPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
+			cmd, stdin, stderr := startPiped(t, "restore", "--db", db, file)
 			if file == "-" {
 				if _, err := io.WriteString(stdin, content+tail); err != nil {
 					t.Errorf("whoever writes to the pipe gets %v", err)
@@ -313,7 +304,7 @@ func TestRestorePutsABackupInPlace(t *testing.T) {
 			}
 			stdin.Close()
 			if err := cmd.Wait(); err != nil {
-				t.Fatalf("%v\n%s", err, &stderr)
+				t.Fatalf("%v\n%s", err, stderr)
 			}
 			wantExport(t, db, readFile(t, contractLines))
 			if info, err := os.Stat(db); err != nil || info.Size() > 1<<20 {
@@ -436,26 +427,17 @@ func TestRestoreLooksAtItsInputAsItArrives(t *testing.T) {
 		} {
 			t.Run(name, func(t *testing.T) {
 				db := shortPath(t)
-				cmd := command(t, nil, "restore", "--db", db, "-")
-				var stderr bytes.Buffer
-				cmd.Stderr = &stderr
-				stdin, err := cmd.StdinPipe()
-				if err != nil {
-					t.Fatal(err)
-				}
-				if err := cmd.Start(); err != nil {
-					t.Fatal(err)
-				}
+				cmd, stdin, stderr := startPiped(t, "restore", "--db", db, "-")
 				_, _ = io.WriteString(stdin, tt.start) // and no end
 				_ = cmd.Wait()
 				if want := "energy-contracts: nothing was restored: database -: " + tt.want + "\n"; cmd.ProcessState.ExitCode() != 1 || stderr.String() != want {
-					t.Errorf("%v\n%s, want %s", cmd.ProcessState, &stderr, want)
+					t.Errorf("%v\n%s, want %s", cmd.ProcessState, stderr, want)
 				}
 				wantFiles(t, filepath.Dir(db))
 			})
 		}
 	})
-	// The disk has no room for what is in the file.
+	// The limit of the file size is smaller than the file, so the file cannot be copied whole.
 	t.Run("from a file", func(t *testing.T) {
 		small := []string{"sh", "-c", `ulimit -f 256 && exec "$@"`, "sh"}
 		for name, tt := range map[string]struct{ content, want string }{

@@ -311,6 +311,22 @@ func asNobody(t testing.TB) []string {
 	return []string{"setpriv", "--reuid", id, "--regid", id, "--clear-groups"}
 }
 
+// startPiped starts a command whose standard input is a pipe. It is killed at the end of the test.
+func startPiped(t testing.TB, args ...string) (cmd *exec.Cmd, stdin io.WriteCloser, stderr *bytes.Buffer) {
+	t.Helper()
+	cmd, stderr = command(t, nil, args...), new(bytes.Buffer)
+	cmd.Stderr = stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	return cmd, stdin, stderr
+}
+
 // wantFiles fails the test unless a directory has exactly these names.
 func wantFiles(t testing.TB, dir string, want ...string) {
 	t.Helper()

@@ -61,6 +61,15 @@ func (l *ledger) wantPromptReads(t testing.TB) {
 	}
 }
 
+// wantRefused fails the test unless a write is answered with 503 within its limit.
+func (l *ledger) wantRefused(t testing.TB) {
+	t.Helper()
+	began := time.Now()
+	if status := l.put(t, demoContract, 1); status != http.StatusServiceUnavailable || time.Since(began) > writeLimit {
+		t.Errorf("PUT: %d after %v", status, time.Since(began))
+	}
+}
+
 func TestDiskThatHangs(t *testing.T) {
 	long(t)
 	needTool(t, "strace")
@@ -72,10 +81,7 @@ func TestDiskThatHangs(t *testing.T) {
 	t.Log("an idle server")
 	tracer := attach(t, v.p, "fdatasync,fsync"+hung)
 	l.wantHung(t)
-	began := time.Now()
-	if status := l.put(t, demoContract, 1); status != http.StatusServiceUnavailable || time.Since(began) > writeLimit {
-		t.Errorf("PUT: %d after %v", status, time.Since(began))
-	}
+	l.wantRefused(t)
 	v.scrape(t)
 	tracer.detach()
 	l.wantWorking(t)
@@ -86,7 +92,7 @@ func TestDiskThatHangs(t *testing.T) {
 	marker := l.marker()
 	first := make(chan answered, 1)
 	var took time.Duration
-	began = time.Now()
+	began := time.Now()
 	go func() {
 		a := l.send("PUT", demoContract, doc)
 		took = time.Since(began)
@@ -201,10 +207,7 @@ func TestDiskThatHangsAfterItFailed(t *testing.T) {
 	l := newLedger(t, p.URL, demoContract, demoOtherContract)
 	l.growFile(t)
 	tracer := attach(t, p, "fdatasync:error=EIO", "fsync"+hung)
-	began := time.Now()
-	if status := l.put(t, demoContract, 1); status != http.StatusServiceUnavailable || time.Since(began) > writeLimit {
-		t.Errorf("PUT: %d after %v", status, time.Since(began))
-	}
+	l.wantRefused(t)
 	l.wantHung(t)
 	tracer.detach()
 	l.wantWorking(t)
