@@ -200,7 +200,7 @@ func (e *fileEdits) edit() {
 
 // FuzzChecker checks that the checker ends in order for any file, soon and with little memory, and
 // that a file without faults works: bbolt finds no fault either, and the store reads it, writes to
-// it and removes what has expired.
+// it and removes the values that have expired.
 func FuzzChecker(f *testing.F) {
 	file := fuzzFile(f)
 	f.Add([]byte{})

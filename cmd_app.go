@@ -43,9 +43,9 @@ func (a *app) printf(format string, args ...any) error {
 	return err
 }
 
-// printable returns a text with an escape such as \x1b for each character that is not printable, but
-// for the ends of lines: what comes from a file, a request or a server must not control the
-// terminal.
+// printable returns a text with an escape such as \x1b in place of each character that is not
+// printable. Line feeds stay. Texts from a file, a request or a server may contain control
+// characters, which must not reach the terminal.
 func printable(text string) string {
 	var b strings.Builder
 	for len(text) > 0 {

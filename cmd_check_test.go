@@ -123,7 +123,7 @@ func TestCheckSaysWhatIsWrongWithADocument(t *testing.T) {
 	}
 }
 
-// The next start may store what is staged, and so check looks at it as at a contract.
+// The next start may store the staged contracts, so check checks them like stored ones.
 func TestCheckLooksAtTheContractsOfAnUnfinishedImport(t *testing.T) {
 	k, line, doc := key(1).bytes(), make([]byte, lineSize), []byte(someDocument(1))
 	for _, tt := range []struct {

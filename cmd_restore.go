@@ -66,9 +66,10 @@ func (c *restoreCmd) Run(ctx context.Context, a *app) error {
 // size is that of the system where the database was created, of which 64 KiB is the largest.
 const metasBytes = 64<<10 + minPageSize
 
-// copy copies a backup of size bytes, or of an unknown size of -1, to a file. What is no backup
-// is refused at its start, and no more is copied than the meta pages require, so that neither a
-// wrong input nor one without end fills the disk.
+// copy copies a backup to a file. size is the size of the backup in bytes, or -1 if it is unknown.
+// copy returns an error for an input that is not a backup before it copies the rest of it, and
+// copies only the bytes that the meta pages require. So neither a wrong input nor one without end
+// fills the disk.
 func (c *restoreCmd) copy(ctx context.Context, a *app, to, backup *os.File, size int64) error {
 	failed := func(err error) error {
 		return fmt.Errorf("copy %s: %w", c.File, advise(err, "name another file with --db"))

@@ -142,8 +142,9 @@ func dialControl(db string) (*controlClient, error) {
 	return newControlClient(dial, func() error { return nil }), nil
 }
 
-// errStranger is returned for a control socket of a user who is not trusted. Where others may make
-// files, one of them may have made the socket before the server did.
+// errStranger is returned when the control socket belongs to a user who is not trusted. In a
+// directory in which other users may create files, one of them may have created the socket before
+// the server did.
 var errStranger = errors.New("nothing was sent to it; if you trust that user, use that account; otherwise remove the socket, and keep the database in a directory in which nobody else may make files")
 
 // checkServer returns an error unless conn, a connection to the control socket of db, leads to a

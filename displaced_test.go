@@ -16,8 +16,8 @@ const displacedDetail = "The database file was moved, replaced or removed, so wr
 
 func TestServerWhoseFileIsDisplacedRefusesWrites(t *testing.T) {
 	other := string(soundFile(t))
-	// displace changes what is at the path of the database, put back undoes that. The database
-	// is c.db in a directory d, served by the name l.db of a link to it.
+	// displace moves, replaces or removes the file at the path of the database, and putBack undoes
+	// that. The database is c.db in the directory d, and it is served through the link l.db.
 	for _, tt := range []struct {
 		name              string
 		displace, putBack func(dir string) error

@@ -121,7 +121,7 @@ func (a *api) getOpenAPI(x *exchange) (response, error) {
 		}
 		return next, nil
 	}
-	// What is sent depends on nothing but the program and the base.
+	// The content depends only on the program and on the base URL.
 	program := openAPIVersion()
 	return ifPreconditions(x, versionOf(append(program[:], base...)), resp)
 }
